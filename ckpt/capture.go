@@ -1,0 +1,259 @@
+package ckpt
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/task"
+)
+
+// capture reads the whole state of the frozen tree into the manifest, memory pages excepted.
+func (c *Checkpoint) capture(s *survey, procs []*proc, undo *undoStack) error {
+	pids := make([]int, 0, len(procs))
+	for _, p := range procs {
+		if !p.zombie() {
+			pids = append(pids, p.pid)
+		}
+	}
+	for _, p := range procs {
+		if p.zombie() {
+			c.m.Tasks = append(c.m.Tasks, zombieTask(p))
+			continue
+		}
+		if err := c.captureProc(p, undo); err != nil {
+			return err
+		}
+	}
+	if err := c.captureFiles(s, pids); err != nil {
+		return err
+	}
+	return c.captureSegments(procs)
+}
+
+// zombieTask is what is left of an exited process.
+func zombieTask(p *proc) image.Task {
+	t := identity(&p.stat)
+	t.State, t.ExitStatus = image.TaskZombie, int32(p.stat.ExitCode)
+	return t
+}
+
+func identity(st *procfs.Stat) image.Task {
+	return image.Task{PID: int32(st.PID), PPID: int32(st.PPID), PGID: int32(st.PGID), SID: int32(st.SID),
+		ExitSignal: int32(st.ExitSignal), Comm: st.Comm, State: image.TaskRunning}
+}
+
+// captureProc reads one process: first from outside, then by ptrace, then by remote system
+// calls in each of its threads, and last it makes the snapshot of its memory.
+func (c *Checkpoint) captureProc(p *proc, undo *undoStack) error {
+	if err := p.readAreas(!c.snapshots()); err != nil {
+		return err
+	}
+	status, err := readStatus(p.pid)
+	if err != nil {
+		return fmt.Errorf("pid %d: %w", p.pid, err)
+	}
+	t, mm, sh := identity(&p.stat), image.MM{}, image.Sighand{}
+	if err := task.ReadTaskOutside(p.pid, &t, &mm); err != nil {
+		return err
+	}
+	fs, err := task.ReadFS(p.pid, p.pid)
+	if err != nil {
+		return err
+	}
+	if p.remote, err = ptrace.NewRemote(p.pid); err != nil {
+		return err
+	}
+	undo.push(func() error { return ignoreGone(p.remote.Close()) })
+	c.procs = append(c.procs, p)
+	ref := image.ObjRef(len(c.m.MMs) + 1) // one of each per process: look refuses what shares more
+	if err := c.captureTraced(p, &t, ref); err != nil {
+		return err
+	}
+	since := time.Now()
+	if err := c.captureInside(p, status, &t, &mm, &sh); err != nil {
+		return err
+	}
+	if err := task.ReadPending(p.threads[0].Thread, &t, since); err != nil {
+		return err
+	}
+	t.MM, t.Sighand = ref, ref
+	c.m.Tasks = append(c.m.Tasks, t)
+	c.m.MMs = append(c.m.MMs, mm)
+	c.m.Sighands = append(c.m.Sighands, sh)
+	c.m.FSs = append(c.m.FSs, fs)
+	return nil
+}
+
+// captureTraced reads what ptrace and /proc tell of each thread.
+func (c *Checkpoint) captureTraced(p *proc, t *image.Task, ref image.ObjRef) error {
+	for i, th := range p.threads {
+		var err error
+		if th.state, err = th.Capture(p.remote.Mem()); err != nil {
+			return err
+		}
+		it := image.Thread{TID: int32(th.TID), FDTable: ref, FS: ref}
+		if err := task.ReadThreadOutside(p.pid, th.TID, &it); err != nil {
+			return err
+		}
+		if err := task.ReadTraced(th.Thread, th.state, &it); err != nil {
+			return err
+		}
+		c.sleepers.blocked(&it, th.state)
+		t.Threads = append(t.Threads, it)
+		if i == 0 {
+			if th.state.GroupStop {
+				t.State, t.StopSignal = image.TaskStopped, int32(th.stop.Signal)
+			}
+		}
+	}
+	return nil
+}
+
+// captureInside asks the threads themselves, one after the other, and lets the leader make
+// the snapshot.
+func (c *Checkpoint) captureInside(p *proc, status procfs.Status, t *image.Task, mm *image.MM, sh *image.Sighand) error {
+	timers, err := readTimers(p.pid)
+	if err != nil {
+		return err
+	}
+	for i, th := range p.threads {
+		err := c.enterThread(p, th, func(b *ptrace.Batch) []func() error {
+			done := []func() error{task.ReadThreadInside(b, &t.Threads[i])}
+			if i == 0 {
+				done = append(done, task.ReadTaskInside(b, status, timers, t, mm, sh))
+			}
+			return done
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if !c.snapshots() {
+		return nil
+	}
+	return c.snapshot(p)
+}
+
+// enterThread runs one batch in a thread.
+func (c *Checkpoint) enterThread(p *proc, th *thread, queue func(b *ptrace.Batch) []func() error) (err error) {
+	if err := p.remote.Enter(th.Thread, th.state); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.remote.Leave()) }()
+	if th == p.threads[0] {
+		if err := p.remote.Sweep(p.pid); err != nil {
+			return err
+		}
+	}
+	b, err := p.remote.NewBatch()
+	if err != nil {
+		return err
+	}
+	done := queue(b)
+	if err := b.Run(); err != nil {
+		return err
+	}
+	for _, f := range done {
+		if err := f(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// snapshot copies what a fork would not hold and makes the copy-on-write child. A kernel
+// that refuses the clone costs time, not the checkpoint: then everything is copied now.
+func (c *Checkpoint) snapshot(p *proc) error {
+	if err := p.copyFrozen(false); err != nil {
+		return err
+	}
+	leader := p.threads[0]
+	if err := p.remote.Enter(leader.Thread, leader.state); err != nil {
+		return err
+	}
+	snap, err := p.remote.Snapshot(time.Now().Add(c.o.Timeout))
+	if lerr := p.remote.Leave(); lerr != nil {
+		if err == nil {
+			err = snap.Close()
+		}
+		return errors.Join(lerr, err)
+	}
+	if err == nil {
+		p.mem.snap, p.mem.pid = snap, snap.PID
+		return nil
+	}
+	c.log("pid %d: no copy-on-write snapshot (%v): its memory is copied while it is frozen", p.pid, err)
+	p.mem.areas = nil
+	if err := p.readAreas(true); err != nil {
+		return err
+	}
+	return p.copyFrozen(true)
+}
+
+// captureFiles reads the open files. The kinds are asked again: the tree is still now, so
+// what they say is final.
+func (c *Checkpoint) captureFiles(s *survey, pids []int) error {
+	set, err := collectFiles(pids, true)
+	if err != nil {
+		return err
+	}
+	defer set.close()
+	sc := s.scene(set) // with the answers about other processes that the look has got
+	sc.Blob, sc.Segment = c.blob, c.segs.ofFile
+	findings := set.check(sc)
+	if err := image.Refusals(findings); err != nil {
+		return err
+	}
+	c.m.Lost = append(c.m.Lost, findings...)
+	if c.m.Files, err = set.dump(sc); err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		c.m.FDTables = append(c.m.FDTables, set.table(pid))
+	}
+	return nil
+}
+
+// captureSegments copies the shared memory that is mapped but perhaps not open.
+func (c *Checkpoint) captureSegments(procs []*proc) error {
+	for _, p := range procs {
+		for i := range p.mem.areas {
+			a := &p.mem.areas[i]
+			if a.kind != image.VMASegment {
+				continue
+			}
+			if _, err := c.segs.ofArea(p.pid, a); err != nil {
+				return err
+			}
+		}
+	}
+	c.m.Segments = c.segs.list
+	return nil
+}
+
+// blob is kind.Scene.Blob.
+func (c *Checkpoint) blob(b []byte) image.ObjRef {
+	c.blobs = append(c.blobs, b)
+	c.m.Blobs = append(c.m.Blobs, image.Blob{Len: int64(len(b))})
+	return image.ObjRef(len(c.blobs))
+}
+
+// readTimers reads /proc/PID/timers, the POSIX timers of a process.
+func readTimers(pid int) ([]procfs.Timer, error) {
+	b, err := readFile(procPath(pid, "timers"))
+	if gone(err) {
+		return nil, nil // CONFIG_CHECKPOINT_RESTORE is off: task.Check says what follows
+	}
+	if err != nil {
+		return nil, err
+	}
+	ts, err := procfs.ParseTimers(b)
+	if err != nil {
+		return nil, fmt.Errorf("/proc/%d/timers: %w", pid, err)
+	}
+	return ts, nil
+}

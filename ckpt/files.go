@@ -1,0 +1,296 @@
+package ckpt
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"unsafe"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/kind"
+	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"golang.org/x/sys/unix"
+)
+
+const kcmpFile = 0 // KCMP_FILE of linux/kcmp.h
+
+// slot is one descriptor of the tree while its open file description is being found out.
+type slot struct {
+	pid, num int
+	cloexec  bool
+	fd       int // our duplicate; -1 once it is known to be the same as another
+	stat     unix.Stat_t
+	found    *kind.Found
+}
+
+// fileSet is every open file description of a tree, each once.
+type fileSet struct {
+	found []*kind.Found
+	slots map[int][]*slot // by pid, ascending numbers
+	owner map[*kind.Found]image.FOwner
+}
+
+// collectFiles fetches the descriptors of the processes and finds out which of them share an
+// open file description. With frozen false, descriptors and processes that vanish meanwhile
+// are left out. The caller closes the set.
+func collectFiles(pids []int, frozen bool) (*fileSet, error) {
+	s := &fileSet{slots: map[int][]*slot{}, owner: map[*kind.Found]image.FOwner{}}
+	var all []*slot
+	for _, pid := range pids {
+		got, err := fetchFDs(pid, frozen)
+		s.slots[pid] = got
+		all = append(all, got...)
+		if err != nil {
+			for _, sl := range all {
+				closeFD(sl.fd)
+			}
+			return nil, err
+		}
+	}
+	if err := s.share(all); err != nil {
+		s.close()
+		return nil, err
+	}
+	if err := s.describe(frozen); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func closeFD(fd int) {
+	if fd >= 0 {
+		unix.Close(fd) // our duplicate: nothing of the target depends on it
+	}
+}
+
+// close gives our duplicates back. It may be called twice.
+func (s *fileSet) close() {
+	for _, f := range s.found {
+		closeFD(f.FD)
+		f.FD = -1
+	}
+}
+
+// fetchFDs duplicates every descriptor of a process into this one.
+func fetchFDs(pid int, frozen bool) ([]*slot, error) {
+	nums, err := listNumbers(procPath(pid, "fd"))
+	if gone(err) && !frozen {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pid %d: list its descriptors: %w", pid, err)
+	}
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) && !frozen {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pid %d: pidfd_open: %w", pid, err)
+	}
+	defer unix.Close(pidfd)
+	out := make([]*slot, 0, len(nums))
+	for _, n := range nums {
+		fd, err := unix.PidfdGetfd(pidfd, n, 0)
+		if gone(err) && !frozen {
+			continue
+		}
+		if err != nil {
+			return out, fmt.Errorf("pid %d fd %d: pidfd_getfd: %w; %s", pid, n, err, getfdRemedy(err))
+		}
+		sl := &slot{pid: pid, num: n, fd: fd}
+		out = append(out, sl)
+		if err := unix.Fstat(fd, &sl.stat); err != nil {
+			return out, fmt.Errorf("pid %d fd %d: fstat: %w", pid, n, err)
+		}
+	}
+	return out, nil
+}
+
+func getfdRemedy(err error) string {
+	if errors.Is(err, unix.EMFILE) {
+		return "raise the limit of open files (ulimit -n) of ckptfs"
+	}
+	return "run ckptfs as root"
+}
+
+// share sorts the slots so that those of one open file description come together, and keeps
+// one duplicate of each. kcmp(2) orders struct files, which makes it n log n comparisons.
+func (s *fileSet) share(all []*slot) error {
+	var failed error
+	sorted := slices.Clone(all)
+	slices.SortStableFunc(sorted, func(a, b *slot) int {
+		if c := cmp.Or(cmp.Compare(a.stat.Dev, b.stat.Dev), cmp.Compare(a.stat.Ino, b.stat.Ino), cmp.Compare(a.stat.Mode, b.stat.Mode)); c != 0 {
+			return c
+		}
+		c, err := kcmp(a.fd, b.fd)
+		if err != nil && failed == nil {
+			failed = fmt.Errorf("compare pid %d fd %d with pid %d fd %d: kcmp: %w; it needs CONFIG_KCMP in the kernel", a.pid, a.num, b.pid, b.num, err)
+		}
+		return c
+	})
+	for i, sl := range sorted {
+		if i > 0 && failed == nil && sameStat(&sl.stat, &sorted[i-1].stat) {
+			prev := sorted[i-1].found
+			c, err := kcmp(prev.FD, sl.fd)
+			if err == nil && c == 0 {
+				closeFD(sl.fd)
+				sl.fd, sl.found = -1, prev
+				continue
+			}
+		}
+		sl.found = &kind.Found{FD: sl.fd, Stat: sl.stat}
+		s.found = append(s.found, sl.found)
+	}
+	s.found = s.found[:0]
+	for _, sl := range all { // in tree order, so that Slots[0] is where a reader would look first
+		f := sl.found
+		if len(f.Slots) == 0 {
+			s.found = append(s.found, f)
+			f.Ref = image.ObjRef(len(s.found))
+		}
+		f.Slots = append(f.Slots, kind.Slot{PID: int32(sl.pid), Num: int32(sl.num)})
+	}
+	return failed
+}
+
+func sameStat(a, b *unix.Stat_t) bool { return a.Dev == b.Dev && a.Ino == b.Ino && a.Mode == b.Mode }
+
+// kcmp orders two of our own descriptors by the struct file behind them: -1, 0 or 1.
+func kcmp(a, b int) (int, error) {
+	pid := uintptr(os.Getpid())
+	r, _, errno := unix.RawSyscall6(unix.SYS_KCMP, pid, pid, kcmpFile, uintptr(a), uintptr(b), 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return [4]int{0, -1, 1, 1}[r&3], nil
+}
+
+// describe reads what /proc and fcntl(2) tell of each open file description.
+func (s *fileSet) describe(frozen bool) error {
+	kept := s.found[:0]
+	for _, f := range s.found {
+		err := s.describeOne(f)
+		if gone(err) && !frozen {
+			closeFD(f.FD)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		kept = append(kept, f)
+		f.Ref = image.ObjRef(len(kept))
+	}
+	s.found = kept
+	for pid, slots := range s.slots {
+		if err := readCloexec(pid, slots, frozen); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *fileSet) describeOne(f *kind.Found) error {
+	at := f.Slots[0]
+	num := strconv.Itoa(int(at.Num))
+	link, err := os.Readlink(procPath(int(at.PID), "fd/"+num))
+	if err != nil {
+		return fmt.Errorf("pid %d fd %d: %w", at.PID, at.Num, err)
+	}
+	b, err := readFile(procPath(int(at.PID), "fdinfo/"+num))
+	if err != nil {
+		return fmt.Errorf("pid %d fd %d: %w", at.PID, at.Num, err)
+	}
+	if f.Info, err = procfs.ParseFDInfo(b); err != nil {
+		return fmt.Errorf("pid %d fd %d: fdinfo: %w", at.PID, at.Num, err)
+	}
+	flags, err := unix.FcntlInt(uintptr(f.FD), unix.F_GETFL, 0)
+	if err != nil {
+		return fmt.Errorf("pid %d fd %d: F_GETFL: %w", at.PID, at.Num, err)
+	}
+	f.Link, f.Flags = link, uint32(flags)
+	if o, ok := fowner(f.FD); ok {
+		s.owner[f] = o
+	}
+	return nil
+}
+
+// fowner reads who gets SIGIO (F_GETOWN_EX, F_GETSIG of fcntl(2)), if anybody.
+func fowner(fd int) (image.FOwner, bool) {
+	var ex struct{ typ, pid int32 }
+	_, _, errno := unix.RawSyscall(unix.SYS_FCNTL, uintptr(fd), unix.F_GETOWN_EX, uintptr(unsafe.Pointer(&ex)))
+	sig, err := unix.FcntlInt(uintptr(fd), unix.F_GETSIG, 0)
+	if errno != 0 || err != nil || ex.pid == 0 && sig == 0 { // O_PATH descriptors have none: EBADF
+		return image.FOwner{}, false
+	}
+	return image.FOwner{Type: ex.typ, PID: ex.pid, Signal: int32(sig)}, true
+}
+
+// readCloexec reads the close-on-exec flag of every slot. It belongs to the slot, so it is
+// in that slot's own fdinfo and nowhere else.
+func readCloexec(pid int, slots []*slot, frozen bool) error {
+	for _, sl := range slots {
+		at := sl.found.Slots[0]
+		if at.PID == int32(pid) && at.Num == int32(sl.num) {
+			sl.cloexec = sl.found.Info.Flags&unix.O_CLOEXEC != 0
+			continue
+		}
+		b, err := readFile(procPath(pid, "fdinfo/"+strconv.Itoa(sl.num)))
+		if gone(err) && !frozen {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("pid %d fd %d: %w", pid, sl.num, err)
+		}
+		info, err := procfs.ParseFDInfo(b)
+		if err != nil {
+			return fmt.Errorf("pid %d fd %d: fdinfo: %w", pid, sl.num, err)
+		}
+		sl.cloexec = info.Flags&unix.O_CLOEXEC != 0
+	}
+	return nil
+}
+
+// table is the descriptor table of a process.
+func (s *fileSet) table(pid int) image.FDTable {
+	var t image.FDTable
+	for _, sl := range s.slots[pid] {
+		t.FDs = append(t.FDs, image.FD{Num: int32(sl.num), File: sl.found.Ref, CloExec: sl.cloexec})
+	}
+	return t
+}
+
+// check asks the kinds what of the files cannot be kept.
+func (s *fileSet) check(sc *kind.Scene) []image.Finding {
+	var out []image.Finding
+	for _, f := range s.found {
+		k := kind.Find(f)
+		if k == nil {
+			out = append(out, kind.Unsupported(f))
+			continue
+		}
+		out = append(out, k.Check(f, sc)...)
+	}
+	return out
+}
+
+// dump turns the descriptions into records. check must have refused nothing.
+func (s *fileSet) dump(sc *kind.Scene) ([]image.File, error) {
+	out := make([]image.File, 0, len(s.found))
+	for _, f := range s.found {
+		at := f.Slots[0]
+		k := kind.Find(f)
+		if k == nil {
+			return nil, &image.RefusedError{Findings: []image.Finding{kind.Unsupported(f)}}
+		}
+		rec := image.File{Kind: k.Name(), Flags: f.Flags, Pos: f.Info.Pos, Path: f.Link, Owner: s.owner[f]}
+		if err := k.Dump(f, sc, &rec); err != nil {
+			return nil, fmt.Errorf("pid %d fd %d (%s): %w", at.PID, at.Num, f.Link, err)
+		}
+		out = append(out, rec)
+	}
+	return out, nil
+}

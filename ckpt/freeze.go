@@ -1,0 +1,203 @@
+package ckpt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"golang.org/x/sys/unix"
+)
+
+// proc is one process of a frozen tree.
+type proc struct {
+	pid     int
+	stat    procfs.Stat // zombies have nothing else
+	looked  *looked     // nil if it came into being after the look
+	threads []*thread   // the leader first
+	remote  *ptrace.Remote
+	mem     memory
+}
+
+// thread is one stopped thread.
+type thread struct {
+	*ptrace.Thread
+	state *ptrace.State
+	stop  ptrace.Stop
+}
+
+func (p *proc) zombie() bool { return len(p.threads) == 0 }
+
+// freezer stops a tree.
+type freezer struct {
+	tr       *ptrace.Tracer
+	undo     *undoStack
+	deadline time.Time
+	procs    []*proc
+	byPID    map[int]*proc
+	seized   map[int]bool // by thread id
+}
+
+// freezeTree stops the tree below root and returns its processes, zombies too.
+func freezeTree(ctx context.Context, tr *ptrace.Tracer, root int, deadline time.Time, undo *undoStack) ([]*proc, error) {
+	f := &freezer{tr: tr, undo: undo, deadline: deadline}
+	if err := f.freeze(ctx, root); err != nil {
+		return nil, err
+	}
+	if err := f.settle(root); err != nil {
+		return nil, err
+	}
+	return f.procs, nil
+}
+
+// freeze stops every thread of every process below root. Processes and threads are looked
+// for again until a pass finds nothing new: then nobody is left who could make more. The
+// undo that lets each thread go is pushed as soon as it is seized.
+func (f *freezer) freeze(ctx context.Context, root int) error {
+	f.byPID, f.seized = map[int]*proc{}, map[int]bool{}
+	for pass := 0; ; pass++ {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("freeze the tree of pid %d: %w", root, err)
+		}
+		if time.Now().After(f.deadline) {
+			return fmt.Errorf("freeze the tree of pid %d: it made new processes faster than they could be stopped, %d of them; try a longer --timeout", root, len(f.procs))
+		}
+		fresh, err := f.pass(root)
+		if err != nil {
+			return err
+		}
+		if fresh == 0 {
+			return nil
+		}
+	}
+}
+
+// pass seizes what it finds and waits until that has stopped.
+func (f *freezer) pass(root int) (fresh int, err error) {
+	pids, err := descend(root)
+	if err != nil {
+		return 0, err
+	}
+	var waiting []*thread
+	for _, pid := range pids {
+		got, err := f.seize(pid, pid == root)
+		if err != nil {
+			return 0, err
+		}
+		waiting = append(waiting, got...)
+	}
+	for _, th := range waiting {
+		if th.stop, err = th.WaitStop(f.deadline); err != nil {
+			var g *ptrace.GoneError
+			if errors.As(err, &g) {
+				f.forget(th)
+				continue
+			}
+			return 0, err
+		}
+	}
+	return len(waiting), nil
+}
+
+// seize seizes the threads of one process that are not seized yet.
+func (f *freezer) seize(pid int, root bool) ([]*thread, error) {
+	p := f.byPID[pid]
+	if p == nil {
+		st, err := readStat(pid)
+		if gone(err) && !root {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, &TargetError{pid, vanished(err), ""}
+		}
+		if st.State == 'Z' && st.ExitSignal == 0 {
+			return nil, nil // the helper of a checkpoint that was killed; Sweep reaps it
+		}
+		p = &proc{pid: pid, stat: st}
+		f.byPID[pid] = p
+		f.procs = append(f.procs, p)
+	}
+	tids, err := threads(pid)
+	if err != nil && !gone(err) {
+		return nil, fmt.Errorf("pid %d: list its threads: %w", pid, err)
+	}
+	var out []*thread
+	for _, tid := range tids {
+		if f.seized[tid] {
+			continue
+		}
+		th, err := f.tr.Seize(tid, unix.PTRACE_O_TRACESYSGOOD)
+		var g *ptrace.GoneError
+		if errors.As(err, &g) {
+			continue // a zombie, or it ended a moment ago
+		}
+		if err != nil {
+			return nil, err
+		}
+		f.undo.push(func() error { return ignoreGone(th.Detach()) })
+		f.seized[tid] = true
+		t := &thread{Thread: th}
+		p.threads = append(p.threads, t)
+		out = append(out, t)
+	}
+	return out, nil
+}
+
+// forget drops a thread that ended while it was waited for.
+func (f *freezer) forget(th *thread) {
+	delete(f.seized, th.TID)
+	for _, p := range f.procs {
+		for i, t := range p.threads {
+			if t == th {
+				p.threads = append(p.threads[:i], p.threads[i+1:]...)
+				return
+			}
+		}
+	}
+}
+
+// settle drops processes that vanished and reads again those that became zombies on the way.
+func (f *freezer) settle(root int) error {
+	kept := f.procs[:0]
+	for _, p := range f.procs {
+		st, err := readStat(p.pid)
+		switch {
+		case gone(err) && p.pid == root:
+			return &TargetError{p.pid, ErrNoProcess, "it ended while it was being stopped"}
+		case gone(err):
+			continue
+		case err != nil:
+			return fmt.Errorf("pid %d: %w", p.pid, err)
+		case st.State == 'Z' && p.pid == root:
+			return &TargetError{p.pid, ErrZombie, "it ended while it was being stopped"}
+		case st.State != 'Z' && (p.zombie() || p.threads[0].TID != p.pid):
+			return fmt.Errorf("pid %d: its main thread has ended while others run on, which cannot be checkpointed; wait until it ends", p.pid)
+		}
+		if st.State == 'Z' {
+			p.threads = nil
+		}
+		p.stat = st
+		kept = append(kept, p)
+	}
+	f.procs = kept
+	return nil
+}
+
+func vanished(err error) error {
+	if gone(err) {
+		return ErrNoProcess
+	}
+	return err
+}
+
+// ignoreGone drops the error of undoing something in a thread that has ended: SIGKILL works
+// on a stopped thread too, and then there is nothing left to undo.
+func ignoreGone(err error) error {
+	var g *ptrace.GoneError
+	if errors.As(err, &g) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,108 @@
+package ckpt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"golang.org/x/sys/unix"
+)
+
+// Frozen is a tree that is held still until Thaw or Kill. If this process ends, however it
+// ends, the kernel lets the tree go on.
+type Frozen struct {
+	root int
+	tr   *ptrace.Tracer
+	undo undoStack
+	all  []*proc
+}
+
+// Freeze stops the tree below pid and holds it. A timeout of 0 means DefaultTimeout.
+func Freeze(ctx context.Context, pid int, timeout time.Duration) (*Frozen, error) {
+	if timeout <= 0 {
+		timeout = DefaultTimeout
+	}
+	pids, err := Tree(pid)
+	if err != nil {
+		return nil, err
+	}
+	if err := refuseSelf(pid, pids); err != nil {
+		return nil, err
+	}
+	z := &Frozen{root: pid, tr: ptrace.NewTracer()}
+	err = z.tr.Do(func() error {
+		var err error
+		z.all, err = freezeTree(ctx, z.tr, pid, time.Now().Add(timeout), &z.undo)
+		if err != nil {
+			return join(err, z.undo.run())
+		}
+		return nil
+	})
+	if err != nil {
+		z.tr.Close()
+		return nil, err
+	}
+	return z, nil
+}
+
+// PIDs lists the frozen processes, the root first.
+func (z *Frozen) PIDs() []int {
+	out := make([]int, len(z.all))
+	for i, p := range z.all {
+		out[i] = p.pid
+	}
+	return out
+}
+
+// Take takes a checkpoint of the frozen tree, which stays frozen. Options.After must be
+// Resume. Sleeps that are cut short by the freeze are restored in full, since what was left
+// of them cannot be read any more.
+func (z *Frozen) Take(ctx context.Context, o Options) (*Checkpoint, error) {
+	if o.After != Resume {
+		return nil, errors.New("a tree that is held frozen is ended with Kill, not by its checkpoint")
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = DefaultTimeout
+	}
+	raiseNoFile()
+	s, err := lookAccepted(z.root)
+	if err != nil {
+		return nil, err
+	}
+	c := newCheckpoint(o, z.tr)
+	if c.m.Host, err = hostInfo(s.root); err != nil {
+		return c.complete(s, err)
+	}
+	c.sleepers = findSleepers(nil)
+	err = z.tr.Do(func() error {
+		var undo undoStack
+		err := c.captureAll(ctx, s, z.all, &undo)
+		return join(err, undo.run())
+	})
+	return c.complete(s, err)
+}
+
+// Thaw lets the tree go on.
+func (z *Frozen) Thaw() error {
+	err := z.tr.Do(z.undo.run)
+	z.tr.Close()
+	return err
+}
+
+// Kill kills every process of the tree, none of which runs another instruction.
+func (z *Frozen) Kill() error {
+	err := z.tr.Do(func() error {
+		var errs []error
+		for _, p := range z.all {
+			if err := unix.Kill(p.pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				errs = append(errs, fmt.Errorf("pid %d: SIGKILL: %w", p.pid, err))
+			}
+		}
+		_ = z.undo.run() // they are dead: letting go of them fails, and need not succeed
+		return errors.Join(errs...)
+	})
+	z.tr.Close()
+	return err
+}

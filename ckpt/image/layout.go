@@ -1,0 +1,284 @@
+package image
+
+import (
+	"fmt"
+
+	"github.com/zeebo/blake3"
+)
+
+// RegionKind says what a region of an image is.
+type RegionKind uint8
+
+// The kinds of region.
+const (
+	RegionHead    RegionKind = iota // header and manifest
+	RegionVMA                       // the stored pages of one VMA
+	RegionSegment                   // the stored pages of one Segment
+	RegionBlob                      // one Blob
+)
+
+// Region names one part of an image whose chunks are cut on their own.
+type Region struct {
+	Kind RegionKind
+	MM   int32  // RegionVMA: index into Manifest.MMs
+	VMA  int32  // RegionVMA: index into MM.VMAs
+	Ref  ObjRef // RegionSegment and RegionBlob
+}
+
+// String names the region as messages do.
+func (r Region) String() string {
+	switch r.Kind {
+	case RegionVMA:
+		return fmt.Sprintf("mms[%d].vmas[%d]", r.MM, r.VMA)
+	case RegionSegment:
+		return fmt.Sprintf("segment %d", r.Ref)
+	case RegionBlob:
+		return fmt.Sprintf("blob %d", r.Ref)
+	}
+	return "header and manifest"
+}
+
+// Chunk is one unit of hashing, storing and sending: a run of bytes of the image.
+type Chunk struct {
+	Off    int64  // in the file
+	Len    int    // bytes, at most ChunkSize
+	Region Region // what it holds
+	Start  uint64 // address of its first page, offset for segments and blobs and the head
+}
+
+// Layout says where everything of an image stands. It follows from the manifest alone.
+type Layout struct {
+	HeadLen, DataLen, TrailerLen int64 // bytes
+	Total                        int64 // size of the whole image, bytes
+	Chunks                       []Chunk
+
+	chunks   int64   // how many there are
+	extents  []int64 // file offset of every extent, in file order
+	first    [][]int // number in extents of each VMA's first
+	segments []int   // number in extents of each segment's first
+	blobs    []int64 // file offset of each blob
+}
+
+// newLayout places everything that m describes, all but the list of chunks, which is only
+// made by cut once its length has been checked. m has to be valid.
+func newLayout(m *Manifest, manifestLen int) (*Layout, error) {
+	l := &Layout{HeadLen: headerLen + padded(int64(manifestLen))}
+	if err := l.place(m); err != nil {
+		return nil, err
+	}
+	l.TrailerLen = l.chunks*int64(len(Hash{})) + int64(footerLen)
+	l.Total = l.HeadLen + l.DataLen + l.TrailerLen
+	return l, nil
+}
+
+// place gives every extent and blob its file offset and counts chunks and bytes of data.
+func (l *Layout) place(m *Manifest) error {
+	l.countExtents(m)
+	c := counter{off: l.HeadLen, chunks: windows(0, uint64(l.HeadLen))}
+	for i := range m.MMs {
+		first := make([]int, len(m.MMs[i].VMAs))
+		for j := range m.MMs[i].VMAs {
+			first[j] = len(l.extents)
+			l.extents = c.region(l.extents, m.MMs[i].VMAs[j].Extents)
+		}
+		l.first = append(l.first, first)
+	}
+	for i := range m.Segments {
+		l.segments = append(l.segments, len(l.extents))
+		l.extents = c.region(l.extents, m.Segments[i].Extents)
+	}
+	for i := range m.Blobs {
+		l.blobs = append(l.blobs, c.off)
+		c.add(0, uint64(padded(m.Blobs[i].Len)))
+	}
+	if c.full {
+		return bad("mms", "there are more than %d chunks of %d KiB, which is the limit", maxChunks, ChunkSize>>10)
+	}
+	l.chunks, l.DataLen = c.chunks, c.off-l.HeadLen
+	return nil
+}
+
+// countExtents makes room for the offsets of all extents.
+func (l *Layout) countExtents(m *Manifest) {
+	n := 0
+	for i := range m.MMs {
+		for j := range m.MMs[i].VMAs {
+			n += len(m.MMs[i].VMAs[j].Extents)
+		}
+	}
+	for i := range m.Segments {
+		n += len(m.Segments[i].Extents)
+	}
+	l.extents = make([]int64, 0, n)
+	l.first = make([][]int, 0, len(m.MMs))
+}
+
+// counter runs through the data section. It stops when the image has too many chunks, so
+// that nothing overflows; then full is set and off means nothing.
+type counter struct {
+	off    int64
+	chunks int64
+	full   bool
+}
+
+// region places the extents of one region, whose pages in one window share a chunk.
+func (c *counter) region(offsets []int64, extents []Extent) []int64 {
+	var end uint64
+	for i, e := range extents {
+		offsets = append(offsets, c.off)
+		if i > 0 && (end-1)/ChunkSize == e.Start/ChunkSize {
+			c.chunks--
+		}
+		c.add(e.Start, e.Len)
+		end = e.Start + e.Len
+	}
+	return offsets
+}
+
+// add places n bytes from start on.
+func (c *counter) add(start, n uint64) {
+	c.chunks += windows(start, n)
+	c.full = c.full || c.chunks > maxChunks
+	if c.full {
+		c.chunks = 0
+		return
+	}
+	c.off += int64(n)
+}
+
+// windows is how many aligned windows of ChunkSize the bytes from start on touch.
+func windows(start, n uint64) int64 {
+	if n == 0 {
+		return 0
+	}
+	return int64((start+n-1)/ChunkSize - start/ChunkSize + 1)
+}
+
+// cut makes the list of chunks.
+func (l *Layout) cut(m *Manifest) {
+	k := cutter{chunks: make([]Chunk, 0, l.chunks)}
+	k.run(Region{Kind: RegionHead}, 0, uint64(l.HeadLen))
+	for i := range m.MMs {
+		for j := range m.MMs[i].VMAs {
+			k.extents(Region{Kind: RegionVMA, MM: int32(i), VMA: int32(j)}, m.MMs[i].VMAs[j].Extents)
+		}
+	}
+	for i := range m.Segments {
+		k.extents(Region{Kind: RegionSegment, Ref: ObjRef(i + 1)}, m.Segments[i].Extents)
+	}
+	for i := range m.Blobs {
+		k.run(Region{Kind: RegionBlob, Ref: ObjRef(i + 1)}, 0, uint64(padded(m.Blobs[i].Len)))
+	}
+	l.Chunks = k.chunks
+}
+
+// cutter makes chunks in file order.
+type cutter struct {
+	chunks []Chunk
+	off    int64
+}
+
+// extents cuts the stored pages of one region.
+func (k *cutter) extents(r Region, extents []Extent) {
+	begin := len(k.chunks)
+	for _, e := range extents {
+		start, n := e.Start, e.Len
+		if len(k.chunks) > begin {
+			last := &k.chunks[len(k.chunks)-1]
+			if last.Start/ChunkSize == start/ChunkSize {
+				more := min(n, ChunkSize-start%ChunkSize)
+				last.Len += int(more)
+				k.off += int64(more)
+				start, n = start+more, n-more
+			}
+		}
+		k.run(r, start, n)
+	}
+}
+
+// run cuts n bytes from start on at every multiple of ChunkSize.
+func (k *cutter) run(r Region, start, n uint64) {
+	for n > 0 {
+		size := min(n, ChunkSize-start%ChunkSize)
+		k.chunks = append(k.chunks, Chunk{Off: k.off, Len: int(size), Region: r, Start: start})
+		k.off += int64(size)
+		start, n = start+size, n-size
+	}
+}
+
+// Trailer makes the last part of the image from the hashes of all chunks, in the order of
+// l.Chunks, and the root hash, which is the image's identity.
+func (l *Layout) Trailer(hashes []Hash) (trailer []byte, root Hash, err error) {
+	if len(hashes) != len(l.Chunks) {
+		return nil, root, fmt.Errorf("the trailer of an image of %d chunks needs as many hashes, not %d", len(l.Chunks), len(hashes))
+	}
+	trailer = make([]byte, 0, l.TrailerLen)
+	for i := range hashes {
+		trailer = append(trailer, hashes[i][:]...)
+	}
+	root = rootHash(trailer)
+	trailer = append(trailer, root[:]...)
+	return append(trailer, endMagic...), root, nil
+}
+
+// rootHash is the root over the hashes of all chunks, one after the other.
+func rootHash(hashes []byte) (root Hash) {
+	h := blake3.NewDeriveKey(rootContext)
+	h.Write(hashes) // a Hasher's Write returns no error
+	h.Sum(root[:0])
+	return root
+}
+
+// VMAOffset is the file offset of an extent of a VMA, all three counted from 0: mm is the
+// index in Manifest.MMs (an ObjRef less 1). It is -1 for one that is not there.
+func (l *Layout) VMAOffset(mm, vma, extent int) int64 {
+	if mm < 0 || mm >= len(l.first) || vma < 0 || vma >= len(l.first[mm]) {
+		return -1
+	}
+	end := l.lastOfMM(mm)
+	if vma+1 < len(l.first[mm]) {
+		end = l.first[mm][vma+1]
+	}
+	return l.extentOffset(l.first[mm][vma], extent, end)
+}
+
+// lastOfMM is the number of the extent after the last one of an MM.
+func (l *Layout) lastOfMM(mm int) int {
+	for _, next := range l.first[mm+1:] {
+		if len(next) > 0 {
+			return next[0]
+		}
+	}
+	if len(l.segments) > 0 {
+		return l.segments[0]
+	}
+	return len(l.extents)
+}
+
+// SegmentOffset is the file offset of an extent, counted from 0, of a segment, or -1.
+func (l *Layout) SegmentOffset(seg ObjRef, extent int) int64 {
+	if seg == 0 || int64(seg) > int64(len(l.segments)) {
+		return -1
+	}
+	end := len(l.extents)
+	if int(seg) < len(l.segments) {
+		end = l.segments[seg]
+	}
+	return l.extentOffset(l.segments[seg-1], extent, end)
+}
+
+// extentOffset is the offset of the extent with a number counted from first.
+func (l *Layout) extentOffset(first, extent, end int) int64 {
+	if extent < 0 || extent >= end-first {
+		return -1
+	}
+	return l.extents[first+extent]
+}
+
+// BlobOffset is the file offset of a blob, or -1.
+func (l *Layout) BlobOffset(ref ObjRef) int64 {
+	if ref == 0 || int64(ref) > int64(len(l.blobs)) {
+		return -1
+	}
+	return l.blobs[ref-1]
+}

@@ -1,0 +1,90 @@
+package image_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/image/imagetest"
+)
+
+func TestPrint(t *testing.T) {
+	m := imagetest.Manifest()
+	m.Tasks[0].Comm = "evil\x1b[2J"
+	r := imagetest.Open(t, imagetest.Bytes(t, m, nil))
+	var out bytes.Buffer
+	if err := image.Print(&out, r); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"ckptfs image, format 1",
+		"taken   2026-09-21 14:13:20.000 UTC by imagetest",
+		"root    " + r.Root().String(),
+		`  1000 "evil\x1b[2J"  pgid 1000, sid 1000, uid 0, 2 threads, mm 1, fds 1, 1 signal pending`,
+		"    1001 child  stopped by signal 19, ",
+		"      1002 gone  zombie, wait status 0x300",
+		"mm 2: /usr/bin/prog, 5 mappings, ",
+		"stored in 4 pieces",
+		"       3  file 2 pipe pipe:[77], close-on-exec",
+		`file 1: regular "/tmp/not utf-8 \xff", flags 0100002, at 123`,
+		"4.9 KiB in blob 1",
+		"segment 1: anonymous, 300.0 KiB, 244.0 KiB stored",
+		"lost: pid 1000 fd 0 (terminal)",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is missing in\n%s", want, out.String())
+		}
+	}
+	if strings.ContainsRune(out.String(), 0x1b) {
+		t.Error("an escape sequence came through")
+	}
+}
+
+func TestJSON(t *testing.T) {
+	r := imagetest.Open(t, imagetest.Bytes(t, imagetest.Manifest(), nil))
+	var out bytes.Buffer
+	if err := image.JSON(&out, r); err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Image struct {
+			Size int64
+			Root string
+		}
+		Manifest struct {
+			Tasks []struct{ PID int }
+			Files []struct {
+				Kind string
+				Rec  map[string]any
+			}
+			MMs []struct{ VMAs []map[string]any }
+		}
+	}
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Image.Size != r.Layout.Total || got.Image.Root != r.Root().String() || len(got.Manifest.Tasks) != 3 || got.Manifest.Tasks[1].PID != 1001 ||
+		got.Manifest.Files[1].Kind != "pipe" || got.Manifest.Files[1].Rec["1"] != 4096.0 || got.Manifest.MMs[0].VMAs[1]["name"] != "[heap]" {
+		t.Errorf("%+v", got)
+	}
+}
+
+// fullWriter fails as a full disk does.
+type fullWriter struct{}
+
+var errFull = errors.New("no space left on device")
+
+func (fullWriter) Write([]byte) (int, error) { return 0, errFull }
+
+func TestPrintErrors(t *testing.T) {
+	r := imagetest.Open(t, imagetest.Bytes(t, imagetest.Manifest(), nil))
+	if err := image.Print(fullWriter{}, r); !errors.Is(err, errFull) {
+		t.Errorf("Print: %v", err)
+	}
+	if err := image.JSON(fullWriter{}, r); !errors.Is(err, errFull) {
+		t.Errorf("JSON: %v", err)
+	}
+}

@@ -1,0 +1,269 @@
+package image
+
+import (
+	"fmt"
+	"strings"
+)
+
+const (
+	maxAddr     = 1 << 56 // above all user addresses of x86-64 with five levels of page tables
+	maxFileSize = 1 << 62
+	maxBlob     = 1 << 50
+	maxAuxv     = 4096
+	maxVMFlags  = 64
+	protMask    = 7 // PROT_READ|PROT_WRITE|PROT_EXEC
+
+	mapShared  = 1 // MAP_SHARED and MAP_PRIVATE of mmap(2)
+	mapPrivate = 2
+	mapType    = 15
+
+	sigKill = 9
+	sigStop = 19
+)
+
+// validMMs checks every address space.
+func (m *Manifest) validMMs() error {
+	for i := range m.MMs {
+		if err := m.MMs[i].validate(m); err != nil {
+			return at(err, "mms[%d]", i)
+		}
+	}
+	return nil
+}
+
+// validate checks one address space.
+func (mm *MM) validate(m *Manifest) error {
+	err := first(
+		within("auxv", int64(len(mm.Auxv)), 0, maxAuxv),
+		mm.Exe.validate("exe"),
+	)
+	if err != nil {
+		return err
+	}
+	if len(mm.Auxv)%16 != 0 {
+		return bad("auxv", "has %d bytes, not whole pairs of 16", len(mm.Auxv))
+	}
+	var end uint64
+	for i := range mm.VMAs {
+		v := &mm.VMAs[i]
+		if err := v.validate(end, m); err != nil {
+			return at(err, "vmas[%d]", i)
+		}
+		end = v.End
+	}
+	return nil
+}
+
+// validate checks one VMA; after is where the one before it ends.
+func (v *VMA) validate(after uint64, m *Manifest) error {
+	switch {
+	case v.Start%PageSize != 0 || v.End%PageSize != 0:
+		return bad("start", "%#x-%#x are not whole pages", v.Start, v.End)
+	case v.End <= v.Start || v.End > maxAddr:
+		return bad("end", "is %#x in a VMA that starts at %#x", v.End, v.Start)
+	case v.Start < after:
+		return bad("start", "%#x lies in the VMA before it, which ends at %#x", v.Start, after)
+	case v.Prot&^protMask != 0:
+		return bad("prot", "is %#x", v.Prot)
+	case v.Offset%PageSize != 0:
+		return bad("offset", "%#x is not a multiple of the page size", v.Offset)
+	case len(v.VMFlags) > maxVMFlags:
+		return bad("vmflags", "has %d of them", len(v.VMFlags))
+	}
+	for i, f := range v.VMFlags {
+		if len(f) != 2 {
+			return at(bad("", "%q is no flag of smaps", f), "vmflags[%d]", i)
+		}
+	}
+	return first(
+		text("name", v.Name, maxPath),
+		v.File.validate("file"),
+		v.backing(m),
+		validExtents(v.Extents, v.Start, v.End),
+	)
+}
+
+// backing checks that a VMA has what its kind needs and nothing else.
+func (v *VMA) backing(m *Manifest) error {
+	if v.Kind < VMAAnon || v.Kind > VMAVvar {
+		return bad("kind", "there is no kind %d", v.Kind)
+	}
+	file := v.Kind == VMAFilePrivate || v.Kind == VMAFileShared
+	if file != (v.File.Path != "") {
+		return bad("file", "is %q in a VMA of kind %d", v.File.Path, v.Kind)
+	}
+	if v.Kind == VMASegment {
+		if err := ref("segment", v.Segment, len(m.Segments)); err != nil {
+			return err
+		}
+	} else if v.Segment != 0 {
+		return bad("segment", "is %d in a VMA of kind %d", v.Segment, v.Kind)
+	}
+	if (file || v.Kind == VMASegment) && v.Offset > maxFileSize {
+		return bad("offset", "is %#x", v.Offset)
+	}
+	shared := v.Flags&mapType == mapShared
+	switch kind := v.Kind; {
+	case kind == VMAVDSO || kind == VMAVvar: // the kernel made them, no mmap(2)
+	case !shared && v.Flags&mapType != mapPrivate:
+		return bad("flags", "%#x are neither shared nor private", v.Flags)
+	case shared && (kind == VMAAnon || kind == VMAFilePrivate), !shared && kind == VMAFileShared:
+		return bad("flags", "are %#x in a VMA of kind %d", v.Flags, kind)
+	}
+	private := v.Kind == VMAAnon || v.Kind == VMAFilePrivate || v.Kind == VMASegment && !shared
+	if len(v.Extents) > 0 && !private {
+		return bad("extents", "there are %d, but the VMA has no pages of its own", len(v.Extents))
+	}
+	return nil
+}
+
+// validExtents checks that extents are whole pages between low and high, in order.
+func validExtents(all []Extent, low, high uint64) error {
+	for i, e := range all {
+		switch {
+		case e.Start%PageSize != 0 || e.Len%PageSize != 0 || e.Len == 0:
+			return at(bad("", "%#x bytes at %#x are not whole pages", e.Len, e.Start), "extents[%d]", i)
+		case e.Start < low || e.Start > high || e.Len > high-e.Start:
+			return at(bad("", "%#x bytes at %#x do not lie between %#x and %#x", e.Len, e.Start, low, high), "extents[%d]", i)
+		}
+		low = e.Start + e.Len
+	}
+	return nil
+}
+
+// validate checks the identity of a file.
+func (f *MappedFile) validate(field string) error {
+	return at2(field, text("path", f.Path, maxPath), within("size", f.Size, 0, 1<<63-1))
+}
+
+// at2 is the first error with the field before it.
+func at2(field string, errs ...error) error {
+	if err := first(errs...); err != nil {
+		return at(err, "%s", field)
+	}
+	return nil
+}
+
+// validFiles checks open file descriptions, segments and blobs.
+func (m *Manifest) validFiles() error {
+	for i := range m.Files {
+		if err := m.Files[i].validate(m); err != nil {
+			return at(err, "files[%d]", i)
+		}
+	}
+	for i := range m.Segments {
+		if err := m.Segments[i].validate(); err != nil {
+			return at(err, "segments[%d]", i)
+		}
+	}
+	for i, b := range m.Blobs {
+		if err := within("len", b.Len, 0, maxBlob); err != nil {
+			return at(err, "blobs[%d]", i)
+		}
+	}
+	return nil
+}
+
+// validate checks one open file description; the record is its kind's to check.
+func (f *File) validate(m *Manifest) error {
+	if f.Kind == "" {
+		return bad("kind", "is missing")
+	}
+	return first(
+		text("kind", f.Kind, 256),
+		text("path", f.Path, maxPath),
+		within("pos", f.Pos, 0, 1<<63-1),
+		optional("blob", f.Blob, len(m.Blobs)),
+		optional("segment", f.Segment, len(m.Segments)),
+		within("owner.type", int64(f.Owner.Type), 0, 2),
+		within("owner.pid", int64(f.Owner.PID), 0, maxPID),
+		within("owner.signal", int64(f.Owner.Signal), 0, maxSignal),
+	)
+}
+
+// validate checks shared memory.
+func (s *Segment) validate() error {
+	err := first(
+		text("name", s.Name, maxPath),
+		within("size", s.Size, 0, maxFileSize),
+	)
+	if err != nil {
+		return err
+	}
+	return validExtents(s.Extents, 0, uint64(padded(s.Size)))
+}
+
+// validTables checks the smaller tables that tasks share.
+func (m *Manifest) validTables() error {
+	for i := range m.FDTables {
+		if err := m.FDTables[i].validate(len(m.Files)); err != nil {
+			return at(err, "fd_tables[%d]", i)
+		}
+	}
+	for i := range m.Sighands {
+		if err := m.Sighands[i].validate(); err != nil {
+			return at(err, "sighands[%d]", i)
+		}
+	}
+	for i := range m.FSs {
+		if err := m.FSs[i].validate(); err != nil {
+			return at(err, "fss[%d]", i)
+		}
+	}
+	return nil
+}
+
+// validate checks a table of descriptors.
+func (t *FDTable) validate(files int) error {
+	last := int32(-1)
+	for i, fd := range t.FDs {
+		err := first(
+			within("num", int64(fd.Num), int64(last)+1, maxFD),
+			ref("file", fd.File, files),
+		)
+		if err != nil {
+			return at(err, "fds[%d]", i)
+		}
+		last = fd.Num
+	}
+	return nil
+}
+
+// validate checks a table of signal actions.
+func (s *Sighand) validate() error {
+	last := int32(0)
+	for i, a := range s.Actions {
+		err := within("signal", int64(a.Signal), int64(last)+1, maxSignal)
+		if err == nil && (a.Signal == sigKill || a.Signal == sigStop) {
+			err = bad("signal", "%d cannot have an action", a.Signal)
+		}
+		if err != nil {
+			return at(err, "actions[%d]", i)
+		}
+		last = a.Signal
+	}
+	return nil
+}
+
+// validate checks working directory and root.
+func (f *FS) validate() error {
+	for _, p := range [...]struct{ field, path string }{{"cwd", f.Cwd}, {"root", f.Root}} {
+		if !strings.HasPrefix(p.path, "/") {
+			return bad(p.field, "%q is not an absolute path", p.path)
+		}
+		if err := text(p.field, p.path, maxPath); err != nil {
+			return err
+		}
+	}
+	return within("umask", int64(f.Umask), 0, 0o777)
+}
+
+// validLost checks that an image only lists losses: a refused checkpoint leaves no image.
+func (m *Manifest) validLost() error {
+	for i, f := range m.Lost {
+		if f.Severity != Lose {
+			return bad(fmt.Sprintf("lost[%d].severity", i), "is %d, not %d", f.Severity, Lose)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,49 @@
+package kind
+
+import "github.com/ckptfs/ckptfs/ckpt/image"
+
+// All lists every kind of open file, in the order in which explain and show name them.
+func All() []Kind {
+	return []Kind{
+		regular{},
+		directory{},
+		pathOnly{},
+		pipe{},
+		fifo{},
+		eventFD{},
+		epoll{},
+		memFD{},
+		charDev{},
+		terminal{},
+	}
+}
+
+// ByName returns the kind with that tag, or nil if this version does not know it.
+func ByName(name string) Kind {
+	for _, k := range All() {
+		if k.Name() == name {
+			return k
+		}
+	}
+	return nil
+}
+
+// Find returns the kind that f is of, or nil; then Unsupported has the sentence.
+func Find(f *Found) Kind {
+	for _, k := range All() {
+		if k.Match(f) {
+			return k
+		}
+	}
+	return nil
+}
+
+// Refuse and Lose findings of f are made by these two, so that every sentence has the same shape.
+
+func (f *Found) refuse(what, remedy string) image.Finding {
+	return f.Finding(image.Refuse, f.Link, what, remedy)
+}
+
+func (f *Found) lose(what, remedy string) image.Finding {
+	return f.Finding(image.Lose, f.Link, what, remedy)
+}

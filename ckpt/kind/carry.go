@@ -1,0 +1,402 @@
+package kind
+
+import (
+	"crypto/rand"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
+)
+
+// A regular file that was deleted while open lives in the image: its data as one blob, its
+// holes not at all. Every open file description of it has a record; the first of them in the
+// tree has the blob. The restore makes the file under its old name, or under none if
+// that is taken, unlinks it at once and opens it anew for each further record.
+
+// carried is what a restore needs to make a deleted file again.
+type carried struct {
+	UID     uint32            `cbor:"1,keyasint"`
+	GID     uint32            `cbor:"2,keyasint"`
+	ATime   int64             `cbor:"3,keyasint"`           // Unix ns
+	Extents []dataRun         `cbor:"4,keyasint,omitempty"` // ascending; the blob holds them back to back
+	XAttrs  map[string][]byte `cbor:"5,keyasint,omitempty"` // user.*
+	First   bool              `cbor:"6,keyasint,omitempty"` // this record has the blob and the extents
+}
+
+// dataRun is a run of a sparse file that is not a hole, in bytes.
+type dataRun struct {
+	Off int64 `cbor:"1,keyasint"`
+	Len int64 `cbor:"2,keyasint"`
+}
+
+// maxCarried bounds the data of one deleted file, since an image reader gives out no longer blobs.
+const maxCarried = 1 << 30
+
+// carryFindings refuses deleted files that the image cannot hold.
+func carryFindings(f *Found, s *Scene) []image.Finding {
+	switch dev, err := shmDev(); {
+	case err != nil:
+		return []image.Finding{f.refuse("cannot tell whether it is a file or shared memory: "+err.Error(), "close it before the checkpoint")}
+	case dev == f.Stat.Dev || fsType(f) == unix.HUGETLBFS_MAGIC:
+		return []image.Finding{f.refuse("it is shared memory opened as a file, and would no longer be the same memory", "close it before the checkpoint")}
+	}
+	var all []image.Finding
+	if f.Stat.Blocks*512 > maxCarried {
+		if _, n, err := dataRuns(f); err != nil || n > maxCarried {
+			all = append(all, f.refuse(fmt.Sprintf("it was deleted while open and holds %d bytes of data, more than the %d that an image carries", n, maxCarried),
+				"make it smaller, or give it a name with ln(1) or linkat(2) before the checkpoint"))
+		}
+	}
+	if _, err := userXAttrs(f.FD); err != nil {
+		all = append(all, f.refuse("it was deleted while open, and "+err.Error(), "remove the attribute, or close it before the checkpoint"))
+	}
+	for _, access := range [...]int{unix.O_RDONLY, unix.O_WRONLY} {
+		if pid := s.Outside(f.Stat.Dev, f.Stat.Ino, access); pid != 0 {
+			return append(all, f.lose(fmt.Sprintf("it was deleted while open, and pid %d outside the tree has it open too: the restored tree gets a copy of its own", pid),
+				"checkpoint a tree that holds both, or give the file a name"))
+		}
+	}
+	return all
+}
+
+// carry describes a deleted file, and puts its data into the image if f comes first of
+// all open file descriptions of it.
+func carry(f *Found, s *Scene, rec *image.File) (*carried, error) {
+	c := &carried{UID: f.Stat.Uid, GID: f.Stat.Gid, ATime: f.Stat.Atim.Nano(), First: first(f, s) == f}
+	if !c.First {
+		return c, nil
+	}
+	var err error
+	if c.XAttrs, err = userXAttrs(f.FD); err != nil {
+		return nil, err
+	}
+	runs, n, err := dataRuns(f)
+	if err != nil {
+		return nil, err
+	}
+	if n > maxCarried {
+		return nil, fmt.Errorf("holds %d bytes of data, more than the %d that an image carries", n, maxCarried)
+	}
+	data, err := readRuns(f, runs, n)
+	if err != nil {
+		return nil, err
+	}
+	c.Extents = runs
+	if len(data) > 0 {
+		rec.Blob = s.Blob(data)
+	}
+	return c, nil
+}
+
+// first returns the first of the tree's open file descriptions of the inode of f.
+func first(f *Found, s *Scene) *Found {
+	for _, g := range s.Files {
+		if sameInode(f, g) && g.Flags&unix.O_PATH == 0 {
+			return g
+		}
+	}
+	return f
+}
+
+func sameInode(f, g *Found) bool { return f.Stat.Dev == g.Stat.Dev && f.Stat.Ino == g.Stat.Ino }
+
+// aside opens the deleted file of f for reading, as a description of our own, so that
+// seeking in it moves nobody's offset. It leaves the access time alone where that is allowed.
+func aside(f *Found) (int, error) {
+	fd, err := reopen(f.FD, unix.O_RDONLY|unix.O_NOATIME|unix.O_NONBLOCK)
+	if err != nil {
+		fd, err = reopen(f.FD, unix.O_RDONLY|unix.O_NONBLOCK)
+	}
+	return fd, err
+}
+
+// dataRuns lists what of a deleted file is not a hole, and how many bytes that is.
+func dataRuns(f *Found) (runs []dataRun, total int64, err error) {
+	fd, err := aside(f)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer unix.Close(fd) // only read from
+	for end := int64(0); end < f.Stat.Size; {
+		start, err := unix.Seek(fd, end, unix.SEEK_DATA)
+		if err == unix.ENXIO {
+			break // only a hole is left
+		}
+		if err != nil {
+			return nil, 0, fmt.Errorf("SEEK_DATA: %w", err)
+		}
+		if end, err = unix.Seek(fd, start, unix.SEEK_HOLE); err != nil {
+			return nil, 0, fmt.Errorf("SEEK_HOLE: %w", err)
+		}
+		end = min(end, f.Stat.Size)
+		if end <= start {
+			break // cut by someone outside the tree meanwhile
+		}
+		runs = append(runs, dataRun{Off: start, Len: end - start})
+		total += end - start
+	}
+	return runs, total, nil
+}
+
+// readRuns reads the runs of a deleted file back to back.
+func readRuns(f *Found, runs []dataRun, total int64) ([]byte, error) {
+	fd, err := aside(f)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd) // only read from
+	data := make([]byte, 0, total)
+	for _, r := range runs {
+		part := data[len(data) : int64(len(data))+r.Len]
+		if err := preadFull(fd, part, r.Off); err != nil {
+			return nil, err
+		}
+		data = data[:len(data)+len(part)]
+	}
+	return data, nil
+}
+
+// preadFull reads all of p at off.
+func preadFull(fd int, p []byte, off int64) error {
+	for len(p) > 0 {
+		n, err := unix.Pread(fd, p, off)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return fmt.Errorf("reading at %d: %w", off, err)
+		case n == 0:
+			return fmt.Errorf("reading at %d: the file was cut meanwhile", off)
+		}
+		p, off = p[n:], off+int64(n)
+	}
+	return nil
+}
+
+// pwriteFull writes all of p at off.
+func pwriteFull(fd int, p []byte, off int64) error {
+	for len(p) > 0 {
+		n, err := unix.Pwrite(fd, p, off)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("writing at %d: %w", off, err)
+		}
+		p, off = p[n:], off+int64(n)
+	}
+	return nil
+}
+
+// openCarried makes the deleted file of rec, or opens it anew if another record of
+// it came first.
+func openCarried(rec *image.File, r *regularRec, e *Env) (int, error) {
+	fresh := -1
+	g, err := shared(e, inodeKey("deleted file", r.Dev, r.Ino), func() (*ghost, error) {
+		var err error
+		var g *ghost
+		g, fresh, err = makeGhost(rec, r, e)
+		return g, err
+	})
+	fd := fresh
+	if err == nil && fd < 0 {
+		fd, err = reopen(g.fd, openFlags(rec.Flags))
+	}
+	if err == nil {
+		fd, err = finished(fd, rec.Flags, lookupOnly, rec.Pos)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("deleted file %s: %w", rec.Path, err)
+	}
+	return fd, nil
+}
+
+// ghost is a deleted file while the records of it are being opened.
+type ghost struct {
+	fd    int // open for reading and writing
+	mode  uint32
+	times [2]unix.Timespec
+}
+
+// Close gives the file the mode and times that it must not have before it is filled and
+// opened for the last time.
+func (g *ghost) Close() error {
+	defer unix.Close(g.fd) // its data is in descriptors that live on
+	if err := unix.Fchmod(g.fd, g.mode&07777); err != nil {
+		return fmt.Errorf("mode of a deleted file: %w", err)
+	}
+	if err := unix.UtimesNanoAt(g.fd, "", g.times[:], unix.AT_EMPTY_PATH); err != nil {
+		return fmt.Errorf("times of a deleted file: %w", err)
+	}
+	return nil
+}
+
+// makeGhost creates and fills the file; fresh is the descriptor for rec.
+func makeGhost(rec *image.File, r *regularRec, e *Env) (g *ghost, fresh int, err error) {
+	if fresh, err = createUnnamed(rec); err != nil {
+		return nil, -1, err
+	}
+	fd, err := reopen(fresh, unix.O_RDWR)
+	if err == nil {
+		if err = fillGhost(fd, rec, r, e); err != nil {
+			unix.Close(fd) // never used
+		}
+	}
+	if err != nil {
+		unix.Close(fresh) // never used
+		return nil, -1, err
+	}
+	times := [2]unix.Timespec{unix.NsecToTimespec(r.Carried.ATime), unix.NsecToTimespec(r.MTime)}
+	return &ghost{fd: fd, mode: r.Mode, times: times}, fresh, nil
+}
+
+// createUnnamed makes an empty file without a name, opened with the flags of rec: under its old
+// name, so that its link reads as before, or another one where that is taken.
+func createUnnamed(rec *image.File) (int, error) {
+	dir := filepath.Dir(rec.Path)
+	flags := openFlags(rec.Flags)
+	if rec.Flags&tmpFile != 0 {
+		return unix.Open(dir, flags|unix.O_TMPFILE, 0o600)
+	}
+	name := rec.Path
+	for range 8 {
+		fd, err := unix.Open(name, flags|unix.O_CREAT|unix.O_EXCL, 0o600)
+		if err == unix.EEXIST || err == unix.ENAMETOOLONG {
+			name = filepath.Join(dir, ".ckptfs-"+rand.Text())
+			continue
+		}
+		if err != nil {
+			return -1, fmt.Errorf("making it in %s: %w", dir, err)
+		}
+		if err := unix.Unlink(name); err != nil {
+			unix.Close(fd) // never used
+			return -1, fmt.Errorf("unlinking it again: %w", err)
+		}
+		return fd, nil
+	}
+	return -1, fmt.Errorf("no free name in %s", dir)
+}
+
+// fillGhost puts the carried data, owner and attributes into the new file fd.
+func fillGhost(fd int, rec *image.File, r *regularRec, e *Env) error {
+	src, err := carrier(rec, r, e)
+	if err != nil {
+		return err
+	}
+	if err := unix.Ftruncate(fd, r.Size); err != nil {
+		return fmt.Errorf("setting its size to %d: %w", r.Size, err)
+	}
+	for _, x := range src.runs {
+		if x.Len < 0 || x.Len > int64(len(src.data)) || x.Off < 0 || x.Off > r.Size-x.Len {
+			return fmt.Errorf("the image describes %d bytes at %d, which it does not hold", x.Len, x.Off)
+		}
+		if err := pwriteFull(fd, src.data[:x.Len], x.Off); err != nil {
+			return err
+		}
+		src.data = src.data[x.Len:]
+	}
+	for name, value := range src.xattrs {
+		if err := unix.Fsetxattr(fd, name, value, 0); err != nil {
+			return fmt.Errorf("attribute %s: %w", name, err)
+		}
+	}
+	return giveTo(fd, r.Carried.UID, r.Carried.GID)
+}
+
+// cargo is the content of a deleted file as the image holds it.
+type cargo struct {
+	runs   []dataRun
+	data   []byte
+	xattrs map[string][]byte
+}
+
+// carrier finds the record that holds the content of the deleted file r.
+func carrier(rec *image.File, r *regularRec, e *Env) (*cargo, error) {
+	for i := range e.Manifest.Files {
+		g := &e.Manifest.Files[i]
+		if g.Kind != rec.Kind || g.Path != rec.Path {
+			continue
+		}
+		var gr regularRec
+		if err := decodeRec(g, &gr); err != nil {
+			return nil, err
+		}
+		if gr.Carried == nil || !gr.Carried.First || gr.Dev != r.Dev || gr.Ino != r.Ino {
+			continue
+		}
+		c := &cargo{runs: gr.Carried.Extents, xattrs: gr.Carried.XAttrs}
+		if g.Blob == 0 {
+			return c, nil
+		}
+		var err error
+		c.data, err = e.Blob(g.Blob)
+		return c, err
+	}
+	return nil, fmt.Errorf("the image does not hold its content")
+}
+
+// checkCarried tells whether a deleted file can be made where it was.
+func checkCarried(rec *image.File) error {
+	dir := filepath.Dir(rec.Path)
+	if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+		return fmt.Errorf("deleted file %s cannot be made again in its folder; make the folder writable: %w", rec.Path, err)
+	}
+	return nil
+}
+
+// giveTo sets the owner of fd if it has another one.
+func giveTo(fd int, uid, gid uint32) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("fstat: %w", err)
+	}
+	if st.Uid == uid && st.Gid == gid {
+		return nil
+	}
+	if err := unix.Fchown(fd, int(uid), int(gid)); err != nil {
+		return fmt.Errorf("it belonged to uid %d gid %d, and cannot be given to them: %w", uid, gid, err)
+	}
+	return nil
+}
+
+// userXAttrs reads the extended attributes that a restore can set again, and fails if
+// there are others that matter.
+func userXAttrs(fd int) (map[string][]byte, error) {
+	names, err := getAll(func(p []byte) (int, error) { return unix.Flistxattr(fd, p) })
+	if err == unix.ENOTSUP {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("its extended attributes cannot be listed: %w", err)
+	}
+	var all map[string][]byte
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(names), "\x00"), "\x00") {
+		switch {
+		case name == "" || name == "security.selinux": // a label that the new file gets by itself
+			continue
+		case !strings.HasPrefix(name, "user."):
+			return nil, fmt.Errorf("its extended attribute %s cannot be carried", name)
+		}
+		value, err := getAll(func(p []byte) (int, error) { return unix.Fgetxattr(fd, name, p) })
+		if err != nil {
+			return nil, fmt.Errorf("its extended attribute %s cannot be read: %w", name, err)
+		}
+		if all == nil {
+			all = map[string][]byte{}
+		}
+		all[name] = value
+	}
+	return all, nil
+}
+
+// getAll calls get with a buffer that is long enough: 64 KiB is the kernel's limit.
+func getAll(get func([]byte) (int, error)) ([]byte, error) {
+	buf := make([]byte, 64<<10)
+	n, err := get(buf)
+	if err != nil {
+		return nil, err
+	}
+	return buf[:n:n], nil
+}

@@ -1,0 +1,108 @@
+package kind
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
+)
+
+// directory is an open directory, with the position of a readdir in progress.
+type directory struct{}
+
+func (directory) Name() string { return "dir" }
+
+func (directory) Match(f *Found) bool {
+	return f.Stat.Mode&unix.S_IFMT == unix.S_IFDIR && f.Flags&unix.O_PATH == 0 && strings.HasPrefix(f.Link, "/")
+}
+
+func (directory) Check(f *Found, s *Scene) []image.Finding { return checkByPath(f, s, "directory") }
+
+func (directory) Dump(f *Found, s *Scene, rec *image.File) error {
+	id := identify(&f.Stat)
+	rec.Path, _ = locate(f, s.Root)
+	return encodeRec(rec, &id)
+}
+
+func (d directory) Open(rec *image.File, e *Env) (int, error) { return openByPath(rec, e, d.judge) }
+
+func (d directory) CheckOpen(rec *image.File, e *Env) (string, error) {
+	return checkOpenByPath(rec, e, d.judge)
+}
+
+// judge wants the same directory. Entries come and go; that only matters if somebody stands
+// in the middle of them.
+func (directory) judge(rec *image.File, id *identity, now *unix.Stat_t, strict bool) (string, error) {
+	entries := ""
+	if (rec.Pos != 0 || strict) && now.Mtim.Nano() != id.MTime {
+		entries = fmt.Sprintf("had entries added or removed, and was being read at position %d,", rec.Pos)
+	}
+	return verdict(rec.Path, strict, id.replaced(now), entries)
+}
+
+// judge compares what a path leads to now with what it led to: a warning, or why it cannot be used.
+type judge func(rec *image.File, id *identity, now *unix.Stat_t, strict bool) (warn string, err error)
+
+// checkByPath is Check of the kinds that only need their path to lead to them.
+func checkByPath(f *Found, s *Scene, what string) []image.Finding {
+	all := held(f)
+	if what, remedy := specialRefusal(f); what != "" {
+		return append(all, f.refuse(what, remedy))
+	}
+	switch path, where := locate(f, s.Root); where {
+	case hidden:
+		all = append(all, hiddenFinding(f, path))
+	case deleted:
+		all = append(all, f.refuse("the "+what+" was deleted while open", "close it, or make it again under its name and open it anew"))
+	}
+	return all
+}
+
+// openByPath is Open of these kinds.
+func openByPath(rec *image.File, e *Env, j judge) (int, error) {
+	var id identity
+	if err := decodeRec(rec, &id); err != nil {
+		return -1, err
+	}
+	fd, now, err := openPath(rec, &id)
+	if err != nil {
+		return -1, err
+	}
+	warn, err := id.judgeBy(j, rec, now, e.Strict)
+	if err != nil {
+		unix.Close(fd) // never used
+		return -1, err
+	}
+	if fd, err = finished(fd, rec.Flags, 0, rec.Pos); err != nil {
+		return -1, fmt.Errorf("open file %s: %w", rec.Path, err)
+	}
+	if warn != "" {
+		e.Warn("%s", warn)
+	}
+	return fd, nil
+}
+
+// checkOpenByPath is CheckOpen of these kinds.
+func checkOpenByPath(rec *image.File, e *Env, j judge) (string, error) {
+	var id identity
+	if err := decodeRec(rec, &id); err != nil {
+		return "", err
+	}
+	var st unix.Stat_t
+	if err := statPath(rec.Path, id.Mode, &st); err != nil {
+		return "", missing(rec.Path, err)
+	}
+	warn, err := id.judgeBy(j, rec, &st, e.Strict)
+	if err != nil {
+		return "", err
+	}
+	return warn, mayOpen(rec.Path, rec.Flags)
+}
+
+func (id *identity) judgeBy(j judge, rec *image.File, now *unix.Stat_t, strict bool) (string, error) {
+	if err := id.sameKind(rec.Path, now); err != nil {
+		return "", err
+	}
+	return j(rec, id, now, strict)
+}

@@ -1,0 +1,127 @@
+// Package kind knows the kinds of open files: how each is found out, described in an
+// image and made anew.
+//
+// A file crosses the border of a process as a descriptor: the checkpoint fetches it with
+// pidfd_getfd(2), the restore opens it here and sends it over with SCM_RIGHTS. So a kind is
+// ordinary Go code on a descriptor of our own process and knows nothing of ptrace. What only
+// the process itself can do is a late step, see Finisher.
+//
+// Two records describe the files of a tree, as in the 2009 kernel series this descends from:
+// image.FD is a number in a process's table with its close-on-exec flag, image.File is the
+// open file description behind it, recorded once however many slots point at it.
+//
+// To add a kind: write NAME.go and NAME_test.go in this folder and add one line to All.
+package kind
+
+import (
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"golang.org/x/sys/unix"
+)
+
+// Kind knows one kind of open file, both ways.
+//
+// Dump must not disturb: the descriptor it gets shares offset, status flags and content with
+// a live process. It may not seek it, set its flags or consume what is in it.
+type Kind interface {
+	// Name is the tag in the image. It never changes once released.
+	Name() string
+	// Match reports whether the file is of this kind. At most one kind of All matches.
+	Match(f *Found) bool
+	// Check lists what of the file cannot be kept, refusals and losses. It changes nothing
+	// and works on running processes; explain and checkpoint both call it.
+	Check(f *Found, s *Scene) []image.Finding
+	// Dump fills the record: Rec, Blob, Segment. Kind, Flags, Pos, Path and Owner are filled in
+	// already and may be corrected. It is only called when Check refused nothing.
+	Dump(f *Found, s *Scene, rec *image.File) error
+	// Open makes an equal file and returns a descriptor of it with close-on-exec, opened by
+	// a thread that has the filesystem credentials of the user it belonged to. Position, status
+	// flags and owner have to be right on return.
+	Open(rec *image.File, e *Env) (fd int, err error)
+}
+
+// Checker is a kind that can tell before anything is restored whether Open would fail.
+type Checker interface {
+	// CheckOpen returns why the file cannot be opened as it was; it opens nothing for good.
+	// warn is what NAME.log should say although it can be restored, or "".
+	CheckOpen(rec *image.File, e *Env) (warn string, err error)
+}
+
+// Finisher is a kind with a step that restored processes themselves have to do, after all
+// their descriptors have their final numbers.
+type Finisher interface {
+	// FinishPIDs lists the processes in which Finish has to be called for the file. All of
+	// them have it open. More than one is rare: workers that share an epoll instance.
+	FinishPIDs(rec *image.File) ([]int32, error)
+	// Finish is called once in each of these processes, which holds the file under the number fd.
+	Finish(rec *image.File, fd int, p Process) error
+}
+
+// Process is what a Finisher may do in a restored process.
+type Process interface {
+	// Syscall runs one system call in the process.
+	Syscall(nr uintptr, args ...uint64) (uint64, error)
+	// Put copies bytes to scratch memory of the process that stays valid until the next Put,
+	// and returns their address there.
+	Put(b []byte) (addr uint64, err error)
+	// PID is the process's id.
+	PID() int
+}
+
+// Found is one open file description as a checkpoint found it.
+type Found struct {
+	FD    int           // our own duplicate of it
+	Link  string        // readlink of /proc/PID/fd/NUM
+	Info  procfs.FDInfo // /proc/PID/fdinfo/NUM
+	Stat  unix.Stat_t   // fstat
+	Flags uint32        // F_GETFL
+	Slots []Slot        // every descriptor of the tree that points at it; Slots[0] is where it was found
+	Ref   image.ObjRef  // its place in Manifest.Files
+}
+
+// Slot is one descriptor of one process.
+type Slot struct {
+	PID int32
+	Num int32
+}
+
+// Scene is what a kind may ask about the rest of the tree.
+type Scene struct {
+	Files []*Found // every open file description of the tree
+	// Outside returns the pid of a process outside the tree that holds a descriptor of the
+	// pipe, fifo or terminal with these device and inode numbers and the wanted access
+	// (unix.O_RDONLY: can read, unix.O_WRONLY: can write), or 0.
+	Outside func(dev, ino uint64, access int) int
+	// Blob puts bytes into the image.
+	Blob func(b []byte) image.ObjRef
+	// Segment returns the shared memory behind a memfd.
+	Segment func(f *Found) (image.ObjRef, error)
+	// Root leads from here to the root directory of the tree: "/", or /proc/PID/root.
+	Root string
+}
+
+// Finding starts a finding about f with its first slot filled in.
+func (f *Found) Finding(sev image.Severity, kind, what, remedy string) image.Finding {
+	return image.Finding{Severity: sev, PID: f.Slots[0].PID, FD: f.Slots[0].Num, Kind: kind, What: what, Remedy: remedy}
+}
+
+// Env is what Open has at hand during a restore.
+type Env struct {
+	Manifest *image.Manifest
+	// Blob returns bytes that Scene.Blob put into the image.
+	Blob func(ref image.ObjRef) ([]byte, error)
+	// Segment returns a descriptor, owned by the caller of Open's driver, of the memory that
+	// Scene.Segment recorded; it may be opened anew through /proc/self/fd.
+	Segment func(ref image.ObjRef) (fd int, err error)
+	// Out returns a new descriptor, opened for appending, of the file that takes what the
+	// restored tree writes to terminals and pipes whose other end is gone.
+	Out func() (fd int, err error)
+	// Strict is the policy files=strict: any change of an open file is refused.
+	Strict bool
+	// Warn adds a line to NAME.log.
+	Warn func(format string, args ...any)
+	// Shared keeps what several files of one restore share, such as the two ends of a pipe,
+	// under a key that a kind chooses (its name and an inode number). Values that implement
+	// io.Closer are closed by CloseShared when every file has been opened.
+	Shared map[string]any
+}

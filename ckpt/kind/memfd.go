@@ -1,0 +1,71 @@
+package kind
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
+)
+
+// memFD is an open file description of a memfd_create(2) file. The memory, its name, size,
+// mode and seals are the segment's; here is only how it is open.
+type memFD struct{}
+
+func (memFD) Name() string { return "memfd" }
+
+func (memFD) Match(f *Found) bool {
+	if f.Stat.Mode&unix.S_IFMT != unix.S_IFREG || f.Flags&unix.O_PATH != 0 || f.Stat.Nlink != 0 ||
+		!strings.HasPrefix(f.Link, "/memfd:") {
+		return false
+	}
+	// A file of that name may lie in the root directory: it is on another filesystem.
+	dev, err := shmDev()
+	return err == nil && dev == f.Stat.Dev || fsType(f) == unix.HUGETLBFS_MAGIC
+}
+
+func (memFD) Check(f *Found, s *Scene) []image.Finding {
+	all := held(f)
+	if fsType(f) == unix.HUGETLBFS_MAGIC {
+		all = append(all, f.refuse("a memfd of huge pages (MFD_HUGETLB) is not kept", "use a memfd without MFD_HUGETLB"))
+	}
+	return all
+}
+
+func (memFD) Dump(f *Found, s *Scene, rec *image.File) error {
+	ref, err := s.Segment(f)
+	if err != nil {
+		return fmt.Errorf("memory of %s: %w", f.Link, err)
+	}
+	rec.Segment = ref
+	return nil
+}
+
+func (memFD) Open(rec *image.File, e *Env) (int, error) {
+	seg, err := e.Segment(rec.Segment)
+	if err != nil {
+		return -1, fmt.Errorf("memory of %s: %w", rec.Path, err)
+	}
+	fd, err := reopen(seg, openFlags(rec.Flags))
+	if err == nil {
+		fd, err = finished(fd, rec.Flags, 0, rec.Pos)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("%s: %w", rec.Path, err)
+	}
+	return fd, nil
+}
+
+// shmDev is the device number of the kernel's own tmpfs mount, where memfds live.
+func shmDev() (uint64, error) {
+	fd, err := unix.MemfdCreate("ckptfs", unix.MFD_CLOEXEC)
+	if err != nil {
+		return 0, fmt.Errorf("memfd_create: %w", err)
+	}
+	defer unix.Close(fd) // empty
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return 0, fmt.Errorf("fstat of a memfd: %w", err)
+	}
+	return st.Dev, nil
+}

@@ -1,0 +1,196 @@
+package kind
+
+import (
+	"fmt"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
+)
+
+// What pipes and fifos have in common: a buffer with a capacity, and ends.
+
+// pipeRec is the record of one open file description of a pipe or fifo.
+type pipeRec struct {
+	identity
+	Capacity int    `cbor:"8,keyasint"` // bytes, F_GETPIPE_SZ
+	UID      uint32 `cbor:"9,keyasint"`
+	GID      uint32 `cbor:"10,keyasint"`
+	Outside  bool   `cbor:"11,keyasint,omitempty"` // a process outside the tree held the other end
+	Deleted  bool   `cbor:"12,keyasint,omitempty"` // fifo without a name
+}
+
+// pipeEnds tells which ends of a pipe a tree holds, and where its content is.
+type pipeEnds struct {
+	read, write bool
+	blob        image.ObjRef
+}
+
+func (p *pipeEnds) add(flags uint32) {
+	p.read = p.read || readable(flags)
+	p.write = p.write || writable(flags)
+}
+
+// endsOf looks for the ends of the pipe f in the whole tree.
+func endsOf(f *Found, s *Scene) pipeEnds {
+	var p pipeEnds
+	p.add(f.Flags)
+	for _, g := range s.Files {
+		if sameInode(f, g) {
+			p.add(g.Flags)
+		}
+	}
+	return p
+}
+
+// recordedEnds is the same for the restore.
+func recordedEnds(kind string, r *pipeRec, e *Env) (pipeEnds, error) {
+	all, err := shared(e, "ends of every "+kind, func() (map[string]*pipeEnds, error) { return allEnds(kind, e) })
+	if err != nil {
+		return pipeEnds{}, err
+	}
+	if p := all[inodeKey(kind, r.Dev, r.Ino)]; p != nil {
+		return *p, nil
+	}
+	return pipeEnds{}, fmt.Errorf("the %s with inode %d is not in the image", kind, r.Ino)
+}
+
+// allEnds reads the records of all pipes of the image, or all fifos.
+func allEnds(kind string, e *Env) (map[string]*pipeEnds, error) {
+	all := map[string]*pipeEnds{}
+	for i := range e.Manifest.Files {
+		rec := &e.Manifest.Files[i]
+		if rec.Kind != kind {
+			continue
+		}
+		var r pipeRec
+		if err := decodeRec(rec, &r); err != nil {
+			return nil, err
+		}
+		key := inodeKey(kind, r.Dev, r.Ino)
+		if all[key] == nil {
+			all[key] = &pipeEnds{}
+		}
+		all[key].add(rec.Flags)
+		all[key].blob = max(all[key].blob, rec.Blob)
+	}
+	return all, nil
+}
+
+// packetFindings refuses packet mode, where the borders between writes count.
+func packetFindings(f *Found) []image.Finding {
+	if f.Flags&unix.O_DIRECT == 0 {
+		return nil
+	}
+	return []image.Finding{f.refuse("it is in packet mode (O_DIRECT), and the borders between packets cannot be read without taking them out",
+		"use a pipe without O_DIRECT, or a socket pair of type SOCK_SEQPACKET")}
+}
+
+// describePipe makes the record of f, and puts the content of the pipe into the image if f comes
+// first of its open file descriptions and somebody in the tree can read it.
+func describePipe(f *Found, s *Scene, rec *image.File) (*pipeRec, error) {
+	size, err := unix.FcntlInt(uintptr(f.FD), unix.F_GETPIPE_SZ, 0)
+	if err != nil {
+		return nil, fmt.Errorf("F_GETPIPE_SZ: %w", err)
+	}
+	r := &pipeRec{identity: identify(&f.Stat), Capacity: size, UID: f.Stat.Uid, GID: f.Stat.Gid}
+	r.Size, r.MTime = 0, 0 // they say nothing about a pipe
+	ends := endsOf(f, s)
+	other := unix.O_RDONLY
+	if readable(f.Flags) {
+		other = unix.O_WRONLY
+	}
+	r.Outside = s.Outside(f.Stat.Dev, f.Stat.Ino, other) != 0
+	if first(f, s) != f || !ends.read {
+		return r, nil
+	}
+	data, err := peekPipe(readEnd(f, s), size)
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > 0 {
+		rec.Blob = s.Blob(data)
+	}
+	return r, nil
+}
+
+// readEnd returns a descriptor of the pipe f that can read.
+func readEnd(f *Found, s *Scene) int {
+	for _, g := range s.Files {
+		if sameInode(f, g) && readable(g.Flags) {
+			return g.FD
+		}
+	}
+	return f.FD
+}
+
+// peekPipe copies what is in a pipe of the given capacity and leaves it there: tee(2) into a
+// pipe of our own, which is then read.
+func peekPipe(fd, capacity int) ([]byte, error) {
+	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	if err != nil {
+		return nil, fmt.Errorf("FIONREAD: %w", err)
+	}
+	if n == 0 {
+		return nil, nil
+	}
+	var own [2]int
+	if err := unix.Pipe2(own[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("pipe2: %w", err)
+	}
+	defer unix.Close(own[0]) // it held a copy only
+	defer unix.Close(own[1])
+	// tee always begins at the head, so that everything has to fit at once.
+	if _, err := unix.FcntlInt(uintptr(own[1]), unix.F_SETPIPE_SZ, capacity); err != nil {
+		return nil, fmt.Errorf("F_SETPIPE_SZ %d for a copy of its content: %w", capacity, err)
+	}
+	if got, err := unix.Tee(fd, own[1], n, unix.SPLICE_F_NONBLOCK); err != nil || int(got) != n {
+		return nil, fmt.Errorf("tee of %d bytes gave %d: %w", n, got, orShort(err))
+	}
+	data := make([]byte, n)
+	// One read takes everything, but stops at the end of a packet.
+	if got, err := unix.Read(own[0], data); err != nil || got != n {
+		return nil, fmt.Errorf("it holds packets (O_DIRECT was set while they were written), whose borders cannot be kept; read it empty first: %w", orShort(err))
+	}
+	return data, nil
+}
+
+// orShort is err, or what a short count means.
+func orShort(err error) error {
+	if err == nil {
+		return unix.EMSGSIZE
+	}
+	return err
+}
+
+// fillPipe sets the capacity of the pipe behind the write end fd, which must not
+// block, and writes the recorded content into it.
+func fillPipe(fd int, r *pipeRec, ends pipeEnds, e *Env) error {
+	size, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0)
+	if err != nil {
+		return fmt.Errorf("F_GETPIPE_SZ: %w", err)
+	}
+	if size != r.Capacity {
+		got, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, r.Capacity)
+		if err != nil || got != r.Capacity {
+			return fmt.Errorf("it had a capacity of %d bytes and gets %d; raise /proc/sys/fs/pipe-max-size or pipe-user-pages-soft: %w", r.Capacity, max(got, 0), orShort(err))
+		}
+	}
+	if ends.blob == 0 {
+		return nil
+	}
+	data, err := e.Blob(ends.blob)
+	if err != nil {
+		return fmt.Errorf("its content: %w", err)
+	}
+	for done := 0; done < len(data); {
+		n, err := unix.Write(fd, data[done:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("writing its content back (%d of %d bytes): %w", done, len(data), err)
+		}
+		done += n
+	}
+	return nil
+}

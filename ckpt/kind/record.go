@@ -1,0 +1,40 @@
+package kind
+
+import (
+	"fmt"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/fxamacker/cbor/v2"
+)
+
+// encodeRec puts a kind's own record into rec. The encoding is deterministic: the same
+// state gives the same bytes, so that two images of one tree share their chunks.
+func encodeRec(rec *image.File, v any) error {
+	mode, err := cbor.CoreDetEncOptions().EncMode()
+	if err != nil {
+		return fmt.Errorf("record of a %s: %w", rec.Kind, err)
+	}
+	b, err := mode.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("record of a %s: %w", rec.Kind, err)
+	}
+	rec.Rec = b
+	return nil
+}
+
+// decodeRec reads a kind's own record. A field that this version does not know is an
+// error: what it says would be lost silently.
+func decodeRec(rec *image.File, v any) error {
+	mode, err := cbor.DecOptions{
+		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
+		IndefLength:       cbor.IndefLengthForbidden,
+		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
+	}.DecMode()
+	if err != nil {
+		return fmt.Errorf("record of a %s: %w", rec.Kind, err)
+	}
+	if err := mode.Unmarshal(rec.Rec, v); err != nil {
+		return fmt.Errorf("record of the %s %q in the image is damaged or of a newer version: %w", rec.Kind, rec.Path, err)
+	}
+	return nil
+}

@@ -1,0 +1,153 @@
+package kind
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
+)
+
+// regular is a regular file. One that still has its path is opened by it again; it may have
+// grown or changed since, since the tree goes on writing after a checkpoint, but its offset
+// must lie in it. One that was deleted while open is carried in the image, see carry.go.
+type regular struct{}
+
+// regularRec is the record of a regular file; Carried is set for a deleted one.
+type regularRec struct {
+	identity
+	Hint    uint64   `cbor:"8,keyasint,omitempty"` // F_GET_RW_HINT; 0: not set
+	Carried *carried `cbor:"9,keyasint,omitempty"`
+}
+
+func (regular) Name() string { return "file" }
+
+func (regular) Match(f *Found) bool {
+	return f.Stat.Mode&unix.S_IFMT == unix.S_IFREG && f.Flags&unix.O_PATH == 0 &&
+		strings.HasPrefix(f.Link, "/") && !memFD{}.Match(f)
+}
+
+func (regular) Check(f *Found, s *Scene) []image.Finding {
+	all := held(f)
+	if what, remedy := specialRefusal(f); what != "" {
+		return append(all, f.refuse(what, remedy))
+	}
+	switch path, where := locate(f, s.Root); where {
+	case hidden:
+		all = append(all, hiddenFinding(f, path))
+	case deleted:
+		all = append(all, carryFindings(f, s)...)
+	}
+	return all
+}
+
+func (regular) Dump(f *Found, s *Scene, rec *image.File) error {
+	r := regularRec{identity: identify(&f.Stat), Hint: writeHint(f.FD)}
+	path, where := locate(f, s.Root)
+	rec.Path = path
+	switch where {
+	case hidden:
+		return fmt.Errorf("%s: its path leads to another file", path)
+	case deleted:
+		c, err := carry(f, s, rec)
+		if err != nil {
+			return fmt.Errorf("deleted file %s: %w", path, err)
+		}
+		r.Carried = c
+	}
+	return encodeRec(rec, &r)
+}
+
+func (regular) Open(rec *image.File, e *Env) (int, error) {
+	var r regularRec
+	if err := decodeRec(rec, &r); err != nil {
+		return -1, err
+	}
+	if r.Carried != nil {
+		return openCarried(rec, &r, e)
+	}
+	fd, st, err := openPath(rec, &r.identity)
+	if err != nil {
+		return -1, err
+	}
+	warn, err := r.judge(rec, fd, st, e.Strict)
+	if err == nil {
+		fd, err = finished(fd, rec.Flags, 0, rec.Pos)
+	} else {
+		unix.Close(fd) // never used
+	}
+	if err != nil {
+		return -1, fmt.Errorf("open file %s: %w", rec.Path, err)
+	}
+	if warn != "" {
+		e.Warn("%s", warn)
+	}
+	setWriteHint(fd, r.Hint, rec.Path, e)
+	return fd, nil
+}
+
+func (regular) CheckOpen(rec *image.File, e *Env) (string, error) {
+	var r regularRec
+	if err := decodeRec(rec, &r); err != nil {
+		return "", err
+	}
+	if r.Carried != nil {
+		return "", checkCarried(rec)
+	}
+	var st unix.Stat_t
+	if err := statPath(rec.Path, r.Mode, &st); err != nil {
+		return "", missing(rec.Path, err)
+	}
+	warn, err := r.judge(rec, -1, &st, e.Strict)
+	if err != nil {
+		return "", err
+	}
+	return warn, mayOpen(rec.Path, rec.Flags)
+}
+
+// judge compares what the path leads to now with the record. fd is the opened file, or -1
+// if only its path was looked at.
+func (r *regularRec) judge(rec *image.File, fd int, now *unix.Stat_t, strict bool) (warn string, err error) {
+	if err := r.sameKind(rec.Path, now); err != nil {
+		return "", err
+	}
+	var fs unix.Statfs_t
+	if fd >= 0 {
+		err = unix.Fstatfs(fd, &fs)
+	} else {
+		err = unix.Statfs(rec.Path, &fs)
+	}
+	if err != nil {
+		return "", missing(rec.Path, err)
+	}
+	if pseudo(int64(fs.Type)) {
+		return "", nil
+	}
+	// An offset behind the end is lawful; what may not be is that the end moved below it.
+	if now.Size < r.Size && now.Size < rec.Pos {
+		return "", fmt.Errorf("open file %s has %d bytes now, but it was being read or written at offset %d; put the old content back",
+			rec.Path, now.Size, rec.Pos)
+	}
+	return verdict(rec.Path, strict, r.replaced(now), r.changed(now))
+}
+
+// openPath opens the path of rec with its flags and says what was opened. It looks first:
+// opening a fifo or a device by mistake could wait, or do something.
+func openPath(rec *image.File, id *identity) (int, *unix.Stat_t, error) {
+	var st unix.Stat_t
+	if err := statPath(rec.Path, id.Mode, &st); err != nil {
+		return -1, nil, missing(rec.Path, err)
+	}
+	if err := id.sameKind(rec.Path, &st); err != nil {
+		return -1, nil, err
+	}
+	fd, err := unix.Open(rec.Path, openFlags(rec.Flags), 0)
+	if err != nil {
+		return -1, nil, missing(rec.Path, err)
+	}
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd) // never used
+		return -1, nil, fmt.Errorf("open file %s: fstat: %w", rec.Path, err)
+	}
+	return fd, &st, nil
+}

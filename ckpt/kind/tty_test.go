@@ -1,0 +1,109 @@
+package kind
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
+)
+
+// newTerminal makes a pseudoterminal.
+func newTerminal(t *testing.T) (master int, path string) {
+	t.Helper()
+	master = open(t, "/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY)
+	must(t, unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0))
+	n, err := unix.IoctlGetUint32(master, unix.TIOCGPTN)
+	must(t, err)
+	return master, "/dev/pts/" + itoa(int(n))
+}
+
+func TestTerminalReattached(t *testing.T) {
+	master, path := newTerminal(t)
+	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 { // what openpty(3) of glibc uses
+		t.Fatal(errno)
+	}
+	defer unix.Close(int(peer))
+	fds := []int{open(t, path, unix.O_RDWR|unix.O_NOCTTY), open(t, path, unix.O_RDONLY|unix.O_NOCTTY|unix.O_NONBLOCK), int(peer)}
+	s := newStage(t)
+	s.add(fds...)
+	all := s.check()
+	if len(all) != 3 {
+		t.Fatal(all)
+	}
+	wantFinding(t, all[:1], image.Lose, path, "reattached if it still exists")
+	recs := s.dump()
+	got, err := s.open()
+	must(t, err)
+	for i, fd := range got {
+		if link, _ := os.Readlink("/proc/self/fd/" + itoa(fd)); link != path {
+			t.Errorf("link %q", link)
+		}
+		if now := uint32(flagsOf(t, fd)); (now^recs[i].Flags)&^largeFile != 0 {
+			t.Errorf("flags %#o, were %#o", now, recs[i].Flags)
+		}
+	}
+	wantWords(t, strings.Join(s.warned, "\n"), "still exists and is used again")
+}
+
+func TestTerminalGone(t *testing.T) {
+	for _, how := range []string{"closed", "another user's"} {
+		t.Run(how, func(t *testing.T) {
+			master, path := newTerminal(t)
+			fds := []int{open(t, path, unix.O_RDWR|unix.O_NOCTTY), open(t, path, unix.O_RDONLY|unix.O_NOCTTY), open(t, path, unix.O_WRONLY|unix.O_NOCTTY)}
+			s := newStage(t)
+			s.add(fds...)
+			s.dump()
+			if how == "closed" {
+				gone(t, append(fds, master)...)
+			} else {
+				must(t, os.Chown(path, 1234, -1))
+			}
+			got, err := s.open()
+			must(t, err)
+			buf := make([]byte, 9)
+			write := func(fd int, text string) {
+				t.Helper()
+				_, err := unix.Write(fd, []byte(text))
+				must(t, err)
+			}
+			write(got[0], "prompt$ ")
+			write(got[2], "output of another process\n")
+			// What others wrote is never read as input.
+			for _, fd := range got[:2] {
+				if n, err := unix.Read(fd, buf); n != 0 || err != nil {
+					t.Errorf("read %q %v, want end of file", buf[:max(n, 0)], err)
+				}
+			}
+			write(got[0], "bye")
+			if s.output() != "prompt$ output of another process\nbye" {
+				t.Errorf("output %q", s.output())
+			}
+			ep := newEpoll(t)
+			watch(t, ep, got[1], unix.EPOLLIN, 0) // /dev/null could not be watched
+			wantWords(t, strings.Join(s.warned, "\n"), "is gone or belongs to someone else")
+		})
+	}
+}
+
+func TestTerminalMaster(t *testing.T) {
+	master, _ := newTerminal(t)
+	s := newStage(t)
+	s.add(master)
+	refused(t, s.check(), "master side of a pseudoterminal", "checkpoint the processes inside the terminal")
+}
+
+func TestTerminalNumbers(t *testing.T) {
+	for _, d := range [][2]uint32{{4, 1}, {4, 64}, {5, 0}, {5, 1}, {136, 0}, {143, 9}, {188, 0}, {204, 64}} {
+		if !ttyDevice(unix.Mkdev(d[0], d[1])) {
+			t.Errorf("%d:%d is a terminal", d[0], d[1])
+		}
+	}
+	for _, d := range [][2]uint32{{1, 3}, {7, 0}, {10, 229}, {195, 0}} {
+		if ttyDevice(unix.Mkdev(d[0], d[1])) {
+			t.Errorf("%d:%d is no terminal", d[0], d[1])
+		}
+	}
+}

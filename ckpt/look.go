@@ -1,0 +1,280 @@
+package ckpt
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/kind"
+	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/task"
+	"golang.org/x/sys/unix"
+)
+
+// looked is what can be learned of a process without stopping it.
+type looked struct {
+	pid    int
+	stat   procfs.Stat
+	status procfs.Status
+	areas  []area
+}
+
+// zombie reports whether nothing but an exit status is left of the process.
+func (l *looked) zombie() bool { return l.stat.State == 'Z' }
+
+// survey is a look at a whole tree.
+type survey struct {
+	root     int
+	procs    []*looked // parents before children
+	findings []image.Finding
+	out      *outside
+}
+
+// look surveys the tree below root without disturbing it. What vanishes meanwhile is left
+// out. Only an impossible root is an error; what cannot be kept becomes a finding.
+func look(root int) (*survey, error) {
+	pids, err := Tree(root)
+	if err != nil {
+		return nil, err
+	}
+	if err := refuseSelf(root, pids); err != nil {
+		return nil, err
+	}
+	s := &survey{root: root}
+	for _, pid := range pids {
+		l, err := s.lookAt(pid)
+		if gone(err) && pid != root {
+			continue
+		}
+		if err != nil {
+			return nil, &TargetError{pid, err, ""}
+		}
+		s.procs = append(s.procs, l)
+	}
+	s.checkShared()
+	if err := s.lookAtFiles(); err != nil {
+		return nil, err
+	}
+	s.findings = unique(s.findings)
+	return s, nil
+}
+
+// lookAt reads one process and finds what of it cannot be kept, its files excepted.
+func (s *survey) lookAt(pid int) (*looked, error) {
+	l := &looked{pid: pid}
+	var err error
+	if l.stat, err = readStat(pid); err != nil {
+		return nil, err
+	}
+	if l.status, err = readStatus(pid); err != nil {
+		return nil, err
+	}
+	if l.zombie() {
+		return l, nil
+	}
+	s.findings = append(s.findings, checkTraceable(l)...)
+	if err := task.Check(pid, func(f image.Finding) { s.findings = append(s.findings, f) }); err != nil {
+		return nil, err
+	}
+	smaps, err := readSmaps(pid)
+	if err != nil {
+		return nil, err
+	}
+	var bad []image.Finding
+	l.areas, bad = areas(pid, smaps)
+	s.findings = append(s.findings, bad...)
+	return l, s.checkGuards(l)
+}
+
+// checkTraceable finds a process that cannot be stopped as a whole.
+func checkTraceable(l *looked) []image.Finding {
+	f := image.Finding{Severity: image.Refuse, PID: int32(l.pid), FD: image.NoFD}
+	if t := l.status.TracerPid; t != 0 && !ours(t) {
+		f.Kind, f.What = "traced process", fmt.Sprintf("pid %d traces it, and a process has room for one tracer", t)
+		f.Remedy = fmt.Sprintf("end pid %d (a debugger or strace) first", t)
+		return []image.Finding{f}
+	}
+	tids, err := threads(l.pid)
+	if err != nil {
+		return nil // it vanished; whoever needs it finds out
+	}
+	for _, tid := range tids {
+		b, err := readFile(fmt.Sprintf("/proc/%d/task/%d/stat", l.pid, tid))
+		if err != nil {
+			continue
+		}
+		st, err := procfs.ParseStat(b)
+		if err != nil {
+			continue
+		}
+		if tid == l.pid && st.State == 'Z' && len(tids) > 1 {
+			f.Kind, f.What, f.Remedy = "exited main thread", "its main thread has called pthread_exit while others run on", "wait until it ends"
+			return []image.Finding{f}
+		}
+		if st.State == 'D' && wchan(l.pid, tid) == "kernel_clone" {
+			f.TID = int32(tid)
+			f.Kind, f.What, f.Remedy = "vfork", "it waits in vfork(2) for its child to exec or exit and cannot be stopped until then", "try again in a moment"
+			return []image.Finding{f}
+		}
+	}
+	return nil
+}
+
+// ours reports whether a tracer is a thread of this process, as with a tree held by Freeze.
+func ours(tracer int) bool {
+	_, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", tracer))
+	return err == nil
+}
+
+// wchan names the kernel function a thread sleeps in.
+func wchan(pid, tid int) string {
+	b, err := readFile(fmt.Sprintf("/proc/%d/task/%d/wchan", pid, tid))
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+// checkGuards refuses guard regions: a restored page would be readable again.
+func (s *survey) checkGuards(l *looked) error {
+	sc, err := newScanner(l.pid)
+	if err != nil {
+		return err
+	}
+	defer sc.close()
+	for i := range l.areas {
+		a := &l.areas[i]
+		if !a.hasPages() {
+			continue
+		}
+		at, err := sc.guard(a)
+		if err != nil {
+			return err
+		}
+		if at != 0 {
+			s.findings = append(s.findings, image.Finding{Severity: image.Refuse, PID: int32(l.pid), FD: image.NoFD, Addr: at,
+				Kind: "guard region", What: "guard pages of madvise(2) cannot be made anew yet", Remedy: "let the program use mprotect(2) for guards"})
+		}
+	}
+	return nil
+}
+
+// pids lists the processes of the survey that have files and memory.
+func (s *survey) pids() []int {
+	var out []int
+	for _, l := range s.procs {
+		if !l.zombie() {
+			out = append(out, l.pid)
+		}
+	}
+	return out
+}
+
+// checkShared refuses processes that share what only threads may share: the image could hold
+// it, but a restore cannot give it to two processes yet.
+func (s *survey) checkShared() {
+	names := map[int]string{kcmpVM: "memory (CLONE_VM)", kcmpFiles: "descriptor table (CLONE_FILES)", kcmpFS: "cwd and umask (CLONE_FS)", kcmpSighand: "signal handlers (CLONE_SIGHAND)"}
+	pids := s.pids()
+	if parent := s.procs[0].stat.PPID; parent > 1 {
+		pids = append(pids, parent)
+	}
+	for _, typ := range []int{kcmpVM, kcmpFiles, kcmpFS, kcmpSighand} {
+		sorted := slices.Clone(pids)
+		slices.SortFunc(sorted, func(a, b int) int { c, _ := kcmpTasks(a, b, typ); return c })
+		for i := 1; i < len(sorted); i++ {
+			a, b := sorted[i-1], sorted[i]
+			if c, err := kcmpTasks(a, b, typ); err == nil && c == 0 {
+				s.findings = append(s.findings, image.Finding{Severity: image.Refuse, PID: int32(a), FD: image.NoFD, Kind: "shared " + names[typ],
+					What: fmt.Sprintf("pid %d and pid %d share it without being threads of one process", a, b), Remedy: "wait until one of them ends or calls exec"})
+			}
+		}
+	}
+}
+
+// lookAtFiles finds what of the tree's files and shared memory cannot be kept.
+func (s *survey) lookAtFiles() error {
+	set, err := collectFiles(s.pids(), false)
+	if err != nil {
+		return err
+	}
+	defer set.close()
+	s.out = newOutside(s.treePIDs())
+	s.findings = append(s.findings, set.check(s.scene(set))...)
+	s.checkSegments()
+	return nil
+}
+
+func (s *survey) treePIDs() []int {
+	pids := make([]int, len(s.procs))
+	for i, l := range s.procs {
+		pids[i] = l.pid
+	}
+	return pids
+}
+
+// scene is what the kinds may ask while nothing is dumped.
+func (s *survey) scene(set *fileSet) *kind.Scene {
+	return &kind.Scene{Files: set.found, Outside: s.out.fd, Root: procPath(s.root, "root"),
+		Blob:    func([]byte) image.ObjRef { return 0 },
+		Segment: func(*kind.Found) (image.ObjRef, error) { return 0, nil }}
+}
+
+// checkSegments refuses shared memory that somebody outside the tree sees too: after a
+// restore there would be two of it.
+func (s *survey) checkSegments() {
+	for _, l := range s.procs {
+		for i := range l.areas {
+			a := &l.areas[i]
+			if a.kind != image.VMASegment || !a.Shared {
+				continue
+			}
+			if pid := s.out.memory(a.Dev, a.Ino); pid != 0 {
+				s.findings = append(s.findings, image.Finding{Severity: image.Refuse, PID: int32(l.pid), FD: image.NoFD, Addr: a.Start,
+					Kind: "shared memory " + a.Path, What: fmt.Sprintf("pid %d, which is outside the tree, shares it", pid),
+					Remedy: fmt.Sprintf("checkpoint a tree that holds pid %d too", pid)})
+			}
+		}
+	}
+}
+
+// unique drops findings that say the same of several mappings or descriptors twice.
+func unique(all []image.Finding) []image.Finding {
+	seen := map[string]bool{}
+	out := slices.DeleteFunc(all, func(f image.Finding) bool {
+		s := f.String()
+		dup := seen[s]
+		seen[s] = true
+		return dup
+	})
+	slices.SortStableFunc(out, func(a, b image.Finding) int { return cmp.Compare(a.Severity, b.Severity) })
+	return out
+}
+
+// The types of kcmp(2) beside files, from linux/kcmp.h.
+const (
+	kcmpVM      = 1
+	kcmpFiles   = 2
+	kcmpFS      = 3
+	kcmpSighand = 4
+)
+
+// kcmpTasks orders two processes by one of the objects that processes may share.
+func kcmpTasks(a, b, typ int) (int, error) {
+	r, _, errno := unix.RawSyscall6(unix.SYS_KCMP, uintptr(a), uintptr(b), uintptr(typ), 0, 0, 0)
+	if errno != 0 {
+		return cmp.Compare(a, b), errno
+	}
+	return [4]int{0, -1, 1, 1}[r&3], nil
+}
+
+// Explain lists every refusal and every loss that a checkpoint of the tree below pid would
+// meet now, refusals first. It freezes nothing and changes nothing.
+func Explain(pid int) ([]image.Finding, error) {
+	s, err := look(pid)
+	if err != nil {
+		return nil, err
+	}
+	return s.findings, nil
+}

@@ -1,0 +1,134 @@
+package ckpt
+
+import (
+	"bytes"
+	"os"
+	"testing"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"golang.org/x/sys/unix"
+)
+
+func TestClassify(t *testing.T) {
+	for _, c := range []struct {
+		m    procfs.Mapping
+		want image.VMAKind
+	}{
+		{procfs.Mapping{}, image.VMAAnon},
+		{procfs.Mapping{Path: "[heap]"}, image.VMAAnon},
+		{procfs.Mapping{Path: "[vdso]"}, image.VMAVDSO},
+		{procfs.Mapping{Path: "[vvar_vclock]"}, image.VMAVvar},
+		{procfs.Mapping{Path: "/lib/x.so", Ino: 5}, image.VMAFilePrivate},
+		{procfs.Mapping{Path: "/tmp/f", Ino: 5, Shared: true}, image.VMAFileShared},
+		{procfs.Mapping{Path: "/dev/zero", Ino: 5, Shared: true, Deleted: true}, image.VMASegment},
+		{procfs.Mapping{Path: "/dev/zero", Ino: 5}, image.VMAFilePrivate},
+		{procfs.Mapping{Path: "/memfd:x", Ino: 5, Deleted: true}, image.VMASegment},
+	} {
+		if got := classify(&c.m); got != c.want {
+			t.Errorf("classify(%+v) = %d, want %d", c.m, got, c.want)
+		}
+	}
+}
+
+func TestCheckAreaRefuses(t *testing.T) {
+	for _, c := range []struct {
+		s    procfs.Smap
+		want string
+	}{
+		{procfs.Smap{Flags: []string{"rd", "um"}}, "userfaultfd mapping"},
+		{procfs.Smap{Flags: []string{"sl"}}, "sealed mapping"},
+		{procfs.Smap{Flags: []string{"io", "pf"}}, "device memory"},
+		{procfs.Smap{ProtectionKey: 3}, "protection key"},
+		{procfs.Smap{Mapping: procfs.Mapping{Path: "/SYSV00000000", Ino: 3, Shared: true, Deleted: true}}, "SysV shared memory"},
+		{procfs.Smap{Mapping: procfs.Mapping{Path: "/[aio]", Ino: 3, Shared: true, Deleted: true}}, "AIO context"},
+		{procfs.Smap{Mapping: procfs.Mapping{Path: "/tmp/gone", Ino: 3, Deleted: true}}, "mapped file /tmp/gone"},
+	} {
+		c.s.Start, c.s.End = 0x1000, 0x2000
+		a := area{Smap: c.s, kind: classify(&c.s.Mapping)}
+		f, refused := checkArea(os.Getpid(), &a)
+		if !refused || f.Kind != c.want || f.Addr != 0x1000 || f.What == "" || f.Remedy == "" {
+			t.Errorf("checkArea(%+v) = %+v, %v; want a refusal of %q at 0x1000", c.s, f, refused, c.want)
+		}
+	}
+}
+
+// TestExtents maps memory here and finds just the pages that were written.
+func TestExtents(t *testing.T) {
+	page := os.Getpagesize()
+	mem, err := unix.Mmap(-1, 0, 8*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(mem)
+	if err := unix.Madvise(mem, unix.MADV_NOHUGEPAGE); err != nil {
+		t.Fatal(err)
+	}
+	mem[1*page], mem[2*page], mem[6*page] = 1, 2, 3
+	sum := mem[4*page] // reading maps the shared zero page, which is no data
+	sc, err := newScanner(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sc.close()
+	base := addrOf(mem)
+	a := area{Smap: procfs.Smap{Mapping: procfs.Mapping{Start: base, End: base + uint64(len(mem))}}, kind: image.VMAAnon}
+	got, err := sc.extents(&a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []image.Extent{{Start: base + uint64(page), Len: 2 * uint64(page)}, {Start: base + 6*uint64(page), Len: uint64(page)}}
+	if len(got) != 2 || got[0] != want[0] || got[1] != want[1] || sum != 0 {
+		t.Errorf("extents = %x, want %x", got, want)
+	}
+	h, err := newHeld(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.free()
+	self, err := os.Open("/proc/self/mem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer self.Close()
+	if err := h.fill(self); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, page)
+	if _, err := h.ReadAt(b, int64(base)+6*int64(page)); err != nil || b[0] != 3 {
+		t.Errorf("ReadAt = %v, first byte %d; want 3", err, b[0])
+	}
+	if _, err := h.ReadAt(b, int64(base)); err == nil {
+		t.Error("ReadAt of a page that was not copied succeeded")
+	}
+}
+
+// TestSegmentIsCapturedOnce adds a memfd with a hole and a short last page.
+func TestSegmentIsCapturedOnce(t *testing.T) {
+	fd, err := unix.MemfdCreate("seg", unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "seg")
+	defer f.Close()
+	page := int64(os.Getpagesize())
+	for off, s := range map[int64]string{0: "head", 4 * page: "tail"} {
+		if _, err := f.WriteAt([]byte(s), off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	segs := newSegments()
+	defer segs.free()
+	ref, err := segs.add(f, inode{1, 2}, "/memfd:seg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seg := segs.list[ref-1]
+	if !seg.Memfd || seg.Name != "seg" || seg.Size != 4*page+4 || len(seg.Extents) != 2 {
+		t.Errorf("segment = %+v", seg)
+	}
+	b := make([]byte, page)
+	if _, err := segs.copies[0].ReadAt(b, 4*page); err != nil || !bytes.HasPrefix(b, []byte("tail\x00")) {
+		t.Errorf("ReadAt = %v, %q", err, b[:8])
+	}
+}

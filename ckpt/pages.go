@@ -1,0 +1,136 @@
+package ckpt
+
+import (
+	"fmt"
+	"math/bits"
+	"os"
+	"runtime"
+	"unsafe"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
+)
+
+// PAGEMAP_SCAN of linux/fs.h (Linux 6.7), see Documentation/admin-guide/mm/pagemap.rst.
+const (
+	pagemapScan = 0xc0606610
+
+	pageIsFile    = 1 << 2
+	pageIsPresent = 1 << 3
+	pageIsSwapped = 1 << 4
+	pageIsPfnZero = 1 << 5
+	pageIsGuard   = 1 << 8 // Linux 6.15: MADV_GUARD_INSTALL
+)
+
+// pmScanArg is struct pm_scan_arg.
+type pmScanArg struct {
+	size, flags, start, end, walkEnd, vec, vecLen, maxPages uint64
+	inverted, mask, anyOf, returned                         uint64
+}
+
+// pageRegion is struct page_region.
+type pageRegion struct {
+	start, end, categories uint64
+}
+
+// scanner finds the pages of a process that hold something.
+type scanner struct {
+	pid     int
+	pagemap *os.File
+	vec     []pageRegion
+	guards  bool // the kernel can tell guard regions
+}
+
+func newScanner(pid int) (*scanner, error) {
+	f, err := os.Open(procPath(pid, "pagemap"))
+	if err != nil {
+		return nil, err
+	}
+	s := &scanner{pid: pid, pagemap: f, vec: make([]pageRegion, 512)}
+	// A kernel that does not know the category answers EINVAL before it looks at a page.
+	s.guards = s.scan(0, 0, &pmScanArg{mask: pageIsGuard, returned: pageIsGuard}, func(pageRegion) {}) == nil
+	return s, nil
+}
+
+func (s *scanner) close() { s.pagemap.Close() }
+
+// scan runs PAGEMAP_SCAN over [start, end) and calls f for each region it reports.
+func (s *scanner) scan(start, end uint64, arg *pmScanArg, f func(pageRegion)) error {
+	for {
+		a := *arg
+		a.size, a.start, a.end = uint64(unsafe.Sizeof(a)), start, end
+		a.vec, a.vecLen = uint64(uintptr(unsafe.Pointer(&s.vec[0]))), uint64(len(s.vec))
+		n, _, errno := unix.Syscall(unix.SYS_IOCTL, s.pagemap.Fd(), pagemapScan, uintptr(unsafe.Pointer(&a)))
+		runtime.KeepAlive(s)
+		if errno != 0 {
+			return fmt.Errorf("pid %d: PAGEMAP_SCAN of %#x-%#x: %w", s.pid, start, end, errno)
+		}
+		for _, r := range s.vec[:n] {
+			f(r)
+		}
+		if a.walkEnd >= end || a.walkEnd <= start {
+			return nil
+		}
+		start = a.walkEnd
+	}
+}
+
+// extents returns the pages of an area that an image has to hold: those that are present or
+// swapped out, but not the shared zero page and, in a private file mapping, not those that
+// are still the file's own.
+func (s *scanner) extents(a *area) ([]image.Extent, error) {
+	if a.hasFlag("ht") {
+		return s.hugeExtents(a)
+	}
+	arg := pmScanArg{anyOf: pageIsPresent | pageIsSwapped, inverted: pageIsPfnZero, mask: pageIsPfnZero,
+		returned: pageIsPresent | pageIsSwapped}
+	if a.kind != image.VMAAnon {
+		arg.inverted |= pageIsFile
+		arg.mask |= pageIsFile
+	}
+	var out []image.Extent
+	err := s.scan(a.Start, a.End, &arg, func(r pageRegion) {
+		if n := len(out); n > 0 && out[n-1].Start+out[n-1].Len == r.start {
+			out[n-1].Len += r.end - r.start
+			return
+		}
+		out = append(out, image.Extent{Start: r.start, Len: r.end - r.start})
+	})
+	return out, err
+}
+
+// hugeExtents is extents for hugetlb, whose pages PAGEMAP_SCAN reports as file pages.
+func (s *scanner) hugeExtents(a *area) ([]image.Extent, error) {
+	var out []image.Extent
+	arg := pmScanArg{anyOf: pageIsPresent | pageIsSwapped, returned: pageIsPresent}
+	err := s.scan(a.Start, a.End, &arg, func(r pageRegion) {
+		out = append(out, image.Extent{Start: r.start, Len: r.end - r.start})
+	})
+	return out, err
+}
+
+// guard returns the first guard page (MADV_GUARD_INSTALL) of an area, or 0.
+func (s *scanner) guard(a *area) (uint64, error) {
+	if !s.guards {
+		return 0, nil
+	}
+	first := uint64(0)
+	err := s.scan(a.Start, a.End, &pmScanArg{mask: pageIsGuard, returned: pageIsGuard}, func(r pageRegion) {
+		if first == 0 {
+			first = r.start
+		}
+	})
+	return first, err
+}
+
+// extentsLen is the number of bytes in extents.
+func extentsLen(es []image.Extent) (n uint64) {
+	for _, e := range es {
+		var carry uint64
+		n, carry = bits.Add64(n, e.Len, 0)
+		if carry != 0 {
+			return ^uint64(0)
+		}
+	}
+	return n
+}

@@ -1,0 +1,34 @@
+// Package ptrace is the only caller of ptrace(2) in ckptfs. It stops threads, reads and
+// writes their state, and lets a stopped process carry out system calls, in such a way
+// that the process survives the death of its tracer at any instant.
+//
+// ptrace(2) belongs to an OS thread. A [Tracer] owns one, and every method of [Thread],
+// [Remote], [Batch] and [Snapshot] must run inside [Tracer.Do].
+//
+// # How a process carries out a system call for us
+//
+//  1. Every thread is seized and stopped, and its state read ([Thread.Capture]). A thread
+//     found inside the code of a predecessor that was killed is first let out of it.
+//  2. A signal frame with the full state of one thread and some 40 bytes of code is
+//     written to the unused tail of the vdso ([Remote.Enter]): no page of the target is
+//     changed that it reads, and nothing needs to be mapped first.
+//  3. The thread's registers point at that code, its stack pointer below the red zone;
+//     then all signals are blocked. The order matters: with it the thread can be let go
+//     at any instant, and walks into rt_sigreturn(2), which restores it from the frame.
+//  4. A call sets the registers and lets the thread run to the entry and to the exit of
+//     the call ([Remote.Syscall]). It never runs past the exit stop; if we die it does,
+//     and the next instructions are rt_sigreturn.
+//  5. Many calls go as a [Batch]: an array in a scratch mapping, carried out by a loop
+//     that ends in a signal to the thread itself and, again, in rt_sigreturn.
+//  6. The mask, then the registers are put back ([Remote.Leave]). There is one frame, so
+//     one thread at a time has foreign registers.
+//  7. The scratch mapping goes, and the bytes of the vdso are put back ([Remote.Close]).
+//
+// What a killed tracer leaves behind (a private copy of one vdso page, one scratch
+// mapping, one zombie that no wait(2) without __WALL sees) is found and removed by the
+// next one ([Remote.Sweep]).
+//
+// The one hole is a target under a seccomp filter that kills: while we live its filter is
+// suspended, but if we die between setting the registers and the entry of a call, the
+// filter sees that call.
+package ptrace

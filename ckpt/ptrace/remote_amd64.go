@@ -1,0 +1,289 @@
+package ptrace
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// callTimeout is the default of Remote.Timeout.
+const callTimeout = 10 * time.Second
+
+// allSignals is the mask that blocks every signal that can be blocked.
+const allSignals = ^uint64(0)
+
+// A Remote carries out system calls inside one stopped process. There may be only one for
+// an address space at a time: processes that share one are served one after the other.
+type Remote struct {
+	// Timeout bounds each call and each batch; 10 s unless changed.
+	Timeout time.Duration
+
+	pid int
+	mem *os.File
+
+	th *Thread // that has foreign registers; nil: none
+	st *State  // what it goes on with
+
+	// In a target: where its frame goes.
+	vdso   *vdso
+	frame  *frame
+	dirty  bool // the tail of the vdso is not as the kernel made it
+	last   *Thread
+	lastSt *State
+
+	// In a restore stub: where a syscall instruction is, and the registers of th.
+	stub bool
+	insn uint64
+	regs Regs
+
+	scratch    scratch
+	foreignURG [][]byte // siginfo_t of signals to the program that came during a batch
+}
+
+// NewRemote prepares for calls inside the process pid, whose threads are all stopped. It
+// changes nothing yet. Call it before the first Enter and Close it in any case.
+func NewRemote(pid int) (*Remote, error) {
+	if f, err := statusField(pid, "x86_Thread_features"); err == nil && slices.Contains(strings.Fields(f), "shstk") {
+		return nil, fmt.Errorf("pid %d runs with a shadow stack, which cannot be checkpointed: start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off", pid)
+	}
+	mem, err := openMem(pid, os.O_RDWR)
+	if err != nil {
+		return nil, err
+	}
+	v, err := findVDSO(pid, mem)
+	if err != nil {
+		mem.Close()
+		return nil, err
+	}
+	return &Remote{Timeout: callTimeout, pid: pid, mem: mem, vdso: v}, nil
+}
+
+// Mem is the process's memory, /proc/PID/mem.
+func (r *Remote) Mem() *os.File { return r.mem }
+
+// Enter makes th the thread that carries out the calls, with foreign registers until
+// Leave. st is what Capture returned: it stands in the signal frame that brings the
+// thread back should we die.
+func (r *Remote) Enter(th *Thread, st *State) error {
+	if r.th != nil {
+		return fmt.Errorf("pid %d: enter thread %d: thread %d has not been left", r.pid, th.TID, r.th.TID)
+	}
+	if st.Regs.Cs != userCS {
+		return fmt.Errorf("thread %d runs 32-bit code", th.TID)
+	}
+	addr, room := r.vdso.room()
+	f, err := buildFrame(st, addr, room, r.scratch.addr)
+	if err != nil {
+		return fmt.Errorf("thread %d: %w", th.TID, err)
+	}
+	r.dirty = true
+	if err := r.write(th.t, f.bytes, f.addr); err != nil {
+		return err
+	}
+	regs := r.foreign(st)
+	regs.Rip = f.code(stubReturn)
+	if err := th.SetRegs(&regs); err != nil {
+		return err
+	}
+	r.th, r.st, r.frame, r.last, r.lastSt = th, st, f, th, st
+	if err := th.SetSigMask(allSignals); err != nil { // only now: see the package comment
+		return errors.Join(err, r.Leave())
+	}
+	return nil
+}
+
+// foreign returns the registers for running our code: the stack pointer below the red
+// zone (a signal could come yet), clean flags, no interrupted call.
+func (r *Remote) foreign(st *State) Regs {
+	regs := st.Regs
+	regs.Rsp = (regs.Rsp - 128) &^ 63
+	regs.Eflags = 0x202 // IF, and the bit that is always 1
+	regs.Orig_rax = ^uint64(0)
+	return regs
+}
+
+// Leave gives the entered thread its mask and registers back. It does nothing if no
+// thread is entered.
+func (r *Remote) Leave() error {
+	if r.th == nil || r.stub {
+		return nil
+	}
+	th, st := r.th, r.st
+	err := r.requeue()
+	if e := th.SetSigMask(st.SigMask); e != nil {
+		return r.lost(errors.Join(err, e))
+	}
+	if e := th.SetRegs(&st.Regs); e != nil {
+		return r.lost(errors.Join(err, e))
+	}
+	r.th, r.st = nil, nil
+	return err
+}
+
+// lost handles a thread that could not be put back. If it is alive (a call that hangs)
+// it still needs its frame, and r.th stays set so that Close leaves the frame in place.
+func (r *Remote) lost(err error) error {
+	if st, serr := readStat(r.th.TID); serr != nil || st.state == 'Z' || st.state == 'X' {
+		r.th, r.st = nil, nil
+		return err
+	}
+	return fmt.Errorf("pid %d: thread %d keeps its signal frame until the next checkpoint: %w", r.pid, r.th.TID, err)
+}
+
+// Syscall carries out one system call in the entered thread and returns its result; the
+// error is a unix.Errno if the call itself failed.
+func (r *Remote) Syscall(nr uintptr, args ...uint64) (uint64, error) {
+	ret, _, err := r.callAt(stubCall, nr, args)
+	return ret, err
+}
+
+// Clone is Syscall for clone, clone3, fork and vfork in a thread whose options trace such
+// children (PTRACE_O_TRACECLONE, …). It returns the child in its first stop, before it has
+// run anything, and its id as the process sees it.
+func (r *Remote) Clone(nr uintptr, args ...uint64) (th *Thread, nsid int, err error) {
+	ret, child, err := r.callAt(stubClone, nr, args)
+	if err != nil {
+		return nil, 0, err
+	}
+	if child == 0 {
+		return nil, int(ret), fmt.Errorf("pid %d: %s made %d, which is not traced", r.pid, callName(nr), ret)
+	}
+	th = r.th.child(child)
+	_, err = th.WaitStop(r.deadline())
+	return th, int(ret), err
+}
+
+// child adopts a child that was attached by the kernel with the options of th.
+func (th *Thread) child(tid int) *Thread {
+	c := th.t.Adopt(tid)
+	c.options = th.options
+	return c
+}
+
+func (r *Remote) deadline() time.Time { return time.Now().Add(r.Timeout) }
+
+// callAt carries out a call through one of the entries of the stub.
+func (r *Remote) callAt(entry int, nr uintptr, args []uint64) (uint64, int, error) {
+	if r.th == nil {
+		return 0, 0, fmt.Errorf("pid %d: %s: no thread is entered", r.pid, callName(nr))
+	}
+	regs, rip := r.regs, r.insn
+	if !r.stub {
+		regs, rip = r.foreign(r.st), r.frame.code(entry)
+	}
+	setCall(&regs, rip, nr, args)
+	return r.th.call(&regs, r.deadline(), callName(nr))
+}
+
+// Close unmaps the scratch memory and puts the bytes of the vdso back; after it the
+// process is byte for byte as before. The thread that was entered last must still be
+// stopped. It may be called more than once.
+func (r *Remote) Close() error {
+	if r.mem == nil {
+		return nil
+	}
+	var err error
+	if !r.stub {
+		err = r.cleanUp()
+	}
+	r.mem.Close() // nothing is buffered
+	r.mem = nil
+	return notGone(err)
+}
+
+// cleanUp takes back all that was changed. What a thread still needs stays.
+func (r *Remote) cleanUp() error {
+	err := errors.Join(r.dropScratch(), r.Leave())
+	if r.th != nil {
+		return err
+	}
+	return errors.Join(err, r.restoreVDSO())
+}
+
+// notGone drops the error that a process which is no more cannot be cleaned up.
+func notGone(err error) error {
+	var gone *GoneError
+	if errors.As(err, &gone) {
+		return nil
+	}
+	return err
+}
+
+// dropScratch unmaps the scratch mapping, in the last thread if none is entered.
+func (r *Remote) dropScratch() error {
+	if r.scratch.addr == 0 {
+		return nil
+	}
+	if err := r.requeue(); err != nil {
+		return err
+	}
+	if r.th == nil {
+		if err := r.Enter(r.last, r.lastSt); err != nil {
+			return err
+		}
+	}
+	_, err := r.Syscall(unix.SYS_MUNMAP, r.scratch.addr, uint64(r.scratch.size))
+	if err != nil {
+		return fmt.Errorf("pid %d: unmap the scratch memory at %#x: %w", r.pid, r.scratch.addr, err)
+	}
+	r.scratch = scratch{}
+	return nil
+}
+
+// restoreVDSO puts back the tail of the vdso, also after a predecessor that was killed.
+func (r *Remote) restoreVDSO() error {
+	want := r.vdso.bytes[r.vdso.tail:]
+	if !r.dirty && string(want) == string(r.vdso.left) {
+		return nil
+	}
+	var t *Tracer
+	if r.last != nil {
+		t = r.last.t
+	}
+	err := r.write(t, want, r.vdso.start+uint64(r.vdso.tail))
+	if err == nil {
+		r.dirty, r.vdso.left = false, want
+	}
+	return err
+}
+
+// write writes to the process's memory, read-only or not.
+func (r *Remote) write(t *Tracer, b []byte, addr uint64) error {
+	if t != nil {
+		t.mark()
+	}
+	n, err := r.mem.WriteAt(b, int64(addr))
+	if err == nil {
+		return nil
+	}
+	if _, serr := os.Stat(fmt.Sprintf("/proc/%d/mem", r.pid)); n == 0 && serr != nil {
+		return &GoneError{TID: r.pid, Doing: "write its memory"}
+	}
+	return fmt.Errorf("pid %d: write %d bytes at %#x: %w", r.pid, len(b), addr, err)
+}
+
+// setNote records the scratch address in the frame, before the mapping is made, for
+// whoever finds it after our death.
+func (r *Remote) setNote(addr uint64) error {
+	var b [frameNoteLen]byte
+	binary.LittleEndian.PutUint64(b[:], addr)
+	return r.write(r.th.t, b[:], r.frame.note())
+}
+
+// openMem opens /proc/PID/mem.
+func openMem(pid, flags int) (*os.File, error) {
+	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", pid), flags, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, &GoneError{TID: pid, Doing: "open its memory"}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pid %d: open its memory: %w", pid, err)
+	}
+	return f, nil
+}

@@ -1,0 +1,328 @@
+package ptrace
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The crash soak: a tracer process freezes a target again and again and is killed, at
+// random moments, and right before its k-th step for every k. The target must not notice.
+// Bounded here; CKPTFS_SOAK=1 runs all of it (make soak).
+
+// tracerMain is the tracer that gets killed. It freezes PTRACE_TEST_PID PTRACE_TEST_LOOPS
+// times, and dies by itself before step PTRACE_TEST_STEP if that is not 0. It prints
+// "ready" at the start and the number of steps at the end.
+func tracerMain() {
+	env := func(name string) int {
+		n, _ := strconv.Atoi(os.Getenv("PTRACE_TEST_" + name)) // unset: 0
+		return n
+	}
+	pid, at := env("PID"), env("STEP")
+	tr := NewTracer()
+	steps := 0
+	tr.SetStep(func() {
+		steps++
+		if steps == at {
+			unix.Kill(os.Getpid(), unix.SIGKILL)
+			select {}
+		}
+	})
+	fmt.Println("ready")
+	for range env("LOOPS") {
+		if err := tr.Do(func() error { return wholeFreeze(tr, pid) }); err != nil {
+			fmt.Fprintln(os.Stderr, "tracer:", err)
+			os.Exit(1)
+		}
+		time.Sleep(100 * time.Microsecond)
+	}
+	fmt.Println(steps)
+	os.Exit(0)
+}
+
+// wholeFreeze does all that a checkpoint does to a process.
+func wholeFreeze(tr *Tracer, pid int) error {
+	f, err := freeze(tr, pid)
+	if err != nil {
+		return err
+	}
+	if err := f.r.Enter(f.threads[0], f.states[0]); err != nil {
+		return err
+	}
+	if err := f.r.Sweep(pid); err != nil {
+		return err
+	}
+	if _, err := f.r.Syscall(unix.SYS_BRK, 0); err != nil {
+		return err
+	}
+	if err := batchOf(f, 30); err != nil {
+		return err
+	}
+	snap, err := f.r.Snapshot(time.Now().Add(5 * time.Second))
+	if err != nil {
+		return err
+	}
+	if err := f.r.Leave(); err != nil {
+		return err
+	}
+	for i := range f.threads[1:] {
+		if err := f.r.Enter(f.threads[i+1], f.states[i+1]); err != nil {
+			return err
+		}
+		if err := batchOf(f, 3); err != nil {
+			return err
+		}
+		if err := f.r.Leave(); err != nil {
+			return err
+		}
+	}
+	if err := f.thaw(); err != nil {
+		return err
+	}
+	return snap.Close()
+}
+
+// batchOf runs a batch of n harmless calls in the entered thread.
+func batchOf(f *frozen, n int) error {
+	b, err := f.r.NewBatch()
+	if err != nil {
+		return err
+	}
+	buf := b.Alloc(24)
+	for range n {
+		b.Call(unix.SYS_SIGALTSTACK, 0, buf.Addr())
+	}
+	return b.Run()
+}
+
+// tracerCmd returns the tracer as a command.
+func tracerCmd(pid, loops, step int) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "PTRACE_TEST_ROLE=tracer", fmt.Sprintf("PTRACE_TEST_PID=%d", pid),
+		fmt.Sprintf("PTRACE_TEST_LOOPS=%d", loops), fmt.Sprintf("PTRACE_TEST_STEP=%d", step))
+	return cmd
+}
+
+// killedAtRandom runs the tracer and kills it within 30 ms.
+func killedAtRandom(t *testing.T, pid int) {
+	cmd := tracerCmd(pid, 1<<30, 0)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	bufio.NewReader(out).ReadString('\n') // ready, or an error that Wait reports
+	time.Sleep(rand.N(30 * time.Millisecond))
+	cmd.Process.Kill()
+	cmd.Wait() // killed
+	if errs.Len() > 0 {
+		t.Fatalf("the tracer failed: %s", errs.String())
+	}
+}
+
+// killedAtStep runs one freeze that kills itself before step k; 0: it runs to its end.
+// It returns the number of steps if it got there.
+func killedAtStep(t *testing.T, pid, k int) (steps int, done bool) {
+	out, err := tracerCmd(pid, 1, k).Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		if len(exit.Stderr) > 0 {
+			t.Fatalf("the tracer failed at step %d: %s", k, exit.Stderr)
+		}
+		return 0, false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := strings.Fields(string(out))
+	if len(f) != 2 {
+		t.Fatalf("the tracer said %q", out)
+	}
+	steps, err = strconv.Atoi(f[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return steps, true
+}
+
+// soakTarget is a target and the page of counters by which it shows that it lives.
+type soakTarget struct {
+	cmd    *exec.Cmd
+	slots  *os.File
+	exited chan error
+}
+
+func startTarget(t *testing.T, name string, args ...string) *soakTarget {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "slots")
+	cmd := exec.Command(name, append([]string{path}, args...)...)
+	cmd.Stderr = os.Stderr
+	cmd.Env = append(os.Environ(), "PTRACE_TEST_ROLE=gotarget")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s := &soakTarget{cmd: cmd, exited: make(chan error, 1)}
+	go func() { s.exited <- cmd.Wait() }()
+	t.Cleanup(func() { cmd.Process.Kill() })
+	eventually(t, "the target runs", func() bool {
+		f, err := os.Open(path)
+		if err != nil {
+			return false
+		}
+		s.slots = f
+		return len(s.read()) > 0
+	})
+	t.Cleanup(func() { s.slots.Close() })
+	time.Sleep(100 * time.Millisecond)
+	return s
+}
+
+// read returns the counters of the workers, by slot.
+func (s *soakTarget) read() map[int]uint64 {
+	b := make([]byte, 63*8)
+	n, _ := s.slots.ReadAt(b, 0) // short while the target starts
+	out := map[int]uint64{}
+	for i := 0; i+8 <= n; i += 8 {
+		if v := binary.LittleEndian.Uint64(b[i:]); v != 0 {
+			out[i/8] = v
+		}
+	}
+	return out
+}
+
+// eintr is how many EINTRs the target saw that no signal handler explains.
+func (s *soakTarget) eintr() uint64 {
+	var b [8]byte
+	s.slots.ReadAt(b[:], 63*8) // absent: 0
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+// check fails the test if the target ended or one of its workers stands still.
+func (s *soakTarget) check(t *testing.T, after string) {
+	t.Helper()
+	before := s.read()
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		select {
+		case err := <-s.exited:
+			t.Fatalf("%s: the target died: %v", after, err)
+		default:
+		}
+		stuck := []int(nil)
+		for i, v := range s.read() {
+			if v == before[i] {
+				stuck = append(stuck, i)
+			}
+		}
+		if len(stuck) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+			t.Fatalf("%s: workers %v of the target stand still\n%s", after, stuck, status)
+		}
+		time.Sleep(200 * time.Microsecond)
+	}
+}
+
+// checkClean makes one clean freeze and then looks for anything left behind.
+func (s *soakTarget) checkClean(t *testing.T) {
+	t.Helper()
+	pid := s.cmd.Process.Pid
+	if _, done := killedAtStep(t, pid, 0); !done {
+		t.Fatal("the last freeze did not end")
+	}
+	checkUntouched(t, pid)
+}
+
+// checkUntouched fails the test if anything of ours is left in a process.
+func checkUntouched(t *testing.T, pid int) {
+	t.Helper()
+	own, _, err := readVDSO(os.Getpid(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, _, err := readVDSO(pid, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(own) != string(got) {
+		t.Error("the vdso is not as it was")
+	}
+	maps, err := readMaps(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range maps {
+		if isSharedAnon(v) || strings.HasPrefix(v.path, "/dev/zero") {
+			t.Errorf("a mapping is left: %+v", v)
+		}
+	}
+	tids, err := tasks(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tid := range tids {
+		if c := children(pid, tid); len(c) != 0 {
+			t.Errorf("children are left: %v", c)
+		}
+	}
+	if by, _ := statusField(pid, "TracerPid"); by != "0" {
+		t.Errorf("it is still traced by %s", by)
+	}
+}
+
+func TestSoak(t *testing.T) {
+	random, every := 20, 5
+	if os.Getenv("CKPTFS_SOAK") == "1" {
+		random, every = 1000, 1
+	}
+	regs := compile(t, "regs")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ name, bin, mode string }{
+		{"single", regs, "single"},
+		{"locks", regs, "locks"},
+		{"sleep", regs, "sleep"},
+		{"go", self, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel() // the machine has more than one CPU, and the load only adds variety
+			s := startTarget(t, tc.bin, tc.mode)
+			pid := s.cmd.Process.Pid
+			for i := range random {
+				killedAtRandom(t, pid)
+				s.check(t, fmt.Sprintf("random kill %d", i))
+			}
+			n, _ := killedAtStep(t, pid, 0)
+			steps := 0
+			for k := 1; k <= n; k += every {
+				if _, done := killedAtStep(t, pid, k); done {
+					break // fewer threads than before
+				}
+				s.check(t, fmt.Sprintf("kill at step %d", k))
+				steps++
+			}
+			s.checkClean(t)
+			s.check(t, "clean freeze")
+			t.Logf("%d random kills, %d of %d steps, %d EINTR seen", random, steps, n, s.eintr())
+		})
+	}
+}

@@ -1,0 +1,93 @@
+package ptrace
+
+import (
+	"bytes"
+	"debug/elf"
+	"fmt"
+	"io"
+	"os"
+)
+
+const pageSize = 4096
+
+// vdso is the vdso of a target: its address, and where the bytes begin that no program
+// reads (section names and headers, for debuggers, and padding).
+type vdso struct {
+	start uint64
+	bytes []byte // as the kernel made it
+	tail  int    // offset of the unused tail
+	left  []byte // the tail as it was found
+}
+
+// findVDSO finds the vdso of a process and compares it with ours, which the same kernel
+// made. mem is its /proc/PID/mem.
+func findVDSO(pid int, mem *os.File) (*vdso, error) {
+	own, _, err := readVDSO(os.Getpid(), nil)
+	if err != nil {
+		return nil, err
+	}
+	tail, err := vdsoTail(own)
+	if err != nil {
+		return nil, err
+	}
+	if bytes.Contains(own[tail:], frameMagic) {
+		return nil, fmt.Errorf("the vdso of this process (pid %d) holds a killed checkpoint's leftovers: start it anew", os.Getpid())
+	}
+	got, start, err := readVDSO(pid, mem)
+	if err != nil {
+		return nil, err
+	}
+	if len(got) != len(own) || !bytes.Equal(got[:tail], own[:tail]) {
+		return nil, fmt.Errorf("pid %d: its vdso is not this kernel's: it was restored from another kernel and cannot be checkpointed", pid)
+	}
+	return &vdso{start: start, bytes: own, tail: tail, left: got[tail:]}, nil
+}
+
+// readVDSO returns the bytes and the address of a process's vdso. mem nil: opened here.
+func readVDSO(pid int, mem *os.File) ([]byte, uint64, error) {
+	maps, err := readMaps(pid)
+	if err != nil {
+		return nil, 0, fmt.Errorf("pid %d: find its vdso: %w", pid, err)
+	}
+	if mem == nil {
+		if mem, err = os.Open(fmt.Sprintf("/proc/%d/mem", pid)); err != nil {
+			return nil, 0, err
+		}
+		defer mem.Close()
+	}
+	for _, v := range maps {
+		if v.path != "[vdso]" {
+			continue
+		}
+		b := make([]byte, v.end-v.start)
+		if _, err := mem.ReadAt(b, int64(v.start)); err != nil {
+			return nil, 0, fmt.Errorf("pid %d: read its vdso: %w", pid, err)
+		}
+		return b, v.start, nil
+	}
+	return nil, 0, fmt.Errorf("pid %d has no vdso (was it unmapped, or is the kernel booted with vdso=0?): it cannot be checkpointed", pid)
+}
+
+// vdsoTail returns where the loaded sections of a vdso end.
+func vdsoTail(b []byte) (int, error) {
+	f, err := elf.NewFile(bytes.NewReader(b))
+	if err != nil {
+		return 0, fmt.Errorf("the vdso of this kernel: %w", err)
+	}
+	end := uint64(0)
+	for _, s := range f.Sections {
+		if s.Flags&elf.SHF_ALLOC != 0 && s.Type != elf.SHT_NOBITS {
+			end = max(end, s.Offset+s.Size)
+		}
+	}
+	if end == 0 || end > uint64(len(b)) {
+		return 0, fmt.Errorf("the vdso of this kernel: sections end at %#x of %#x bytes: %w", end, len(b), io.ErrUnexpectedEOF)
+	}
+	return int(end), nil
+}
+
+// room is the 64-byte aligned part of the tail: address and length.
+func (v *vdso) room() (addr uint64, n int) {
+	off := (v.tail + frameAlign - 1) &^ (frameAlign - 1)
+	return v.start + uint64(off), max(0, len(v.bytes)-off)
+}

@@ -1,0 +1,269 @@
+package ckpt
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"golang.org/x/sys/unix"
+)
+
+// A thread in nanosleep, poll or a futex wait with a timeout goes on after a checkpoint
+// through the kernel's restart block, which knows when the sleep ends. A restored thread has
+// no restart block: the restore has to know what was left of the sleep. The kernel tells
+// nobody directly, but /proc/timer_list has the expiry of every sleep without saying whose,
+// and se.exec_start of /proc/PID/task/TID/sched says about when a thread went to sleep.
+
+const (
+	sysRestart     = 219                    // restart_syscall: an earlier stop has interrupted the same sleep
+	matchWindow    = 300 * time.Millisecond // exec_start is per CPU, and CPUs differ by up to this
+	futexWait      = 0                      // FUTEX_WAIT of linux/futex.h: relative timeout
+	futexCmdMask   = 0x7f                   // without FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME
+	fullRestart    = -1                     // image.Blocked.Remaining: unknown
+	withoutTimeout = -2                     // image.Blocked.Remaining: none, or absolute
+)
+
+// sleeper is a thread that was asleep in a timed system call just before the freeze.
+type sleeper struct {
+	nr      uint32
+	args    [6]uint64
+	timeout time.Duration // as it was asked for
+	expiry  int64         // CLOCK_MONOTONIC, ns; 0: not found
+}
+
+// sleepers are the timed sleeps of a tree, by thread id.
+type sleepers struct {
+	by map[int]*sleeper
+}
+
+// findSleepers looks at every thread of the processes. It must run before the freeze: an
+// interrupted sleep is in no list any more. What cannot be found out stays unknown.
+func findSleepers(pids []int) *sleepers {
+	s := &sleepers{by: map[int]*sleeper{}}
+	for _, pid := range pids {
+		tids, _ := threads(pid)
+		for _, tid := range tids {
+			if sl := sleeping(pid, tid); sl != nil {
+				s.by[tid] = sl
+			}
+		}
+	}
+	s.findExpiries(pids)
+	return s
+}
+
+// sleeping tells which timed sleep a thread is in, or nil.
+func sleeping(pid, tid int) *sleeper {
+	b, err := readFile(fmt.Sprintf("/proc/%d/task/%d/syscall", pid, tid))
+	if err != nil {
+		return nil
+	}
+	sc, err := procfs.ParseSyscall(b)
+	if err != nil || sc.Running || sc.NR < 0 {
+		return nil
+	}
+	nr := uint32(sc.NR)
+	if nr == sysRestart {
+		nr = restarted(pid, sc.PC)
+	}
+	sl := &sleeper{nr: nr, args: sc.Args}
+	var ok bool
+	if sl.timeout, ok = sl.asked(pid); !ok {
+		return nil
+	}
+	return sl
+}
+
+// asked is the timeout that the thread asked for, false if there is none or it is absolute.
+func (sl *sleeper) asked(pid int) (time.Duration, bool) {
+	a := sl.args
+	switch sl.nr {
+	case unix.SYS_NANOSLEEP:
+		return timespecAt(pid, a[0])
+	case unix.SYS_CLOCK_NANOSLEEP:
+		if a[1]&unix.TIMER_ABSTIME != 0 {
+			return 0, false
+		}
+		return timespecAt(pid, a[2])
+	case unix.SYS_POLL:
+		if ms := int32(a[2]); ms > 0 {
+			return time.Duration(ms) * time.Millisecond, true
+		}
+	case unix.SYS_FUTEX:
+		if a[1]&futexCmdMask == futexWait && a[3] != 0 {
+			return timespecAt(pid, a[3])
+		}
+	}
+	return 0, false
+}
+
+// timespecAt reads a struct timespec of the process.
+func timespecAt(pid int, addr uint64) (time.Duration, bool) {
+	b, ok := peek(pid, addr, 16)
+	if !ok {
+		return 0, false
+	}
+	sec, nsec := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])
+	if sec > math.MaxInt64/1_000_000_000-1 || nsec >= 1e9 {
+		return math.MaxInt64, true
+	}
+	return time.Duration(sec*1e9 + nsec), true
+}
+
+// peek reads memory of a process that runs.
+func peek(pid int, addr uint64, n int) ([]byte, bool) {
+	b := make([]byte, n)
+	local := []unix.Iovec{{Base: &b[0], Len: uint64(n)}}
+	got, err := unix.ProcessVMReadv(pid, local, []unix.RemoteIovec{{Base: uintptr(addr), Len: n}}, 0)
+	return b, err == nil && got == n
+}
+
+// restarted finds out which call a thread in restart_syscall made at first: the number is
+// gone from the registers, but most callers load it as a constant just before the syscall
+// instruction that pc is behind. 0 if it can't be told.
+func restarted(pid int, pc uint64) uint32 {
+	const back = 64
+	b, ok := peek(pid, pc-back, back)
+	if !ok || !bytes.HasSuffix(b, []byte{0x0f, 0x05}) { // syscall
+		return 0
+	}
+	for i := back - 7; i >= 0; i-- { // the last mov $nr,%eax (b8 imm32) that loads a call we know
+		if b[i] != 0xb8 {
+			continue
+		}
+		switch nr := binary.LittleEndian.Uint32(b[i+1:]); nr {
+		case unix.SYS_NANOSLEEP, unix.SYS_CLOCK_NANOSLEEP, unix.SYS_POLL, unix.SYS_FUTEX:
+			return nr
+		}
+	}
+	return 0
+}
+
+// findExpiries gives each sleeper the timer that fits best.
+func (s *sleepers) findExpiries(pids []int) {
+	if len(s.by) == 0 {
+		return
+	}
+	b, err := readFile("/proc/timer_list")
+	if err != nil {
+		return
+	}
+	timers, err := procfs.ParseTimerList(b)
+	if err != nil {
+		return
+	}
+	mono := clock(unix.CLOCK_MONOTONIC)
+	ref, ok := ownExecStart()
+	if !ok {
+		return
+	}
+	free := slices.DeleteFunc(timers, func(t procfs.HRTimer) bool {
+		return t.Function != "hrtimer_wakeup" || t.Clock%4 != 0 || t.SoftNS <= mono
+	})
+	for _, pid := range pids {
+		tids, _ := threads(pid)
+		for _, tid := range tids {
+			if sl := s.by[tid]; sl != nil {
+				free = sl.match(free, pid, tid, mono, ref)
+			}
+		}
+	}
+}
+
+// match finds the timer of a sleep among those that nobody has claimed, and returns the rest.
+// The guess from exec_start decides, unless only one timer is possible anyway.
+func (sl *sleeper) match(free []procfs.HRTimer, pid, tid int, mono int64, ref time.Duration) []procfs.HRTimer {
+	started, ok := execStart(fmt.Sprintf("/proc/%d/task/%d/sched", pid, tid))
+	if !ok || sl.timeout > math.MaxInt64/2 {
+		return free
+	}
+	guess := mono - int64(ref-started) + int64(sl.timeout)
+	slack := timerSlack(tid)
+	best, candidates, dist := -1, 0, int64(math.MaxInt64)
+	for i, t := range free {
+		if t.SoftNS > mono+int64(sl.timeout) || !sl.fits(t.HardNS-t.SoftNS, slack) {
+			continue
+		}
+		candidates++
+		if d := max(t.SoftNS-guess, guess-t.SoftNS); d < dist {
+			best, dist = i, d
+		}
+	}
+	if best < 0 || candidates > 1 && dist > int64(matchWindow) {
+		return free
+	}
+	sl.expiry = free[best].SoftNS
+	return slices.Delete(free, best, best+1)
+}
+
+// fits reports whether a timer with this slack can be the sleep's. Sleeps have the thread's
+// slack, or none when they were restarted; poll makes it from the timeout.
+func (sl *sleeper) fits(slack, thread int64) bool {
+	return sl.nr == unix.SYS_POLL || slack == 0 || slack == thread
+}
+
+// timerSlack reads the slack of a thread's timers, in ns.
+func timerSlack(tid int) int64 {
+	b, err := readFile(procPath(tid, "timerslack_ns"))
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 64)
+	return n
+}
+
+// ownExecStart is se.exec_start of this very thread, fresh: what "now" is on that clock.
+func ownExecStart() (time.Duration, bool) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // updates it; cannot fail
+	return execStart(fmt.Sprintf("/proc/self/task/%d/sched", unix.Gettid()))
+}
+
+// execStart reads se.exec_start, in ms with six decimals, from a sched file.
+func execStart(path string) (time.Duration, bool) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, false // CONFIG_SCHED_DEBUG is off, or the thread is gone
+	}
+	_, rest, ok := bytes.Cut(b, []byte("se.exec_start"))
+	if !ok {
+		return 0, false
+	}
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	ms, err := strconv.ParseFloat(string(bytes.Trim(line, " :\t")), 64)
+	return time.Duration(ms * 1e6), err == nil
+}
+
+// blocked fills in th.Blocked if only a restart block could continue the thread.
+func (s *sleepers) blocked(th *image.Thread, st *ptrace.State) {
+	if !st.Restart.FromBlock {
+		return
+	}
+	sl := s.by[int(th.TID)]
+	r := &st.Regs
+	b := &image.Blocked{NR: uint32(st.Restart.NR), Remaining: fullRestart,
+		Args: [6]uint64{r.Rdi, r.Rsi, r.Rdx, r.R10, r.R8, r.R9}}
+	switch {
+	case sl != nil && sl.args == b.Args && (b.NR == sl.nr || b.NR == sysRestart):
+		b.NR = sl.nr
+		if sl.expiry != 0 {
+			b.Remaining = max(sl.expiry-clock(unix.CLOCK_MONOTONIC), 1)
+		}
+	case b.NR == unix.SYS_POLL && int32(b.Args[2]) < 0, b.NR == unix.SYS_FUTEX && b.Args[1]&futexCmdMask != futexWait,
+		b.NR == unix.SYS_CLOCK_NANOSLEEP && b.Args[1]&unix.TIMER_ABSTIME != 0:
+		b.Remaining = withoutTimeout
+	case b.NR == sysRestart:
+		return // nobody knows what it was: the restored thread gets EINTR, as from a signal
+	}
+	th.Blocked = b
+}

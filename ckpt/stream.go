@@ -1,0 +1,223 @@
+package ckpt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/zeebo/blake3"
+)
+
+// piece is a run of bytes of the image and where they come from.
+type piece struct {
+	from pageReader
+	at   int64 // address or offset in from
+	len  int
+	what string // for errors: "pid 7", "blob 3"
+}
+
+// chunk is one chunk on its way through Stream.
+type chunk struct {
+	pieces []piece
+	len    int
+	buf    []byte
+	hash   image.Hash
+	err    error
+	done   chan struct{}
+}
+
+// Stream gives the whole image to emit, chunk after chunk in file order with the hash of
+// each; the trailer comes last, cut like the rest. It reads and hashes ahead on all cores.
+// emit may not keep the bytes. Stream returns the root hash, the image's identity. It can be
+// called once.
+func (c *Checkpoint) Stream(ctx context.Context, emit func(h image.Hash, b []byte) error) (image.Hash, error) {
+	if c.streamed {
+		return image.Hash{}, errors.New("the checkpoint has been streamed already")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	hashes := make([]image.Hash, 0, len(c.layout.Chunks))
+	for ch := range c.readAhead(ctx) {
+		select {
+		case <-ch.done:
+		case <-ctx.Done():
+			return image.Hash{}, ctx.Err()
+		}
+		if ch.err != nil {
+			return image.Hash{}, ch.err
+		}
+		hashes = append(hashes, ch.hash)
+		if err := emit(ch.hash, ch.buf[:ch.len]); err != nil {
+			return image.Hash{}, err
+		}
+		c.recycle(ch)
+	}
+	if err := ctx.Err(); err != nil {
+		return image.Hash{}, err
+	}
+	return c.emitTrailer(hashes, emit)
+}
+
+func (c *Checkpoint) emitTrailer(hashes []image.Hash, emit func(image.Hash, []byte) error) (image.Hash, error) {
+	trailer, root, err := c.layout.Trailer(hashes)
+	if err != nil {
+		return image.Hash{}, err
+	}
+	for len(trailer) > 0 {
+		n := min(len(trailer), image.ChunkSize)
+		if err := emit(blake3.Sum256(trailer[:n]), trailer[:n]); err != nil {
+			return image.Hash{}, err
+		}
+		trailer = trailer[n:]
+	}
+	c.streamed = true
+	return root, nil
+}
+
+// aheadChunks is how many chunks are read before they are wanted.
+const aheadChunks = 64
+
+// readAhead returns the chunks in order. Each is filled by one of the workers; whoever takes
+// it waits for its done. Cancelling ctx ends everything.
+func (c *Checkpoint) readAhead(ctx context.Context) <-chan *chunk {
+	ordered := make(chan *chunk, aheadChunks)
+	work := make(chan *chunk, aheadChunks)
+	for range runtime.GOMAXPROCS(0) {
+		go func() {
+			for ch := range work {
+				ch.err = ch.fill()
+				ch.hash = blake3.Sum256(ch.buf[:ch.len])
+				close(ch.done)
+			}
+		}()
+	}
+	go func() {
+		defer close(ordered)
+		defer close(work)
+		src := c.source()
+		for i := range c.layout.Chunks {
+			ch := &chunk{len: c.layout.Chunks[i].Len, done: make(chan struct{})}
+			ch.buf = c.buffer(ch.len)
+			ch.pieces = src.next(ch.len)
+			select {
+			case work <- ch:
+			case <-ctx.Done():
+				return
+			}
+			select {
+			case ordered <- ch:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return ordered
+}
+
+// fill reads the bytes of a chunk.
+func (ch *chunk) fill() error {
+	at := ch.buf
+	n := 0
+	for _, p := range ch.pieces {
+		if _, err := p.from.ReadAt(at[:p.len], p.at); err != nil {
+			return fmt.Errorf("%s: read %d bytes at %#x: %w", p.what, p.len, p.at, err)
+		}
+		at, n = at[p.len:], n+p.len
+	}
+	clear(at[:ch.len-n])
+	if n > ch.len {
+		return fmt.Errorf("chunk of %d bytes got %d", ch.len, n)
+	}
+	return nil
+}
+
+// buffer takes a buffer that recycle gave back, or a new one. Both run in one goroutine
+// each, joined by a channel.
+func (c *Checkpoint) buffer(n int) []byte {
+	select {
+	case b := <-c.free:
+		if cap(b) >= n {
+			return b[:n]
+		}
+	default:
+	}
+	return make([]byte, n, max(n, image.ChunkSize))
+}
+
+func (c *Checkpoint) recycle(ch *chunk) {
+	select {
+	case c.free <- ch.buf:
+	default:
+	}
+}
+
+// source walks through the image's bytes in file order: head, memory, segments, blobs.
+type source struct {
+	pieces []piece
+	at     int // in pieces
+	used   int // bytes of pieces[at] that were given out
+}
+
+// source lists where each run of bytes comes from. Blobs are padded to pages; the padding is
+// a piece of zeros.
+func (c *Checkpoint) source() *source {
+	s := &source{}
+	s.add(bytesReader(c.head), 0, len(c.head), "head")
+	for i, p := range c.procs {
+		vmas := c.m.MMs[i].VMAs
+		for j := range vmas {
+			if len(vmas[j].Extents) == 0 {
+				continue
+			}
+			from := p.mem.reader(&p.mem.areas[j])
+			for _, e := range vmas[j].Extents {
+				s.add(from, int64(e.Start), int(e.Len), fmt.Sprintf("memory of pid %d", p.pid))
+			}
+		}
+	}
+	for i := range c.m.Segments {
+		for _, e := range c.m.Segments[i].Extents {
+			s.add(c.segs.copies[i], int64(e.Start), int(e.Len), fmt.Sprintf("segment %d", i+1))
+		}
+	}
+	for i, b := range c.blobs {
+		s.add(bytesReader(b), 0, len(b), fmt.Sprintf("blob %d", i+1))
+		pad := -len(b) & int(pageSize-1)
+		s.add(bytesReader(make([]byte, pad)), 0, pad, "padding")
+	}
+	return s
+}
+
+func (s *source) add(from pageReader, at int64, n int, what string) {
+	if n > 0 {
+		s.pieces = append(s.pieces, piece{from, at, n, what})
+	}
+}
+
+// next returns the pieces of the next n bytes.
+func (s *source) next(n int) []piece {
+	var out []piece
+	for n > 0 && s.at < len(s.pieces) {
+		p := s.pieces[s.at]
+		take := min(n, p.len-s.used)
+		out = append(out, piece{p.from, p.at + int64(s.used), take, p.what})
+		n -= take
+		if s.used += take; s.used == p.len {
+			s.at, s.used = s.at+1, 0
+		}
+	}
+	return out
+}
+
+// bytesReader is a pageReader over bytes.
+type bytesReader []byte
+
+// ReadAt copies from off on; the caller stays inside.
+func (b bytesReader) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 || off > int64(len(b)) || len(p) > len(b)-int(off) {
+		return 0, fmt.Errorf("%d bytes at %d of %d", len(p), off, len(b))
+	}
+	return copy(p, b[off:]), nil
+}

@@ -1,0 +1,267 @@
+package ckpt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"golang.org/x/sys/unix"
+)
+
+// After says what becomes of the tree once its image is complete.
+type After int
+
+// The ways a checkpoint can end for the tree.
+const (
+	Resume After = iota // it runs on; it was only still for the freeze
+	Stop                // it is left stopped, as by SIGSTOP
+	Kill                // it is killed
+)
+
+// DefaultTimeout is how long a tree may take to come to a stop.
+const DefaultTimeout = 10 * time.Second
+
+// retries is how often a checkpoint starts anew when the tree changed its mappings in the
+// moment between look and freeze.
+const retries = 4
+
+// errRaced says that the target changed between look and freeze.
+var errRaced = errors.New("it changed while it was looked at")
+
+// Options of Take. The zero value leaves the tree running.
+type Options struct {
+	Timeout time.Duration // for the freeze; 0: DefaultTimeout
+	After   After
+	Version string       // of the writer, for Manifest.Tool
+	Log     func(string) // a line for NAME.log; may be nil
+}
+
+// Checkpoint is a checkpoint whose state is captured and whose pages wait to be streamed.
+// Its methods are for one goroutine; Close must be called in the end.
+type Checkpoint struct {
+	o         Options
+	m         image.Manifest
+	layout    *image.Layout
+	head      []byte
+	procs     []*proc // those with memory, in the order of m.MMs
+	segs      *segments
+	blobs     [][]byte
+	sleepers  *sleepers
+	tr        *ptrace.Tracer
+	ownTracer bool        // Close ends it
+	undo      undoStack   // what lets a tree go that stays frozen
+	free      chan []byte // buffers that can be used again
+	streamed  bool
+	Pause     time.Duration // how long the tree was still; 0 while it still is
+}
+
+func (c *Checkpoint) log(format string, args ...any) {
+	if c.o.Log != nil {
+		c.o.Log(fmt.Sprintf(format, args...))
+	}
+}
+
+// snapshots reports whether the tree runs on while its memory is read.
+func (c *Checkpoint) snapshots() bool { return c.o.After == Resume }
+
+// Take freezes the tree below pid, captures it and lets it go on. When it returns the tree
+// has run on for a while already (with After Resume) and the size of the image is known.
+// Errors: *TargetError, *image.RefusedError, the timeout and gone errors of package ptrace.
+// After any error the tree runs as before.
+func Take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
+	if o.Timeout <= 0 {
+		o.Timeout = DefaultTimeout
+	}
+	raiseNoFile()
+	for try := 1; ; try++ {
+		c, err := take(ctx, pid, o)
+		if err == nil {
+			return c, nil
+		}
+		if !errors.Is(err, errRaced) || try == retries || ctx.Err() != nil {
+			return nil, err
+		}
+	}
+}
+
+func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
+	s, err := lookAccepted(pid)
+	if err != nil {
+		return nil, err
+	}
+	c := newCheckpoint(o, ptrace.NewTracer())
+	c.ownTracer = true
+	if c.m.Host, err = hostInfo(s.root); err != nil {
+		return c.complete(s, err)
+	}
+	c.sleepers = findSleepers(s.pids())
+	err = c.tr.Do(func() error { return c.still(ctx, s) })
+	return c.complete(s, err)
+}
+
+// lookAccepted looks at a tree and fails if anything in it is refused.
+func lookAccepted(pid int) (*survey, error) {
+	s, err := look(pid)
+	if err != nil {
+		return nil, err
+	}
+	return s, image.Refusals(s.findings)
+}
+
+func newCheckpoint(o Options, tr *ptrace.Tracer) *Checkpoint {
+	return &Checkpoint{o: o, tr: tr, segs: newSegments(), free: make(chan []byte, aheadChunks)}
+}
+
+// complete ends a capture, or cleans up after one that failed.
+func (c *Checkpoint) complete(s *survey, err error) (*Checkpoint, error) {
+	if err == nil {
+		err = c.finishManifest(s)
+	}
+	if err != nil {
+		if cerr := c.Close(); cerr != nil {
+			err = errors.Join(err, cerr)
+		}
+		return nil, err
+	}
+	return c, nil
+}
+
+// still is everything that happens while a tree is frozen that runs on afterwards, or that
+// stays frozen only for this checkpoint.
+func (c *Checkpoint) still(ctx context.Context, s *survey) error {
+	var undo undoStack
+	start := time.Now()
+	procs, err := freezeTree(ctx, c.tr, s.root, time.Now().Add(c.o.Timeout), &undo)
+	if err == nil {
+		err = c.captureAll(ctx, s, procs, &undo)
+	}
+	if err != nil || c.o.After == Resume {
+		uerr := undo.run()
+		c.Pause = time.Since(start)
+		return join(err, uerr)
+	}
+	c.undo = undo
+	return nil
+}
+
+// captureAll captures a tree that is frozen.
+func (c *Checkpoint) captureAll(ctx context.Context, s *survey, procs []*proc, undo *undoStack) error {
+	procs = slices.Clone(procs)
+	for i, p := range procs { // copies: a tree that is held frozen may be captured again
+		q := *p
+		q.looked, q.mem, q.remote = s.find(p.pid), memory{}, nil
+		procs[i] = &q
+	}
+	c.m.Created = now()
+	c.m.Host.Monotonic, c.m.Host.Boottime = clock(unix.CLOCK_MONOTONIC), clock(unix.CLOCK_BOOTTIME)
+	if err := c.capture(s, procs, undo); err != nil {
+		return err
+	}
+	if !c.snapshots() {
+		for _, p := range c.procs {
+			p.mem.live = p.remote.Mem()
+		}
+	}
+	return ctx.Err()
+}
+
+// join is errors.Join that leaves a single error as it is.
+func join(err, more error) error {
+	if more == nil {
+		return err
+	}
+	return errors.Join(err, more)
+}
+
+// find returns the look at a process, or nil.
+func (s *survey) find(pid int) *looked {
+	for _, l := range s.procs {
+		if l.pid == pid {
+			return l
+		}
+	}
+	return nil
+}
+
+// Size is the exact size of the image in bytes.
+func (c *Checkpoint) Size() int64 { return c.layout.Total }
+
+// Manifest is the image's manifest. It must not be changed.
+func (c *Checkpoint) Manifest() *image.Manifest { return &c.m }
+
+// Lost lists what a restore of this checkpoint will not bring back.
+func (c *Checkpoint) Lost() []image.Finding { return c.m.Lost }
+
+// Finish carries out After, once the stream was complete: with Kill every process of the
+// tree gets SIGKILL, with Stop the tree gets SIGSTOP and is let go. With Resume it does
+// nothing.
+func (c *Checkpoint) Finish() error {
+	if !c.streamed {
+		return errors.New("the image is not complete; the tree is left running")
+	}
+	if c.o.After == Resume {
+		return nil
+	}
+	sig := unix.SIGSTOP
+	if c.o.After == Kill {
+		sig = unix.SIGKILL
+	}
+	return c.tr.Do(func() error {
+		var errs []error
+		for _, p := range c.procs {
+			if err := unix.Kill(p.pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
+				errs = append(errs, fmt.Errorf("pid %d: signal %v: %w", p.pid, sig, err))
+			}
+		}
+		err := c.undo.run()
+		if c.o.After == Kill {
+			err = nil // they are dead: there is nothing left to undo
+		}
+		return errors.Join(append(errs, err)...)
+	})
+}
+
+// Close ends the checkpoint: a tree that is still frozen goes on, snapshots are killed,
+// memory is given back. It may be called at any time and twice.
+func (c *Checkpoint) Close() error {
+	if c.tr == nil {
+		return nil
+	}
+	err := c.tr.Do(func() error {
+		errs := []error{c.undo.run()}
+		for _, p := range c.procs {
+			if p.mem.snap != nil {
+				errs = append(errs, p.mem.snap.Close())
+				p.mem.snap = nil
+			}
+		}
+		return errors.Join(errs...)
+	})
+	if c.ownTracer {
+		c.tr.Close()
+	}
+	c.tr = nil
+	for _, p := range c.procs {
+		p.mem.free()
+	}
+	c.segs.free()
+	return err
+}
+
+// raiseNoFile lifts our soft limit of open files: a tree may have more than the 1024 that a
+// shell hands down, and each description is held here for a moment.
+func raiseNoFile() {
+	var l unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) == nil && l.Cur < l.Max {
+		l.Cur = l.Max
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &l) // then EMFILE says what is missing
+	}
+}
+
+// pageSize is the size of a page in bytes.
+var pageSize = uint64(os.Getpagesize())

@@ -1,0 +1,202 @@
+package task
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"golang.org/x/sys/unix"
+)
+
+// checker collects the findings about one process.
+type checker struct {
+	pid      int
+	tids     []int // the leader first
+	status   procfs.Status
+	findings func(image.Finding)
+}
+
+// Check lists what of a process and its threads cannot be kept: kernel threads, zombies
+// whose threads live, namespaces unlike ours, seccomp filters, security labels, directories and
+// executables that are gone, threads with directories or descriptors of their own, io_uring and vhost workers,
+// asynchronous I/O contexts, SysV semaphore undo, timers of dead threads, NUMA policies, scheduling that has no place in
+// an image, shadow stacks, 32-bit programs; and as losses, by policy, cgroup and audit login id.
+// It changes nothing, works on running processes and needs the right to ptrace them.
+func Check(pid int, findings func(image.Finding)) error {
+	c := &checker{pid: pid, findings: findings}
+	if err := c.check(); err != nil {
+		return fmt.Errorf("pid %d: %w", pid, err)
+	}
+	return nil
+}
+
+func (c *checker) add(sev image.Severity, tid int, kind, what, remedy string) {
+	c.findings(image.Finding{Severity: sev, PID: int32(c.pid), TID: int32(tid), FD: image.NoFD, Kind: kind, What: what, Remedy: remedy})
+}
+
+// refuse adds a refusal about the process.
+func (c *checker) refuse(kind, what, remedy string) { c.add(image.Refuse, 0, kind, what, remedy) }
+
+func (c *checker) check() (err error) {
+	if c.status, err = readStatus(c.pid, 0); err != nil {
+		return err
+	}
+	if c.status.Kthread {
+		c.refuse("kernel thread", "it is part of the kernel", "choose a process of user space")
+		return nil
+	}
+	if c.status.State == 'Z' {
+		if c.status.Threads > 1 {
+			c.refuse("zombie with threads", "its leader has ended while other threads run", "wait until all of them have ended; a main thread should not call pthread_exit")
+		}
+		return nil
+	}
+	if c.tids, err = threads(c.pid); err != nil {
+		return err
+	}
+	for _, f := range []func() error{c.namespaces, c.labels, c.dirs, c.program, c.aio, c.mempolicy, c.undo, c.timers, c.losses} {
+		if err := f(); err != nil {
+			return err
+		}
+	}
+	for _, tid := range c.tids {
+		// A thread that ends meanwhile is nobody's business; a leader that does, is a process that ended.
+		if err := c.thread(tid); err != nil && (tid == c.pid || !gone(err)) {
+			return err
+		}
+	}
+	return nil
+}
+
+// dirs finds directories that no path leads to.
+func (c *checker) dirs() error {
+	for _, d := range [...]struct{ link, kind string }{{"cwd", "working directory"}, {"root", "root directory"}} {
+		_, err := dirPath(c.pid, 0, d.link, d.kind)
+		var r *image.RefusedError
+		switch {
+		case errors.As(err, &r):
+			for _, f := range r.Findings {
+				c.findings(f)
+			}
+		case err != nil:
+			return err
+		}
+	}
+	return nil
+}
+
+// program finds executables and code that cannot be run again.
+func (c *checker) program() error {
+	if _, err := readExe(c.pid); err != nil {
+		var r *image.RefusedError
+		if !errors.As(err, &r) {
+			return err
+		}
+		for _, f := range r.Findings {
+			c.findings(f)
+		}
+	}
+	return checkCPU(c.pid, &c.status, c.refuse)
+}
+
+// aio finds contexts of io_setup(2), which show as mappings.
+func (c *checker) aio() error {
+	b, err := readFile(taskPath(c.pid, 0, "maps"))
+	if err != nil {
+		return err
+	}
+	maps, err := procfs.ParseMaps(b)
+	if err != nil {
+		return err
+	}
+	for i := range maps {
+		if m := &maps[i]; m.Path == "/[aio]" {
+			c.findings(image.Finding{Severity: image.Refuse, PID: int32(c.pid), FD: image.NoFD, Addr: m.Start, Kind: "AIO context",
+				What: "contexts of io_setup(2) are not kept", Remedy: "let the program use ordinary I/O or threads instead"})
+		}
+	}
+	return nil
+}
+
+// mempolicy finds NUMA policies, of the leader or of single mappings.
+func (c *checker) mempolicy() error {
+	b, err := readFile(taskPath(c.pid, 0, "numa_maps"))
+	if errors.Is(err, unix.ENOENT) {
+		return nil // a kernel without NUMA
+	}
+	if err != nil {
+		return err
+	}
+	if addr, policy := findPolicy(b); policy != "" {
+		c.findings(image.Finding{Severity: image.Refuse, PID: int32(c.pid), FD: image.NoFD, Addr: addr, Kind: "memory policy",
+			What: fmt.Sprintf("the NUMA policy %q is set, which is not kept", policy), Remedy: remedyMempolicy})
+	}
+	return nil
+}
+
+// findPolicy returns the first mapping of /proc/PID/numa_maps with a policy other than "default".
+func findPolicy(b []byte) (addr uint64, policy string) {
+	for line := range bytes.Lines(b) {
+		var p string
+		if n, _ := fmt.Sscanf(string(firstFields(line)), "%x %s", &addr, &p); n == 2 && p != "default" {
+			return addr, p
+		}
+	}
+	return 0, ""
+}
+
+// firstFields cuts a line of numa_maps behind its first two words, so that the common case stays cheap.
+func firstFields(line []byte) []byte {
+	i := bytes.IndexByte(line, ' ')
+	if i < 0 {
+		return nil
+	}
+	if j := bytes.IndexByte(line[i+1:], ' '); j >= 0 {
+		return line[:i+1+j]
+	}
+	return line
+}
+
+func (c *checker) timers() error {
+	b, err := readFile(taskPath(c.pid, 0, "timers"))
+	if err != nil {
+		return err
+	}
+	list, err := procfs.ParseTimers(b)
+	if err != nil {
+		return err
+	}
+	alive := make(map[int]bool, len(c.tids))
+	for _, tid := range c.tids {
+		alive[tid] = true
+	}
+	for _, f := range checkTimers(c.pid, list, func(tid int) bool { return alive[tid] }) {
+		c.findings(f)
+	}
+	return nil
+}
+
+// losses finds what belongs to the place a process runs in, and becomes that of whoever restores it.
+func (c *checker) losses() error {
+	for _, l := range [...]struct{ file, kind, what, remedy string }{
+		{"cgroup", "cgroup", "it is in %s, and will be restored into the cgroup of whoever restores it", "move it after the restore, or restore from a shell in that cgroup"},
+		{"loginuid", "audit login id", "it is %s, and will be that of whoever restores it", "restore from a session of that user if audit records matter"},
+	} {
+		mine, err := readFile("/proc/self/" + l.file)
+		if err != nil {
+			continue // a kernel without it
+		}
+		its, err := readFile(taskPath(c.pid, 0, l.file))
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(mine, its) {
+			text := strings.Join(strings.Fields(string(its)), " ")
+			c.add(image.Lose, 0, l.kind, fmt.Sprintf(l.what, text), l.remedy)
+		}
+	}
+	return nil
+}

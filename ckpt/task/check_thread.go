@@ -1,0 +1,183 @@
+package task
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
+)
+
+// Threads that the kernel runs inside a process, by PF_* flags of linux/sched.h.
+const (
+	pfIOWorker   = 0x00000010 // io_uring
+	pfUserWorker = 0x00004000 // vhost and others
+)
+
+// namespaceFlags are the namespaces of /proc/PID/ns, and the option of nsenter(1) for each.
+var namespaceFlags = [...]struct{ name, option string }{
+	{"mnt", "-m"}, {"pid", "-p"}, {"pid_for_children", "-p"}, {"net", "-n"}, {"user", "-U"}, {"uts", "-u"},
+	{"ipc", "-i"}, {"cgroup", "-C"}, {"time", "-T"}, {"time_for_children", "-T"},
+}
+
+// thread checks one thread.
+func (c *checker) thread(tid int) error {
+	add := func(kind, what, remedy string) { c.add(image.Refuse, tid, kind, what, remedy) }
+	stat, err := readStat(c.pid, tid)
+	if err != nil {
+		return err
+	}
+	if tid != c.pid && stat.Flags&(pfIOWorker|pfUserWorker) != 0 {
+		kind := "kernel worker thread"
+		if stat.Flags&pfIOWorker != 0 {
+			kind = "io_uring worker"
+		}
+		add(kind, fmt.Sprintf("the kernel runs %q inside the process, which no checkpoint can stop", stat.Comm), "let the program close its io_uring or vhost first")
+		return nil
+	}
+	status, err := readStatus(c.pid, tid)
+	if err != nil {
+		return err
+	}
+	if status.Seccomp != 0 {
+		add("seccomp", "its system call filter is not kept by this version", "start it without the filter (containers: --security-opt seccomp=unconfined, systemd: an empty SystemCallFilter=)")
+	}
+	if err := checkSched(c.pid, tid, add); err != nil {
+		return err
+	}
+	if tid == c.pid {
+		return nil
+	}
+	return c.likeLeader(tid, add)
+}
+
+// likeLeader finds what a thread does not share with the leader, although all threads of a restored
+// process will.
+func (c *checker) likeLeader(tid int, add func(kind, what, remedy string)) error {
+	for _, s := range [...]struct {
+		typ              int
+		flag, kind, what string
+	}{
+		{KcmpFS, "CLONE_FS", "own working directory", "the thread has a working directory, root and umask of its own"},
+		{KcmpFiles, "CLONE_FILES", "own descriptor table", "the thread has file descriptors of its own"},
+	} {
+		same, err := Kcmp(c.pid, tid, s.typ)
+		if err != nil {
+			return err
+		}
+		if !same {
+			add(s.kind, s.what+", which is not kept", "let the program make its threads with "+s.flag+" and without unshare(2)")
+		}
+	}
+	theirs, err := readPersonality(c.pid, tid)
+	if err != nil {
+		return err
+	}
+	own, err := readPersonality(c.pid, 0)
+	if err != nil {
+		return err
+	}
+	if theirs != own {
+		add("personality", fmt.Sprintf("the thread has personality %#x, the leader %#x", theirs, own), "let all threads of the program have the same")
+	}
+	return nil
+}
+
+// namespaces compares those of every thread with ours.
+func (c *checker) namespaces() error {
+	own := make(map[string]string)
+	for _, ns := range namespaceFlags {
+		link, err := os.Readlink("/proc/self/ns/" + ns.name)
+		if errors.Is(err, unix.ENOENT) {
+			continue // a kernel without this namespace
+		}
+		if err != nil {
+			return err
+		}
+		own[ns.name] = link
+	}
+	for _, tid := range c.tids {
+		if err := c.threadNamespaces(tid, own); err != nil && (tid == c.pid || !gone(err)) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *checker) threadNamespaces(tid int, own map[string]string) error {
+	for _, ns := range namespaceFlags {
+		if own[ns.name] == "" {
+			continue
+		}
+		link, err := os.Readlink(taskPath(c.pid, tid, "ns/"+ns.name))
+		if err != nil {
+			return err
+		}
+		if link != own[ns.name] {
+			c.add(image.Refuse, tid, ns.name+" namespace", fmt.Sprintf("it is in %s, this process in %s", link, own[ns.name]),
+				fmt.Sprintf("run ckptfs inside it, as with nsenter -t %d %s", c.pid, ns.option))
+		}
+	}
+	return nil
+}
+
+// labels finds security labels (SELinux, AppArmor, Smack) that a restored process would not
+// have: it gets those of the restorer.
+func (c *checker) labels() error {
+	for _, tid := range c.tids {
+		if err := c.threadLabels(tid, "attr"); err != nil && (tid == c.pid || !gone(err)) {
+			return err
+		}
+	}
+	return nil
+}
+
+// threadLabels looks through a folder of /proc/PID/task/TID/attr and those in it.
+func (c *checker) threadLabels(tid int, dir string) error {
+	entries, err := os.ReadDir(taskPath(c.pid, tid, dir))
+	if errors.Is(err, unix.ENOENT) {
+		return c.exists(tid)
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		name := dir + "/" + e.Name()
+		if e.IsDir() {
+			if err := c.threadLabels(tid, name); err != nil {
+				return err
+			}
+			continue
+		}
+		label, err := readFile(taskPath(c.pid, tid, name))
+		if errors.Is(err, unix.EINVAL) || e.Name() == "prev" {
+			continue // EINVAL: no security module answers for it; prev is what the label was, and nothing depends on it
+		}
+		if err != nil {
+			return err
+		}
+		own, err := readFile("/proc/self/" + name)
+		if err != nil {
+			return err
+		}
+		its, mine := labelText(label), labelText(own)
+		if e.Name() != "current" {
+			mine = "" // labels for the next exec, file, socket or key, which nobody inherits
+		}
+		if its != mine && !strings.Contains(its, "unconfined") {
+			c.add(image.Refuse, tid, "security label", fmt.Sprintf("%s is %q, a restored process would have %q", name, its, mine),
+				"run ckptfs under the same label, or the program unconfined")
+		}
+	}
+	return nil
+}
+
+// exists tells a missing file from a missing thread.
+func (c *checker) exists(tid int) error {
+	_, err := readStat(c.pid, tid)
+	return err
+}
+
+func labelText(b []byte) string { return strings.TrimRight(string(b), "\x00\n") }

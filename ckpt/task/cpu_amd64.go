@@ -1,0 +1,120 @@
+package task
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"golang.org/x/sys/unix"
+)
+
+// arch_prctl(2) codes of asm/prctl.h.
+const (
+	archGetCPUID     = 0x1011
+	archSetCPUID     = 0x1012
+	archGetXcompPerm = 0x1022
+
+	// Parts of the vector state that a process has to ask for: XTILEDATA of AMX.
+	dynamicXFeatures = 1 << 18
+
+	cpuidOff = 1 // image.Prctl.CPUID
+)
+
+// Offset of the class in an ELF header, and its value for 64-bit files.
+const (
+	elfClass   = 4
+	elfClass64 = 2
+)
+
+// ReadTraced fills in what ptrace(2) tells of a stopped thread: registers, with the restart of an
+// interrupted syscall applied, vector state, signal mask, its own queued signals, rseq and syscall
+// user dispatch. th.TID has to be set.
+func ReadTraced(pt *ptrace.Thread, st *ptrace.State, th *image.Thread) error {
+	regs := st.ResumeRegs()
+	th.Regs, th.XState, th.SigMask = ptrace.RegsBytes(&regs), st.XState, st.SigMask
+	th.Rseq = image.Rseq{Ptr: st.Rseq.Ptr, Size: st.Rseq.Size, Sig: st.Rseq.Sig, Flags: st.Rseq.Flags}
+	var err error
+	if th.Pending, err = pt.PeekSiginfo(false); err != nil {
+		return err
+	}
+	th.SUD, err = pt.SUD()
+	return err
+}
+
+// WriteTraced sets them; it is the last thing before the thread goes on. Own queued signals
+// are WriteLast's. Syscall user dispatch comes now, since it would catch remote system calls.
+func WriteTraced(pt *ptrace.Thread, th *image.Thread) error {
+	regs, err := ptrace.BytesRegs(th.Regs)
+	if err != nil {
+		return fmt.Errorf("thread %d: %w", th.TID, err)
+	}
+	if err := pt.SetXState(th.XState); err != nil {
+		return err
+	}
+	if len(th.SUD) != 0 {
+		if err := pt.SetSUD(th.SUD); err != nil {
+			return err
+		}
+	}
+	return errors.Join(pt.SetRegs(&regs), pt.SetSigMask(th.SigMask))
+}
+
+// readCPUID queues whether CPUID faults in this thread.
+func readCPUID(q *queue, th *image.Thread) {
+	r := q.b.Call(unix.SYS_ARCH_PRCTL, archGetCPUID, 0).Label("read the CPUID mode").Ignore()
+	q.then(func() error {
+		th.Prctl.CPUID = 0
+		if r.Err() == nil && r.Val() == 0 {
+			th.Prctl.CPUID = cpuidOff
+		}
+		return nil
+	})
+}
+
+func writeCPUID(b *ptrace.Batch, th *image.Thread) {
+	if th.Prctl.CPUID == cpuidOff {
+		b.Call(unix.SYS_ARCH_PRCTL, archSetCPUID, 0).Label("turn CPUID off (the CPU must be able to)")
+	}
+}
+
+// readCPUProcess queues a look for state of the process that is not kept.
+func readCPUProcess(q *queue, pid int) {
+	buf := q.b.Alloc(16)
+	ldt := q.b.Call(unix.SYS_MODIFY_LDT, 0, buf.Addr(), 8).Label("look for a local descriptor table").Ignore()
+	perm := q.b.Call(unix.SYS_ARCH_PRCTL, archGetXcompPerm, buf.Addr()+8).Label("read the vector state permissions").Ignore()
+	q.then(func() error {
+		if ldt.Val() != 0 {
+			return refused(pid, 0, "local descriptor table", "segments of modify_ldt(2) are not kept", "the program cannot be checkpointed; such tables are mostly made by Wine and DOSEMU")
+		}
+		if perm.Err() == nil && le.Uint64(buf.Bytes()[8:])&dynamicXFeatures != 0 {
+			return refused(pid, 0, "AMX state", "its permission to use AMX tiles is not kept", "run the program without AMX")
+		}
+		return nil
+	})
+}
+
+// checkCPU lists what of the CPU state cannot be kept.
+func checkCPU(pid int, st *procfs.Status, add func(kind, what, remedy string)) error {
+	if f := st.X86ThreadFeatures; strings.Contains(f, "shstk") {
+		add("shadow stack", fmt.Sprintf("x86 thread features %q are on, which are not kept", strings.TrimSpace(f)),
+			"start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off")
+	}
+	if st.UntagMask != 0 && st.UntagMask != ^uint64(0) {
+		add("address tagging", "linear address masking is on, which is not kept", "run the program without tagged addresses")
+	}
+	link := taskPath(pid, 0, "exe")
+	f, err := os.Open(link)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var head [elfClass + 1]byte
+	if n, _ := f.ReadAt(head[:], 0); n == len(head) && string(head[:4]) == "\x7fELF" && head[elfClass] != elfClass64 {
+		add("32-bit program", "only 64-bit processes can be checkpointed", "use the 64-bit build of the program")
+	}
+	return nil
+}

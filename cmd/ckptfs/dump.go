@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/ckptfs/ckptfs/ckpt"
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
+)
+
+// dumpFlags are the flags of `ckptfs dump`.
+type dumpFlags struct {
+	output     string
+	kill, stop bool
+	timeout    time.Duration
+}
+
+func dumpCommand() *command {
+	f := &dumpFlags{}
+	fs := newFlags("dump")
+	fs.StringVarP(&f.output, "output", "o", "", "write the image to `FILE`, - for standard output (default COMM-PID-TIME.ckpt here)")
+	fs.BoolVar(&f.kill, "kill", false, "kill the tree once the image is safely written")
+	fs.BoolVar(&f.stop, "stop", false, "leave the tree stopped once the image is written (kill -CONT goes on)")
+	fs.DurationVar(&f.timeout, "timeout", 10*time.Second, "give up if the tree cannot be frozen within `TIME`")
+	return &command{
+		name: "dump", args: "PID", short: "checkpoint a process and all its descendants into a file", flags: fs, nargs: [2]int{1, 1},
+		long: `The tree below PID is stopped for some milliseconds, goes on running, and its image is
+written meanwhile. FILE appears complete and durable or not at all. The name of the image is
+printed on standard output, losses by policy on standard error.
+
+Examples:
+  ckptfs dump 1234                        image in python3-1234-20260102T030405Z.ckpt
+  ckptfs dump 1234 -o job.ckpt --kill     take it away from here
+  ckptfs dump 1234 -o - | zstd > job.zst  restore takes .zst and .gz as they are
+  ckptfs dump 1234 -o - | ssh host ckptfs restore -`,
+		run: func(ctx context.Context, c *console, args []string) error {
+			pid, err := parsePID(args[0])
+			if err != nil {
+				return err
+			}
+			return f.run(ctx, c, pid)
+		},
+	}
+}
+
+func (f *dumpFlags) run(ctx context.Context, c *console, pid int) error {
+	if f.kill && f.stop {
+		return usagef("dump: --kill and --stop exclude each other")
+	}
+	if f.output == "-" && isTerminal(c.Out) {
+		return usagef("dump: an image on a terminal helps nobody; redirect standard output or name a file with -o")
+	}
+	o := ckpt.Options{Timeout: f.timeout, Log: func(s string) { c.notef("%s", s) }}
+	switch {
+	case f.kill:
+		o.After = ckpt.Kill
+	case f.stop:
+		o.After = ckpt.Stop
+	}
+	name := f.output
+	if name == "" {
+		name = imageName(comm(pid), pid, time.Now())
+	}
+	out, err := createOutput(c, name) // before the freeze: a wrong path costs the tree nothing
+	if err != nil {
+		return err
+	}
+	defer out.discard()
+	if err := f.write(ctx, c, pid, o, out); err != nil {
+		return fmt.Errorf("dump of pid %d to %s: %w", pid, out.label, err)
+	}
+	if f.output == "" {
+		return c.printf("%s\n", name)
+	}
+	return nil
+}
+
+// write takes the checkpoint. The tree is killed or stopped only after the image is safe.
+func (f *dumpFlags) write(ctx context.Context, c *console, pid int, o ckpt.Options, out *output) (err error) {
+	cp, err := ckpt.Take(ctx, pid, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, cp.Close()) }()
+	for _, l := range cp.Lost() {
+		c.notef("%s", l)
+	}
+	bar := newProgress(c, "writing", cp.Size())
+	defer bar.end()
+	_, err = cp.Stream(ctx, func(_ image.Hash, chunk []byte) error {
+		bar.add(len(chunk))
+		_, err := out.Write(chunk)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := out.commit(); err != nil {
+		return err
+	}
+	return cp.Finish()
+}
+
+// output is where an image goes: a temporary file that gets its name at the end, or a
+// stream that is already there.
+type output struct {
+	io.Writer
+	label string
+	file  *os.File // nil: a stream
+	name  string
+}
+
+// createOutput opens the output name, "-" being standard output. A name that exists and is
+// no regular file (/dev/null, a fifo) is written to as a stream.
+func createOutput(c *console, name string) (*output, error) {
+	if name == "-" {
+		return &output{Writer: c.Out, label: "standard output"}, nil
+	}
+	if st, err := os.Stat(name); err == nil && !st.Mode().IsRegular() {
+		if st.IsDir() {
+			return nil, usagef("dump: %s is a directory; name a file in it", name)
+		}
+		f, err := os.OpenFile(name, os.O_WRONLY, 0)
+		if err != nil {
+			return nil, err
+		}
+		return &output{Writer: f, label: name}, nil
+	}
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
+	if err != nil {
+		return nil, err
+	}
+	return &output{Writer: f, label: name, file: f, name: name}, nil
+}
+
+// commit makes the file durable and then visible under its name.
+func (o *output) commit() error {
+	if o.file == nil {
+		return nil
+	}
+	if err := o.file.Sync(); err != nil {
+		return err
+	}
+	if err := o.file.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(o.file.Name(), o.name); err != nil {
+		return err
+	}
+	o.file = nil
+	return syncDir(filepath.Dir(o.name))
+}
+
+// discard removes what commit has not made visible.
+func (o *output) discard() {
+	if o.file == nil {
+		return
+	}
+	_ = o.file.Close() // it goes away; whether its last bytes were written is of no interest
+	_ = os.Remove(o.file.Name())
+}
+
+// syncDir makes a rename in dir durable. Filesystems that cannot sync a directory say
+// EINVAL; they have nothing better to offer.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"syscall"
+
+	"github.com/ckptfs/ckptfs/ckpt"
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/fusefs"
+	"github.com/ckptfs/ckptfs/restore"
+)
+
+// engine is packages ckpt and restore as the filesystem wants them.
+type engine struct{}
+
+var _ fusefs.Engine = engine{}
+
+func (engine) Take(ctx context.Context, pid int, log func(string)) (fusefs.Checkpoint, error) {
+	return checkpoint(ckpt.Take(ctx, pid, ckpt.Options{Version: version, Log: log}))
+}
+
+func (engine) Estimate(pid int) (int64, error) {
+	n, err := ckpt.Estimate(pid)
+	return n, withErrno(err)
+}
+
+func (engine) Explain(pid int) ([]image.Finding, error) {
+	found, err := ckpt.Explain(pid)
+	return found, withErrno(err)
+}
+
+func (engine) Tree(pid int) ([]int, error) {
+	pids, err := ckpt.Tree(pid)
+	return pids, withErrno(err)
+}
+
+func (engine) Freeze(ctx context.Context, pid int) (fusefs.Frozen, error) {
+	z, err := ckpt.Freeze(ctx, pid, 0)
+	if err != nil {
+		return nil, withErrno(err)
+	}
+	return frozen{z}, nil
+}
+
+func (engine) Restore(ctx context.Context, r *image.Reader, o fusefs.RestoreOptions) (*fusefs.Restored, error) {
+	res, err := restore.Run(ctx, r, restore.Options{OutPath: o.OutPath, CallerUID: o.CallerUID, Log: o.Log})
+	if err != nil {
+		return nil, withErrno(err)
+	}
+	return &fusefs.Restored{Root: res.Root, PIDs: res.PIDs, Warnings: res.Warnings, Lost: res.Lost}, nil
+}
+
+// frozen is a tree that is held still.
+type frozen struct{ *ckpt.Frozen }
+
+func (z frozen) Take(ctx context.Context, log func(string)) (fusefs.Checkpoint, error) {
+	return checkpoint(z.Frozen.Take(ctx, ckpt.Options{Version: version, Log: log}))
+}
+
+// checkpoint avoids the interface that is not nil although it holds a nil pointer.
+func checkpoint(c *ckpt.Checkpoint, err error) (fusefs.Checkpoint, error) {
+	if err != nil {
+		return nil, withErrno(err)
+	}
+	return c, nil
+}
+
+// errnoError gives an error of the engine the errno that fusefs answers with.
+type errnoError struct {
+	error
+	errno syscall.Errno
+}
+
+func (e errnoError) Unwrap() error        { return e.error }
+func (e errnoError) Errno() syscall.Errno { return e.errno }
+
+// withErrno chooses the errno of the engine's own errors. For all others fusefs has its own
+// table, which also finds an errno anywhere in the chain.
+func withErrno(err error) error {
+	if e := engineErrno(err); e != 0 {
+		return errnoError{err, e}
+	}
+	return err
+}
+
+func engineErrno(err error) syscall.Errno {
+	var (
+		traced  *ptrace.TracedError
+		slow    *ptrace.TimeoutError
+		gone    *ptrace.GoneError
+		seccomp *ptrace.SeccompError
+		taken   *restore.PIDTakenError
+		file    *restore.FileError
+		host    *restore.HostError
+		access  *restore.AccessError
+		bad     *restore.ImageError
+		sys     syscall.Errno
+	)
+	switch {
+	case errors.Is(err, ckpt.ErrNoProcess), errors.Is(err, ckpt.ErrZombie):
+		return syscall.ESRCH
+	case errors.Is(err, ckpt.ErrKernelThread):
+		return syscall.EOPNOTSUPP
+	case errors.Is(err, ckpt.ErrInit):
+		return syscall.EPERM
+	case errors.Is(err, ckpt.ErrSelf):
+		return syscall.EDEADLK
+	case errors.As(err, &traced):
+		return syscall.EBUSY
+	case errors.As(err, &slow), errors.Is(err, restore.ErrTimeout):
+		return syscall.ETIMEDOUT
+	case errors.As(err, &gone):
+		return syscall.ESRCH
+	case errors.As(err, &taken):
+		return syscall.EEXIST
+	case errors.As(err, &access), errors.As(err, &seccomp):
+		return syscall.EPERM
+	case errors.As(err, &bad):
+		return syscall.EBADMSG
+	case errors.As(err, &sys):
+		return 0
+	case errors.As(err, &file):
+		return syscall.ESTALE
+	case errors.As(err, &host):
+		return syscall.EOPNOTSUPP
+	}
+	return 0
+}

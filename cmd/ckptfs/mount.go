@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/ckptfs/ckptfs/fusefs"
+	"github.com/ckptfs/ckptfs/store"
+	"golang.org/x/sys/unix"
+)
+
+// mountFlags are the flags of `ckptfs mount`.
+type mountFlags struct {
+	store, log string
+	foreground bool
+	timeout    time.Duration
+}
+
+func mountCommand() *command {
+	f := &mountFlags{}
+	fs := newFlags("mount")
+	fs.StringVar(&f.store, "store", defaultStore(), "keep checkpoints in the folder `DIR`")
+	fs.BoolVarP(&f.foreground, "foreground", "f", false, "stay in the foreground and log to standard error")
+	fs.StringVar(&f.log, "log", "", "log to `FILE` (default mount.log in the store)")
+	fs.DurationVar(&f.timeout, "restore-timeout", 2*time.Minute, "a restore that takes longer than `TIME` fails; nobody can interrupt it")
+	return &command{
+		name: "mount", args: "DIR", short: "mount the filesystem on DIR", flags: fs, nargs: [2]int{1, 1},
+		long: `Goes to the background as soon as the mount can be used. A mount on DIR whose server has
+died is cleared first. DIR/README explains the mount. Only root may use it. SIGTERM unmounts.
+
+Examples:
+  ckptfs mount /mnt/ckpt
+  cat /mnt/ckpt/ckpt/1234/image > job.ckpt
+  cp job.ckpt /mnt/ckpt/restore/
+  ckptfs mount -f --store /srv/ckpt /mnt/ckpt    for a service manager`,
+		run: func(ctx context.Context, c *console, args []string) error { return f.run(ctx, c, args[0]) },
+	}
+}
+
+// defaultStore is where checkpoints go if nobody says otherwise.
+func defaultStore() string {
+	if os.Getuid() == 0 {
+		return "/var/lib/ckptfs"
+	}
+	if d := os.Getenv("XDG_DATA_HOME"); d != "" {
+		return filepath.Join(d, "ckptfs")
+	}
+	return filepath.Join(os.Getenv("HOME"), ".local/share/ckptfs")
+}
+
+func (f *mountFlags) run(ctx context.Context, c *console, dir string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if f.store, err = filepath.Abs(f.store); err != nil {
+		return err
+	}
+	if f.log == "" {
+		f.log = filepath.Join(f.store, "mount.log")
+	} else if f.log, err = filepath.Abs(f.log); err != nil {
+		return err
+	}
+	ready, err := readyPipe()
+	switch {
+	case err != nil:
+		return err
+	case ready != nil:
+		return f.background(ctx, c, dir, ready)
+	case f.foreground:
+		return f.serve(ctx, dir, log.New(c.Err, "", log.LstdFlags|log.LUTC), func() error {
+			c.notef("mounted on %s, store %s", dir, f.store)
+			return nil
+		})
+	}
+	return f.detach(c, dir)
+}
+
+// background is the server's half of detach: it reports over the pipe, then logs.
+func (f *mountFlags) background(ctx context.Context, c *console, dir string, ready *os.File) error {
+	up := false
+	err := f.serve(ctx, dir, nil, func() error {
+		up = true
+		_, err := ready.WriteString(readyWord)
+		return errors.Join(err, ready.Close())
+	})
+	if err != nil && !up {
+		_, _ = fmt.Fprintf(ready, "%d %s", exitCode(err), sentence(err)) // nobody left to tell otherwise
+		return statusError(exitCode(err))
+	}
+	return err
+}
+
+// serve mounts on dir and serves until ctx ends or the mount is gone. A nil logger means the
+// log file, which then is standard error too: that is where a crash would be told.
+func (f *mountFlags) serve(ctx context.Context, dir string, l *log.Logger, up func() error) (err error) {
+	stale, err := fusefs.ClearStale(dir)
+	if err != nil {
+		return err
+	}
+	st, err := store.Open(f.store, store.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	if l == nil {
+		if l, err = openLog(f.log); err != nil {
+			return err
+		}
+	}
+	if stale {
+		l.Printf("cleared the mount of a server that died on %s", dir)
+	}
+	spool := filepath.Join(f.store, "uploads")
+	if err := os.MkdirAll(spool, 0o700); err != nil {
+		return err
+	}
+	srv, err := fusefs.Mount(fusefs.Options{Dir: dir, Source: f.store, Engine: engine{}, Store: st, Spool: spool,
+		RestoreTimeout: f.timeout, Logf: l.Printf})
+	if err != nil {
+		return err
+	}
+	protect(l)
+	l.Printf("ckptfs %s: mounted on %s, store %s, pid %d", version, dir, f.store, os.Getpid())
+	if err := up(); err != nil {
+		return errors.Join(err, srv.Unmount())
+	}
+	return f.untilEnd(ctx, srv, l)
+}
+
+// untilEnd waits for the end of the mount, or ends it when a signal asks for it.
+func (f *mountFlags) untilEnd(ctx context.Context, srv *fusefs.Server, l *log.Logger) error {
+	gone := make(chan struct{})
+	go func() {
+		srv.Wait()
+		close(gone)
+	}()
+	select {
+	case <-gone:
+	case <-ctx.Done():
+		l.Printf("unmounting")
+		if err := srv.Unmount(); err != nil {
+			return err
+		}
+		select {
+		case <-gone:
+		case <-time.After(5 * time.Second): // somebody still uses it; he gets an error when we exit
+			l.Printf("still in use; its users get an error now")
+		}
+	}
+	l.Printf("ended")
+	return nil
+}
+
+// openLog opens the log file and makes it standard output and error.
+func openLog(path string) (*log.Logger, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for _, fd := range []int{1, 2} {
+		if err := unix.Dup3(int(f.Fd()), fd, 0); err != nil {
+			return nil, fmt.Errorf("log to %s: %w", path, err)
+		}
+	}
+	return log.New(f, "", log.LstdFlags|log.LUTC), nil
+}
+
+// protect makes it unlikely that the kernel kills the server of all readers when memory runs
+// out. Restored processes get the value of their image.
+func protect(l *log.Logger) {
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0); err != nil {
+		l.Printf("oom_score_adj stays as it is: %v", err)
+	}
+}

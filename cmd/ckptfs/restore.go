@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/ckptfs/ckptfs/restore"
+)
+
+// restoreFlags are the flags of `ckptfs restore`.
+type restoreFlags struct {
+	pidfile, out          string
+	wait, strict, stopped bool
+	timeout               time.Duration
+}
+
+func restoreCommand() *command {
+	f := &restoreFlags{}
+	fs := newFlags("restore")
+	fs.StringVar(&f.pidfile, "pidfile", "", "write the pid of the tree's root to `FILE`")
+	fs.StringVar(&f.out, "out", "", "`FILE` that takes what the tree writes to terminals and pipes that are gone (default FILE.out)")
+	fs.BoolVar(&f.wait, "wait", false, "wait until the root exits and exit with its code")
+	fs.BoolVar(&f.strict, "strict", false, "refuse if any open file has changed since the checkpoint")
+	fs.BoolVar(&f.stopped, "stopped", false, "leave the tree stopped (kill -CONT goes on)")
+	fs.DurationVar(&f.timeout, "timeout", time.Minute, "give up if the tree does not run within `TIME`")
+	return &command{
+		name: "restore", args: "FILE|-", short: "bring the processes of an image back", flags: fs, nargs: [2]int{1, 1},
+		long: `The whole image is checked before anything is done. Either every process runs again under
+its old pid, or none was made. Images compressed with zstd or gzip are taken as they are.
+Prints the pid of the root.
+
+The restored root is a child of init, as a daemon is. --wait therefore follows it through a
+pidfd; the kernel tells its exit code there since Linux 6.15 (128+N if signal N killed it).
+On older kernels the code is unknown and --wait exits with 0.
+
+Examples:
+  ckptfs restore job.ckpt
+  ckptfs restore job.ckpt --pidfile job.pid --out job.log
+  ckptfs restore job.zst --wait && echo job is through
+  ssh host cat job.ckpt | ckptfs restore -`,
+		run: func(ctx context.Context, c *console, args []string) error { return f.run(ctx, c, args[0]) },
+	}
+}
+
+func (f *restoreFlags) run(ctx context.Context, c *console, name string) error {
+	if name == "-" && f.out == "" {
+		f.out = "restored.out"
+	}
+	im, err := openImage(c, name)
+	if err != nil {
+		return err
+	}
+	defer im.Close() // only read: nothing can be lost
+	if err := im.verify(ctx, c); err != nil {
+		return fmt.Errorf("%s: %w", label(name), err)
+	}
+	res, err := restore.Run(ctx, im.Reader, restore.Options{
+		OutPath: f.outPath(name), Strict: f.strict, Timeout: f.timeout, CallerUID: callerUID(), Stopped: f.stopped,
+		Log: func(s string) { c.notef("%s", s) },
+	})
+	if err != nil {
+		return fmt.Errorf("restore of %s: %w", label(name), err)
+	}
+	return f.report(ctx, c, res)
+}
+
+// report says what runs now, and waits for it if that was asked.
+func (f *restoreFlags) report(ctx context.Context, c *console, res *restore.Result) error {
+	var w *waiter
+	if f.wait {
+		var err error
+		if w, err = newWaiter(res.Root); err != nil { // at once: a short program may be gone a moment later
+			return err
+		}
+		defer w.close()
+	}
+	for _, s := range res.Warnings {
+		c.notef("%s", s)
+	}
+	for _, l := range res.Lost {
+		c.notef("%s", l)
+	}
+	if f.pidfile != "" {
+		if err := writePIDFile(f.pidfile, res.Root); err != nil {
+			return fmt.Errorf("the tree runs, its root is pid %d, but: %w", res.Root, err)
+		}
+	}
+	if err := c.printf("%d\n", res.Root); err != nil {
+		return err
+	}
+	if w == nil {
+		return nil
+	}
+	code, err := w.wait(ctx)
+	if err != nil {
+		return err
+	}
+	if code != 0 {
+		return statusError(code)
+	}
+	return nil
+}
+
+// outPath is the absolute path of the output file: restored processes have their own
+// working directories.
+func (f *restoreFlags) outPath(name string) string {
+	p := f.out
+	if p == "" {
+		p = name + ".out"
+	}
+	if abs, err := filepath.Abs(p); err == nil {
+		return abs
+	}
+	return p
+}
+
+// callerUID is whom the restored processes must belong to; root may restore anybody's.
+func callerUID() int {
+	if uid := os.Getuid(); uid != 0 {
+		return uid
+	}
+	return -1
+}
+
+// writePIDFile writes pid to path so that a reader never sees half of it.
+func writePIDFile(path string, pid int) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".pid-*")
+	if err != nil {
+		return err
+	}
+	_, err = tmp.WriteString(strconv.Itoa(pid) + "\n")
+	err = errors.Join(err, tmp.Chmod(0o644), tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(tmp.Name()) // the first error counts
+	}
+	return err
+}

@@ -1,0 +1,66 @@
+package fusefs
+
+import (
+	"context"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+)
+
+// Engine is what the filesystem needs of the checkpointer. Its methods may be called at the
+// same time; Take is never called while another Take runs. An error that has a method
+// Errno() syscall.Errno is answered with that errno, see errno.go.
+type Engine interface {
+	// Take checkpoints the tree below pid. When it returns the tree runs again and the exact
+	// size of the image is known. log takes lines for the image's log.
+	Take(ctx context.Context, pid int, log func(string)) (Checkpoint, error)
+	// Estimate returns an upper bound for the size of an image of the tree, in bytes. It is
+	// asked for every stat, so it may not read page tables.
+	Estimate(pid int) (int64, error)
+	// Explain lists what a checkpoint would refuse or lose. It stops nothing.
+	Explain(pid int) ([]image.Finding, error)
+	// Tree returns pid and all its descendants, parents first.
+	Tree(pid int) ([]int, error)
+	// Freeze stops the tree until Thaw or Kill. It goes on by itself if this process dies.
+	Freeze(ctx context.Context, pid int) (Frozen, error)
+	// Restore brings a verified image back.
+	Restore(ctx context.Context, r *image.Reader, o RestoreOptions) (*Restored, error)
+}
+
+// Checkpoint is one checkpoint whose bytes are still to be read.
+type Checkpoint interface {
+	// Size is the exact size of the image in bytes.
+	Size() int64
+	// Manifest describes the tree.
+	Manifest() *image.Manifest
+	// Stream emits all bytes of the image in order, cut into the chunks of the image's
+	// layout, and returns the image's identity. A chunk is only valid during the call.
+	Stream(ctx context.Context, emit func(h image.Hash, chunk []byte) error) (image.Hash, error)
+	// Close gives everything back. It is always called, once.
+	Close() error
+}
+
+// Frozen is a tree that Freeze stopped. Thaw and Kill end it and are not called while one of
+// its checkpoints is still open.
+type Frozen interface {
+	// Take checkpoints the tree, which stays frozen.
+	Take(ctx context.Context, log func(string)) (Checkpoint, error)
+	// Thaw lets the tree run on.
+	Thaw() error
+	// Kill ends every process of the tree.
+	Kill() error
+}
+
+// RestoreOptions say how to restore.
+type RestoreOptions struct {
+	OutPath   string       // file for what the tree writes to terminals and pipes that are gone
+	CallerUID int          // whom everything in the image must belong to; -1: anybody
+	Log       func(string) // takes lines for NAME.log
+}
+
+// Restored tells of a tree that runs.
+type Restored struct {
+	Root     int             `json:"root"`
+	PIDs     []int           `json:"pids"`
+	Warnings []string        `json:"warnings,omitempty"`
+	Lost     []image.Finding `json:"lost,omitempty"`
+}

@@ -1,0 +1,360 @@
+package fusefs
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/store"
+)
+
+// errReaderGone is why a checkpoint is given up whose reader closed before the end.
+var errReaderGone = errors.New("the reader closed the file before the end")
+
+// session is one checkpoint that is read while it is stored. Its size never changes; its
+// bytes come from the running ingest and, after the commit, from the stored image.
+type session struct {
+	pid     int
+	name    string // in images/
+	size    int64
+	created time.Time
+	cancel  context.CancelCauseFunc
+	ingest  *store.Ingest
+	log     *lines
+
+	mu       sync.Mutex
+	put      int64         // bytes the ingest has
+	changed  chan struct{} // closed when put grows or the session ends; nil if nobody waits
+	finished bool
+	err      error // why it failed; valid when finished
+	stored   *store.Reader
+	readTo   int64 // how far the reader has read without a gap
+}
+
+// lines collects the text of a log file.
+type lines struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lines) addf(format string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	fmt.Fprintf(&l.b, "%s %s\n", time.Now().UTC().Format(time.RFC3339), fmt.Sprintf(format, args...))
+}
+
+// add is addf for a line that is no format.
+func (l *lines) add(s string) { l.addf("%s", s) }
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// lockTaking makes sure that only one tree is being frozen: two freezes at once would only
+// be in each other's way.
+func (f *filesystem) lockTaking(ctx context.Context) error {
+	select {
+	case f.taking <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		if cause := context.Cause(ctx); cause != context.Canceled {
+			return cause
+		}
+		return syscall.EINTR
+	}
+}
+
+func (f *filesystem) unlockTaking() { <-f.taking }
+
+// begin takes a checkpoint and starts to store it. ctx covers the checkpoint itself; the
+// storing ends with the filesystem or by session.cancel.
+func (f *filesystem) begin(ctx context.Context, id procID) (*session, error) {
+	if err := f.lockTaking(ctx); err != nil {
+		return nil, err
+	}
+	defer f.unlockTaking()
+	s := &session{pid: id.pid, created: time.Now(), log: &lines{}}
+	held := f.frozen(id)
+	cp, err := f.takeNow(ctx, s, held)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return nil, err
+	}
+	s.size = cp.Size()
+	sctx, cancel := context.WithCancelCause(f.ctx)
+	s.cancel = cancel
+	if err := f.beginIngest(sctx, s, cp.Manifest()); err != nil {
+		cancel(nil)
+		return nil, errors.Join(err, cp.Close())
+	}
+	s.log.addf("checkpoint of pid %d: %d processes, %d bytes, taken in %s", id.pid,
+		len(cp.Manifest().Tasks), s.size, time.Since(s.created).Round(time.Microsecond))
+	if held != nil {
+		held.busy.Add(1)
+	}
+	f.streams.Go(func() {
+		f.stream(sctx, s, cp)
+		if held != nil {
+			held.busy.Done()
+		}
+	})
+	return s, nil
+}
+
+// takeNow takes the checkpoint, of a tree that runs or one that is held frozen.
+func (f *filesystem) takeNow(ctx context.Context, s *session, held *frozenTree) (Checkpoint, error) {
+	if held != nil {
+		return held.tree.Take(ctx, s.log.add)
+	}
+	return f.engine.Take(ctx, s.pid, s.log.add)
+}
+
+// beginIngest finds a free name COMM-PID-UTCTIME in the store.
+func (f *filesystem) beginIngest(ctx context.Context, s *session, m *image.Manifest) error {
+	comm := ""
+	if len(m.Tasks) > 0 {
+		comm = m.Tasks[0].Comm
+	}
+	base := imageName(comm, s.pid, s.created)
+	s.name = base
+	for i := 2; ; i++ {
+		var err error
+		s.ingest, err = f.store.Begin(ctx, s.name)
+		if err == nil || !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		s.name = fmt.Sprintf("%s-%d", base, i)
+	}
+}
+
+// imageName is how an image is called in images/.
+func imageName(comm string, pid int, t time.Time) string {
+	clean := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '+' {
+			return r
+		}
+		return '-'
+	}, comm)
+	if clean = strings.TrimLeft(clean, ".-"); clean == "" {
+		clean = "process"
+	}
+	return fmt.Sprintf("%s-%d-%s", clean, pid, t.UTC().Format("20060102T150405Z"))
+}
+
+// stream brings the whole image into the store, however slow the reader is.
+func (f *filesystem) stream(ctx context.Context, s *session, cp Checkpoint) {
+	root, err := cp.Stream(ctx, func(h image.Hash, chunk []byte) error {
+		if err := s.ingest.Put(store.Hash(h), chunk); err != nil {
+			return err
+		}
+		s.advance(int64(len(chunk)))
+		return context.Cause(ctx)
+	})
+	err = errors.Join(err, cp.Close())
+	if err == nil {
+		err = f.attach(s, cp.Manifest(), root)
+	}
+	if err == nil {
+		err = s.ingest.Commit()
+	} else {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause // what was cancelled fails in ways that only hide the reason
+		}
+		err = errors.Join(err, s.ingest.Abort())
+	}
+	var r *store.Reader
+	if err == nil {
+		r, err = f.store.OpenImage(s.name)
+	}
+	s.cancel(nil)
+	f.streamed(s, err)
+	s.finish(r, err)
+}
+
+// streamed records how a stream ended.
+func (f *filesystem) streamed(s *session, err error) {
+	switch {
+	case err == nil:
+		f.logf("pid %d: checkpoint %s stored, %d bytes", s.pid, s.name, s.size)
+		f.remember(s.pid, func(r *record) { r.Last, r.Error = &lastCheckpoint{s.name, s.created, s.size}, nil })
+	case errors.Is(err, errReaderGone):
+		f.logf("pid %d: checkpoint given up: %v", s.pid, err)
+	default:
+		f.failed(s.pid, err)
+	}
+}
+
+// savedInfo is images/NAME/info.
+type savedInfo struct {
+	Name      string          `json:"name"`
+	PID       int             `json:"pid"`
+	Comm      string          `json:"comm"`
+	Created   time.Time       `json:"created"`
+	Size      int64           `json:"size"` // bytes
+	Root      string          `json:"root"` // the image's identity
+	Tool      string          `json:"tool"`
+	Hostname  string          `json:"hostname"`
+	Kernel    string          `json:"kernel"`
+	Processes []savedProcess  `json:"processes"`
+	Lost      []image.Finding `json:"lost"`
+}
+
+type savedProcess struct {
+	PID     int32  `json:"pid"`
+	PPID    int32  `json:"ppid"`
+	Comm    string `json:"comm"`
+	Threads int    `json:"threads"`
+}
+
+// attach puts info, log and manifest.json beside the image.
+func (f *filesystem) attach(s *session, m *image.Manifest, root image.Hash) error {
+	info := savedInfo{Name: s.name, PID: s.pid, Created: s.created.UTC(), Size: s.size, Root: hex.EncodeToString(root[:]),
+		Tool: m.Tool, Hostname: m.Host.Hostname, Kernel: m.Host.Kernel, Lost: m.Lost}
+	if info.Lost == nil {
+		info.Lost = []image.Finding{} // "[]" and not "null" for scripts
+	}
+	for i := range m.Tasks {
+		t := &m.Tasks[i]
+		info.Processes = append(info.Processes, savedProcess{t.PID, t.PPID, t.Comm, len(t.Threads)})
+	}
+	if len(m.Tasks) > 0 {
+		info.Comm = m.Tasks[0].Comm
+	}
+	for _, l := range m.Lost {
+		s.log.add(l.String())
+	}
+	for _, a := range []struct {
+		name string
+		v    any
+	}{{"info", info}, {"manifest.json", m}} {
+		b, err := json.MarshalIndent(a.v, "", "  ")
+		if err != nil {
+			return fmt.Errorf("%s of %s: %w", a.name, s.name, err)
+		}
+		s.ingest.Attach(a.name, append(b, '\n'))
+	}
+	s.ingest.Attach("log", []byte(s.log.String()))
+	return nil
+}
+
+// advance says that n more bytes can be read.
+func (s *session) advance(n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.put += n
+	s.wake()
+}
+
+// finish ends the session: everything is stored and read from r, or err says why not.
+func (s *session) finish(r *store.Reader, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.finished, s.stored, s.err = true, r, err
+	s.wake()
+}
+
+func (s *session) wake() {
+	if s.changed != nil {
+		close(s.changed)
+		s.changed = nil
+	}
+}
+
+// ReadAt reads len(p) bytes at off, or what there is before the end of the image, and waits
+// until they exist. A read that reaches the end waits until the image is stored.
+func (s *session) readAt(ctx context.Context, p []byte, off int64) (int, error) {
+	end := min(off+int64(len(p)), s.size)
+	for {
+		stored, err := s.await(ctx, end)
+		if err != nil {
+			return 0, err
+		}
+		if off >= end {
+			return 0, nil
+		}
+		n, err := s.readFrom(stored, p[:end-off], off)
+		if err == nil {
+			s.wasRead(off, end)
+			return n, nil
+		}
+		if stored != nil || !errors.Is(err, store.ErrClosed) && !errors.Is(err, store.ErrNotYet) {
+			return 0, err
+		}
+		end = s.size // the ingest ended between the two: wait for the stored image
+	}
+}
+
+func (s *session) readFrom(stored *store.Reader, p []byte, off int64) (int, error) {
+	var r io.ReaderAt = s.ingest
+	if stored != nil {
+		r = stored
+	}
+	n, err := r.ReadAt(p, off)
+	if n == len(p) {
+		return n, nil // io.ReaderAt may say EOF with the last bytes
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// await waits until the bytes before end exist, or all is stored if end is the size. It
+// returns the stored image, if there is one already.
+func (s *session) await(ctx context.Context, end int64) (*store.Reader, error) {
+	for {
+		s.mu.Lock()
+		if s.finished || end < s.size && s.put >= end {
+			defer s.mu.Unlock()
+			return s.stored, s.err
+		}
+		if s.changed == nil {
+			s.changed = make(chan struct{})
+		}
+		ch := s.changed
+		s.mu.Unlock()
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return nil, syscall.EINTR // at once: the reader may be a task that is being frozen
+		}
+	}
+}
+
+func (s *session) wasRead(off, end int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if off <= s.readTo {
+		s.readTo = max(s.readTo, end)
+	}
+}
+
+// complete reports whether everything is stored and the reader has read it all.
+func (s *session) complete() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.finished && s.err == nil && s.readTo == s.size
+}
+
+// close ends the session for its reader: a stream that still runs is given up.
+func (s *session) close() {
+	s.cancel(errReaderGone)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stored != nil {
+		_ = s.stored.Close() // only read
+	}
+}

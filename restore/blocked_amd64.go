@@ -1,0 +1,144 @@
+package restore
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"golang.org/x/sys/unix"
+)
+
+// A thread that was asleep with a timeout goes on, in the process it was in, by the kernel's
+// restart block, which knows the moment at which the sleep ends. A new thread gets a
+// restart block only by falling asleep in the same call and being interrupted. So the call
+// is made in it for the time that was left and interrupted at once; the registers then
+// say "go on by the restart block" (rax -516), and the kernel does, if it still does not
+// find that the call is over.
+
+const (
+	restartBlock = -516 // ERESTART_RESTARTBLOCK of linux/errno.h
+	fullTime     = -1   // image.Blocked.Remaining: not known
+	noTimeout    = -2   // image.Blocked.Remaining: the call has none
+	syscallLen   = 2
+	// parkOff is where parkCode lies behind the stub's syscall instruction.
+	parkOff = 64
+)
+
+// parkCode makes a call, and if that returns waits there: syscall; jmp to itself.
+var parkCode = []byte{0x0f, 0x05, 0xeb, 0xfe}
+
+// restartSleeps restarts the timed sleeps of a process's threads.
+func (j *job) restartSleeps(p *proc) error {
+	p.sleeps = map[int][]byte{}
+	for i := range p.task.Threads {
+		it := &p.task.Threads[i]
+		if it.Blocked == nil {
+			continue
+		}
+		args, ok, err := j.sleepArgs(p, it.Blocked)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue // the registers of the image restart it, or say EINTR
+		}
+		regs, err := j.restartSleep(p, p.threads[i], it, args)
+		if err != nil {
+			return fmt.Errorf("restore thread %d: restart its sleep (system call %d): %w", it.TID, it.Blocked.NR, err)
+		}
+		p.sleeps[i] = regs
+	}
+	return nil
+}
+
+// sleepArgs returns the arguments for the time that is left. A timespec lies in the stub's
+// memory: the kernel reads it when the call begins.
+func (j *job) sleepArgs(p *proc, bl *image.Blocked) (args [6]uint64, ok bool, err error) {
+	args = bl.Args
+	timespecArg := -1
+	switch bl.NR {
+	case unix.SYS_NANOSLEEP:
+		timespecArg = 0
+	case unix.SYS_CLOCK_NANOSLEEP:
+		timespecArg = 2
+	case unix.SYS_FUTEX:
+		timespecArg = 3
+	case unix.SYS_POLL:
+	default:
+		return args, false, nil
+	}
+	switch {
+	case bl.Remaining == noTimeout:
+		return args, false, nil
+	case bl.Remaining == fullTime && (bl.NR == unix.SYS_POLL || bl.NR == unix.SYS_FUTEX):
+		return args, false, nil // the image's registers make the call anew
+	case bl.Remaining == fullTime:
+		return args, true, nil
+	case bl.NR == unix.SYS_POLL:
+		args[2] = uint64((bl.Remaining + 999_999) / 1e6)
+		return args, true, nil
+	}
+	ts := le.AppendUint64(le.AppendUint64(nil, uint64(bl.Remaining/1e9)), uint64(bl.Remaining%1e9))
+	args[timespecArg], err = j.put(p, 0, ts)
+	return args, true, err
+}
+
+// restartSleep puts a thread to sleep and interrupts it. It returns the registers that it is
+// to go on with.
+func (j *job) restartSleep(p *proc, th *ptrace.Thread, it *image.Thread, args [6]uint64) ([]byte, error) {
+	want, err := ptrace.BytesRegs(it.Regs)
+	if err != nil {
+		return nil, err
+	}
+	after := want.Rip // behind the syscall instruction
+	if want.Rax == uint64(it.Blocked.NR) {
+		after += syscallLen // the registers are set to make the call again
+	}
+	code := j.hole.insn() + parkOff
+	if _, err := p.rem.Mem().WriteAt(parkCode, int64(code)); err != nil {
+		return nil, err
+	}
+	regs := want
+	regs.Rip, regs.Rax, regs.Orig_rax = code, uint64(it.Blocked.NR), ^uint64(0)
+	regs.Rdi, regs.Rsi, regs.Rdx, regs.R10, regs.R8, regs.R9 = args[0], args[1], args[2], args[3], args[4], args[5]
+	if err := th.SetSigMask(^uint64(0)); err != nil {
+		return nil, err
+	}
+	if err := th.SetRegs(&regs); err != nil {
+		return nil, err
+	}
+	got, err := interrupted(th, code, time.Now().Add(time.Second))
+	if err != nil {
+		return nil, err
+	}
+	want.Rip, want.Rax, want.Orig_rax = after, got.Rax, ^uint64(0)
+	if int64(got.Rax) == restartBlock {
+		want.Orig_rax = uint64(it.Blocked.NR)
+	}
+	return ptrace.RegsBytes(&want), nil
+}
+
+// interrupted lets a thread into the call at code and stops it. An interrupt that comes
+// before the thread has entered the call is repeated.
+func interrupted(th *ptrace.Thread, code uint64, deadline time.Time) (ptrace.Regs, error) {
+	for {
+		if err := th.Cont(0); err != nil {
+			return ptrace.Regs{}, err
+		}
+		time.Sleep(20 * time.Microsecond)
+		if err := th.Interrupt(); err != nil {
+			return ptrace.Regs{}, err
+		}
+		if _, err := th.WaitStop(deadline); err != nil {
+			return ptrace.Regs{}, err
+		}
+		regs, err := th.Regs()
+		if err != nil || regs.Rip != code {
+			return regs, err
+		}
+		if time.Now().After(deadline) {
+			return regs, ErrTimeout
+		}
+	}
+}

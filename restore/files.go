@@ -1,0 +1,243 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/kind"
+	"golang.org/x/sys/unix"
+)
+
+// slot is a descriptor of a process.
+type slot struct {
+	pid int
+	num int
+}
+
+// fileUser is one set of filesystem credentials and the files that it opens.
+type fileUser struct {
+	creds *image.Creds
+	files []image.ObjRef
+}
+
+// mapKey is a file to be mapped.
+type mapKey struct {
+	path  string
+	write bool // through a shared mapping
+}
+
+// planFiles finds out who opens which file: the main thread of the first process that has it.
+func (j *job) planFiles() {
+	j.holder = map[image.ObjRef]slot{}
+	for i := range j.m.Tasks {
+		t := &j.m.Tasks[i]
+		if len(t.Threads) == 0 {
+			continue
+		}
+		creds := &t.Threads[0].Creds
+		for _, fd := range j.m.FDTables[t.Threads[0].FDTable-1].FDs {
+			if _, ok := j.holder[fd.File]; ok {
+				continue
+			}
+			j.holder[fd.File] = slot{int(t.PID), int(fd.Num)}
+			u := slices.IndexFunc(j.users, func(u fileUser) bool { return sameAccess(u.creds, creds) })
+			if u < 0 {
+				u = len(j.users)
+				j.users = append(j.users, fileUser{creds: creds})
+			}
+			j.users[u].files = append(j.users[u].files, fd.File)
+		}
+	}
+}
+
+// sameAccess reports whether two threads open files alike.
+func sameAccess(a, b *image.Creds) bool {
+	return a.UID[3] == b.UID[3] && a.GID[3] == b.GID[3] && a.Eff == b.Eff && slices.Equal(a.Groups, b.Groups)
+}
+
+// eachUser runs f with the files of each user, on a thread that has his filesystem credentials.
+func (j *job) eachUser(f func(refs []image.ObjRef) error) error {
+	for _, u := range j.users {
+		if err := asUser(u.creds, func() error { return f(u.files) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mayHelp reports whether a file that its process could not open itself is opened with our
+// own credentials: a daemon that has given up its privileges holds such files. Only for
+// somebody who could open them anyway.
+func (j *job) mayHelp() bool { return j.opt.CallerUID <= 0 }
+
+// openAll opens every file and makes the shared memory. Opening can block (a network
+// filesystem), so it is given up when the time is over.
+func (j *job) openAll(ctx context.Context) error {
+	done := make(chan error, 1)
+	go func() { done <- j.openEverything() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("restore: opening its files: %w", ctx.Err())
+	}
+}
+
+func (j *job) openEverything() error {
+	if err := j.makeSegments(); err != nil {
+		return err
+	}
+	if err := j.openMapped(); err != nil {
+		return err
+	}
+	j.files = slices.Repeat([]int{-1}, len(j.m.Files))
+	if err := j.eachUser(j.openFiles); err != nil {
+		return err
+	}
+	for ref := range j.m.Files { // files that no table has: terminals of sessions
+		if j.files[ref] < 0 {
+			if err := j.openFiles([]image.ObjRef{image.ObjRef(ref + 1)}); err != nil {
+				return err
+			}
+		}
+	}
+	return j.closeShared()
+}
+
+// openFiles opens files with the credentials of the calling thread.
+func (j *job) openFiles(refs []image.ObjRef) error {
+	for _, ref := range refs {
+		if j.files[ref-1] >= 0 {
+			continue
+		}
+		rec := &j.m.Files[ref-1]
+		k := kind.ByName(rec.Kind)
+		if k == nil {
+			return j.fileError(ref, fmt.Sprintf("this version does not know files of kind %q", rec.Kind), "restore it with the version that took the image", nil)
+		}
+		fd, err := k.Open(rec, j.env)
+		if errors.Is(err, os.ErrPermission) && j.mayHelp() {
+			err = asUser(&image.Creds{Eff: ^uint64(0)}, func() (err error) {
+				fd, err = k.Open(rec, j.env)
+				return err
+			})
+		}
+		if err != nil {
+			return j.fileError(ref, "", openRemedy(err), err)
+		}
+		j.files[ref-1] = fd
+	}
+	return nil
+}
+
+func openRemedy(err error) string {
+	if errors.Is(err, unix.EMFILE) {
+		return "raise the limit of open files (ulimit -Hn) of ckptfs"
+	}
+	return ""
+}
+
+// fileError is an error about an open file, with the place where it was found.
+func (j *job) fileError(ref image.ObjRef, what, remedy string, err error) error {
+	at, ok := j.holder[ref]
+	if !ok {
+		at = slot{int(j.m.Tasks[0].PID), NoFD}
+	}
+	return &FileError{PID: at.pid, FD: at.num, Path: j.m.Files[ref-1].Path, What: what, Remedy: remedy, Err: err}
+}
+
+// openMapped opens the files that are mapped or executed. They have been compared with the
+// image already; the file that is open now is compared again.
+func (j *job) openMapped() error {
+	for i := range j.m.Tasks {
+		t := &j.m.Tasks[i]
+		if t.MM == 0 {
+			continue
+		}
+		mm := &j.m.MMs[t.MM-1]
+		if err := j.openMap(int(t.PID), &mm.Exe, false); err != nil {
+			return err
+		}
+		for k := range mm.VMAs {
+			v := &mm.VMAs[k]
+			if v.Kind != image.VMAFilePrivate && v.Kind != image.VMAFileShared {
+				continue
+			}
+			if err := j.openMap(int(t.PID), &v.File, writesFile(v)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// writesFile reports whether the mapping could write to its file ("mw" says it may be made
+// writable), so that its file was open for writing.
+func writesFile(v *image.VMA) bool {
+	return v.Kind == image.VMAFileShared && (v.Prot&unix.PROT_WRITE != 0 || slices.Contains(v.VMFlags, "mw"))
+}
+
+func (j *job) openMap(pid int, f *image.MappedFile, write bool) error {
+	key := mapKey{f.Path, write}
+	if _, ok := j.mapped[key]; ok || f.Path == "" {
+		return nil
+	}
+	flags := unix.O_RDONLY
+	if write {
+		flags = unix.O_RDWR
+	}
+	fd, err := unix.Open(f.Path, flags|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return &FileError{PID: pid, FD: NoFD, Path: f.Path, What: "it was mapped and cannot be opened", Remedy: openRemedy(err), Err: err}
+	}
+	j.mapped[key] = fd
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return &FileError{PID: pid, FD: NoFD, Path: f.Path, What: "fstat", Err: err}
+	}
+	return compareMapped(pid, f, &st)
+}
+
+// openOut is kind.Env.Out.
+func (j *job) openOut() (int, error) {
+	path := j.opt.OutPath
+	if path == "" {
+		path = os.DevNull
+	}
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return -1, fmt.Errorf("open %s for the output of the restored processes: %w", path, err)
+	}
+	return fd, nil
+}
+
+// closeShared closes what the kinds shared while they opened the files.
+func (j *job) closeShared() error {
+	var errs []error
+	for _, v := range j.env.Shared {
+		if c, ok := v.(io.Closer); ok {
+			errs = append(errs, c.Close())
+		}
+	}
+	j.env.Shared = map[string]any{}
+	return errors.Join(errs...)
+}
+
+// closeFiles closes every file of ours; the processes have their own descriptors.
+func (j *job) closeFiles() {
+	for _, fd := range j.files {
+		closeFD(fd)
+	}
+	for _, fd := range j.segs {
+		closeFD(fd)
+	}
+	for _, fd := range j.mapped {
+		closeFD(fd)
+	}
+	j.files, j.segs, j.mapped = nil, nil, nil
+}

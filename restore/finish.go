@@ -1,0 +1,205 @@
+package restore
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/task"
+	"golang.org/x/sys/unix"
+)
+
+// finish does what must come last: limits and scheduling, credentials, then what a change of
+// credentials would undo and what starts a clock. After it nothing of ours is left in the
+// processes, and they are only held by ptrace.
+func (j *job) finish(alive []*proc) error {
+	for _, p := range alive {
+		if err := j.writeOutside(p); err != nil {
+			return err
+		}
+	}
+	// The root's parent is init from now on. This comes before parent-death signals are set,
+	// and before any process is stopped, as it may orphan process groups.
+	if err := j.byNode[seed].kill(j.deadline); err != nil {
+		return err
+	}
+	for _, p := range alive {
+		err := p.eachThread(func(_ *ptrace.Thread, th *image.Thread) error {
+			return p.batch(func(b *ptrace.Batch) { task.WriteCreds(b, th) })
+		})
+		if err != nil {
+			return err
+		}
+		if err := j.writeOwners(p); err != nil {
+			return err
+		}
+	}
+	for _, p := range alive {
+		if err := j.writeLast(p); err != nil {
+			return err
+		}
+	}
+	for _, p := range alive {
+		if err := j.verify(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeOutside sets what is set from outside a process.
+func (j *job) writeOutside(p *proc) error {
+	warn := func(s string) { j.warn("%s", s) }
+	mm := &j.m.MMs[p.task.MM-1]
+	if err := task.WriteTaskOutside(p.pid, p.task, mm, warn); err != nil {
+		return err
+	}
+	for i := range p.task.Threads {
+		if err := task.WriteThreadOutside(int(p.task.Threads[i].TID), &p.task.Threads[i], warn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeOwners sets who gets SIGIO for the files that p is the first to have (F_SETOWN_EX and
+// F_SETSIG of fcntl(2)). The kernel remembers the credentials of who sets it, so the process
+// does that itself, when it has its own.
+func (j *job) writeOwners(p *proc) error {
+	for _, fd := range j.m.FDTables[p.task.Threads[0].FDTable-1].FDs {
+		o := j.m.Files[fd.File-1].Owner
+		if j.holder[fd.File] != (slot{p.pid, int(fd.Num)}) || o == (image.FOwner{}) {
+			continue
+		}
+		err := p.batch(func(b *ptrace.Batch) {
+			if o.PID != 0 {
+				ex := le.AppendUint32(le.AppendUint32(nil, uint32(o.Type)), uint32(o.PID))
+				b.Call(unix.SYS_FCNTL, uint64(fd.Num), unix.F_SETOWN_EX, b.Put(ex).Addr()).Label(fmt.Sprintf("set the owner of descriptor %d", fd.Num))
+			}
+			b.Call(unix.SYS_FCNTL, uint64(fd.Num), unix.F_SETSIG, uint64(o.Signal)).Label(fmt.Sprintf("set the signal of descriptor %d", fd.Num))
+		})
+		if errors.Is(err, unix.ESRCH) {
+			j.warn("pid %d fd %d: the process or group %d that got its SIGIO does not exist any more", p.pid, fd.Num, o.PID)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("restore: %w", err)
+		}
+	}
+	return nil
+}
+
+// writeLast sets what starts clocks and what can be lost on the way, restarts the sleeps
+// that threads were in, and takes the stub's memory away.
+func (j *job) writeLast(p *proc) error {
+	mm := &j.m.MMs[p.task.MM-1]
+	if err := dropSignals(p); err != nil {
+		return err
+	}
+	err := p.eachThread(func(th *ptrace.Thread, it *image.Thread) error {
+		leader := th == p.threads[0]
+		if err := p.batch(func(b *ptrace.Batch) { task.WriteLast(b, p.task, it, mm, leader) }); err != nil {
+			return err
+		}
+		return task.WriteUrgent(remoteProcess{j, p}, p.task, it, leader)
+	})
+	if err != nil {
+		return err
+	}
+	if err := j.restartSleeps(p); err != nil {
+		return err
+	}
+	return j.leaveHole(p)
+}
+
+// leaveHole unmaps the stub's memory, by the syscall instruction of the vdso.
+func (j *job) leaveHole(p *proc) error {
+	insn, err := findSyscall(p, &j.m.MMs[p.task.MM-1])
+	if err != nil {
+		return err
+	}
+	p.rem.SetSyscallInsn(insn)
+	if err := p.rem.SetScratch(0, 0); err != nil {
+		return err
+	}
+	_, err = p.call("unmap the stub", unix.SYS_MUNMAP, uint64(j.hole), holeLen)
+	return err
+}
+
+// findSyscall returns the address of a syscall instruction in the vdso.
+func findSyscall(p *proc, mm *image.MM) (uint64, error) {
+	for i := range mm.VMAs {
+		v := &mm.VMAs[i]
+		if v.Kind != image.VMAVDSO {
+			continue
+		}
+		b := make([]byte, v.End-v.Start)
+		if _, err := p.rem.Mem().ReadAt(b, int64(v.Start)); err != nil {
+			return 0, fmt.Errorf("restore pid %d: read the vdso at %#x: %w", p.pid, v.Start, err)
+		}
+		for at := range b[1:] {
+			if b[at] == syscallInsn[0] && b[at+1] == syscallInsn[1] {
+				return v.Start + uint64(at), nil
+			}
+		}
+	}
+	return 0, &HostError{What: fmt.Sprintf("pid %d: there is no syscall instruction in its vdso", p.pid), Remedy: "restore it under the kernel it was taken on"}
+}
+
+// letGo gives every thread its registers, and when all have them lets all go.
+func (j *job) letGo(alive []*proc) error {
+	for _, p := range alive {
+		for i, th := range p.threads {
+			it := p.task.Threads[i]
+			it.XState = fitXState(it.XState, j.xlen)
+			if sleep, ok := p.sleeps[i]; ok {
+				it.Regs = sleep
+			}
+			if err := task.WriteTraced(th, &it); err != nil {
+				return fmt.Errorf("restore: %w", err)
+			}
+		}
+	}
+	for _, p := range alive {
+		if j.stops(p) {
+			if err := unix.Kill(p.pid, unix.SIGSTOP); err != nil {
+				return fmt.Errorf("restore pid %d: stop it: %w", p.pid, err)
+			}
+		}
+	}
+	for _, p := range slices.Backward(alive) {
+		for _, th := range slices.Backward(p.threads) {
+			if err := th.Detach(); err != nil {
+				return fmt.Errorf("restore: %w", err)
+			}
+		}
+	}
+	for _, p := range alive {
+		if err := p.rem.Close(); err != nil {
+			j.log("pid %d: %v", p.pid, err) // it runs
+		}
+		if j.stops(p) {
+			j.awaitStopped(p)
+		}
+	}
+	return nil
+}
+
+// stops reports whether a process is to be left stopped.
+func (j *job) stops(p *proc) bool { return j.opt.Stopped || p.task.State == image.TaskStopped }
+
+// awaitStopped waits until a process that was let go has taken its SIGSTOP, so that the
+// caller finds it stopped. It has run nothing before.
+func (j *job) awaitStopped(p *proc) {
+	for until := time.Now().Add(time.Second); time.Now().Before(until); time.Sleep(100 * time.Microsecond) {
+		if st, err := readStat(p.pid); err != nil || st.State == 'T' {
+			break
+		}
+	}
+	if sig := unix.Signal(p.task.StopSignal); p.task.State == image.TaskStopped && sig != 0 && sig != unix.SIGSTOP {
+		j.warn("pid %d was stopped by %s and is now stopped by SIGSTOP", p.pid, unix.SignalName(sig))
+	}
+}

@@ -1,0 +1,301 @@
+package restore
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/task"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	taskSize     = 0x7fff_ffff_f000 // end of a process's address space with four-level page tables
+	archMapVDSO  = 0x2003           // ARCH_MAP_VDSO_64 of asm/prctl.h
+	prSetVMA     = 0x53564d41       // PR_SET_VMA of linux/prctl.h
+	prSetVMAName = 0                // PR_SET_VMA_ANON_NAME
+)
+
+// feeder runs calls in batches as large as fit.
+type feeder struct {
+	p *proc
+	b *ptrace.Batch
+}
+
+// batch returns the batch to add a few calls to.
+func (f *feeder) batch() (*ptrace.Batch, error) {
+	const enough = 8 << 10
+	if f.b != nil && f.b.Room() < enough {
+		if err := f.flush(); err != nil {
+			return nil, err
+		}
+	}
+	if f.b == nil {
+		b, err := f.p.rem.NewBatch()
+		if err != nil {
+			return nil, err
+		}
+		f.b = b
+	}
+	return f.b, nil
+}
+
+// flush runs what has been added.
+func (f *feeder) flush() error {
+	b := f.b
+	f.b = nil
+	if b == nil {
+		return nil
+	}
+	if err := b.Run(); err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	return nil
+}
+
+// each adds calls for every VMA of mm.
+func (f *feeder) each(mm *image.MM, add func(b *ptrace.Batch, i int, v *image.VMA)) error {
+	for i := range mm.VMAs {
+		b, err := f.batch()
+		if err != nil {
+			return err
+		}
+		add(b, i, &mm.VMAs[i])
+	}
+	return f.flush()
+}
+
+// buildMemory gives a stub the address space of its process.
+func (j *job) buildMemory(ctx context.Context, p *proc) error {
+	mm := &j.m.MMs[p.task.MM-1]
+	fds, own := j.mapFiles(mm)
+	areas, err := j.openAreas(p, j.highestFD(p.task), len(own))
+	if err != nil {
+		return err
+	}
+	nums, err := j.pass(p, areas, own)
+	if err != nil {
+		return err
+	}
+	if err := j.clear(p, mm); err != nil {
+		return err
+	}
+	f := &feeder{p: p}
+	err = f.each(mm, func(b *ptrace.Batch, _ int, v *image.VMA) {
+		mapVMA(b, v, func() uint64 { return uint64(nums[fds[fdKey(v)]]) })
+	})
+	if err != nil {
+		return err
+	}
+	if err := j.fill(ctx, p, int(p.task.MM-1)); err != nil {
+		return err
+	}
+	if err := f.each(mm, func(b *ptrace.Batch, _ int, v *image.VMA) { adviseVMA(b, v) }); err != nil {
+		return err
+	}
+	b, err := f.batch()
+	if err != nil {
+		return err
+	}
+	task.WriteMM(b, mm, nums[fds[mmKey{path: mm.Exe.Path}]])
+	if err := f.flush(); err != nil {
+		return err
+	}
+	if err := areas.closeArea(p, true); err != nil {
+		return err
+	}
+	return j.channelBack(p, areas)
+}
+
+// channelBack makes the channel descriptor 0 again, as a fresh stub has it.
+func (j *job) channelBack(p *proc, a *fdAreas) error {
+	return p.batch(func(b *ptrace.Batch) {
+		b.Call(unix.SYS_DUP3, uint64(a.base), 0, unix.O_CLOEXEC).Label("move the channel")
+		b.Call(unix.SYS_CLOSE, uint64(a.base))
+	})
+}
+
+// mmKey is what a VMA maps: a file or a segment.
+type mmKey struct {
+	path    string
+	write   bool
+	segment image.ObjRef
+}
+
+func fdKey(v *image.VMA) mmKey {
+	if v.Kind == image.VMASegment {
+		return mmKey{segment: v.Segment}
+	}
+	return mmKey{path: v.File.Path, write: writesFile(v)}
+}
+
+// mapFiles lists our descriptors of all that an address space maps, each once, and of its
+// executable, and where in the list each of them stands.
+func (j *job) mapFiles(mm *image.MM) (index map[mmKey]int, fds []int) {
+	index = map[mmKey]int{}
+	add := func(k mmKey, fd int) {
+		if _, ok := index[k]; !ok {
+			index[k] = len(fds)
+			fds = append(fds, fd)
+		}
+	}
+	add(mmKey{path: mm.Exe.Path}, j.mapped[mapKey{mm.Exe.Path, false}])
+	for i := range mm.VMAs {
+		v := &mm.VMAs[i]
+		switch v.Kind {
+		case image.VMASegment:
+			add(fdKey(v), j.segs[v.Segment-1])
+		case image.VMAFilePrivate, image.VMAFileShared:
+			add(fdKey(v), j.mapped[mapKey{v.File.Path, writesFile(v)}])
+		}
+	}
+	return index, fds
+}
+
+// clear takes everything out of a stub's address space but its own memory, and maps the
+// vdso, which can only be done while there is none, where it was.
+func (j *job) clear(p *proc, mm *image.MM) error {
+	vdso := uint64(0)
+	for i := range mm.VMAs {
+		if k := mm.VMAs[i].Kind; k == image.VMAVvar || k == image.VMAVDSO {
+			vdso = mm.VMAs[i].Start
+			break
+		}
+	}
+	if vdso == 0 {
+		return &ImageError{p.pid, "it has no vdso, which this version needs to let it go"}
+	}
+	return p.batch(func(b *ptrace.Batch) {
+		b.Call(unix.SYS_MUNMAP, 0, j.hole.insn()).Label("unmap what is below the stub")
+		b.Call(unix.SYS_MUNMAP, j.hole.end(), taskSize-j.hole.end()).Label("unmap what is above the stub")
+		b.Call(unix.SYS_ARCH_PRCTL, archMapVDSO, vdso).Label(fmt.Sprintf("map the vdso at %#x", vdso))
+	})
+}
+
+// mapVMA queues mapping a VMA. A private one that was writable once ("ac": it is accounted)
+// is mapped writable first, so that it is accounted again.
+func mapVMA(b *ptrace.Batch, v *image.VMA, fd func() uint64) {
+	if v.Kind == image.VMAVDSO || v.Kind == image.VMAVvar {
+		return
+	}
+	flags := uint64(v.Flags) | unix.MAP_FIXED_NOREPLACE
+	num, off := ^uint64(0), uint64(0)
+	if v.Kind == image.VMAAnon {
+		flags |= unix.MAP_ANONYMOUS
+	} else {
+		num, off = fd(), v.Offset
+	}
+	b.Call(unix.SYS_MMAP, v.Start, v.End-v.Start, uint64(firstProt(v)), flags, num, off).
+		Label(fmt.Sprintf("map %#x-%#x %s", v.Start, v.End, v.Name+v.File.Path))
+	for _, f := range v.VMFlags { // these decide whether the pages to come are huge
+		switch f {
+		case "hg":
+			advise(b, v, unix.MADV_HUGEPAGE)
+		case "nh":
+			advise(b, v, unix.MADV_NOHUGEPAGE)
+		}
+	}
+}
+
+func firstProt(v *image.VMA) uint32 {
+	if v.Flags&unix.MAP_PRIVATE != 0 && slices.Contains(v.VMFlags, "ac") {
+		return v.Prot | unix.PROT_WRITE
+	}
+	return v.Prot
+}
+
+func advise(b *ptrace.Batch, v *image.VMA, advice uint64) {
+	b.Call(unix.SYS_MADVISE, v.Start, v.End-v.Start, advice).
+		Label(fmt.Sprintf("madvise %d for %#x-%#x", advice, v.Start, v.End))
+}
+
+// advices are the VmFlags that madvise(2) sets without touching pages.
+var advices = map[string]uint64{
+	"dc": unix.MADV_DONTFORK,
+	"wf": unix.MADV_WIPEONFORK,
+	"mg": unix.MADV_MERGEABLE,
+	"dd": unix.MADV_DONTDUMP,
+	"rr": unix.MADV_RANDOM,
+	"sr": unix.MADV_SEQUENTIAL,
+}
+
+// adviseVMA queues what comes after a VMA is filled: its final protection, its flags, its
+// name, and its lock, which brings in pages that are missing.
+func adviseVMA(b *ptrace.Batch, v *image.VMA) {
+	if v.Kind == image.VMAVDSO || v.Kind == image.VMAVvar {
+		return
+	}
+	if firstProt(v) != v.Prot {
+		b.Call(unix.SYS_MPROTECT, v.Start, v.End-v.Start, uint64(v.Prot)).
+			Label(fmt.Sprintf("protect %#x-%#x", v.Start, v.End))
+	}
+	for _, f := range v.VMFlags {
+		if a, ok := advices[f]; ok {
+			advise(b, v, a)
+		}
+	}
+	if name, ok := anonName(v.Name); ok {
+		b.Call(unix.SYS_PRCTL, prSetVMA, prSetVMAName, v.Start, v.End-v.Start, b.Put(append([]byte(name), 0)).Addr()).
+			Label(fmt.Sprintf("name the memory at %#x %q", v.Start, name))
+	}
+	if slices.Contains(v.VMFlags, "lo") {
+		flags := uint64(0)
+		if slices.Contains(v.VMFlags, "lf") {
+			flags = unix.MLOCK_ONFAULT
+		}
+		c := b.Call(unix.SYS_MLOCK2, v.Start, v.End-v.Start, flags).Label(fmt.Sprintf("lock %#x-%#x", v.Start, v.End))
+		if v.Prot&unix.PROT_READ == 0 {
+			c.Ignore() // it is locked, and ENOMEM says that its pages cannot be brought in
+		}
+	}
+}
+
+// anonName takes the name that PR_SET_VMA_ANON_NAME gave out of that which maps shows.
+func anonName(shown string) (string, bool) {
+	for _, prefix := range []string{"[anon:", "[anon_shmem:"} {
+		if s, ok := strings.CutPrefix(shown, prefix); ok {
+			return strings.CutSuffix(s, "]")
+		}
+	}
+	return "", false
+}
+
+// fill writes the pages of an address space.
+func (j *job) fill(ctx context.Context, p *proc, mm int) error {
+	f, err := newFiller(p)
+	if err != nil {
+		return err
+	}
+	defer f.close()
+	for i := range j.m.MMs[mm].VMAs {
+		v := &j.m.MMs[mm].VMAs[i]
+		if err := f.open(v); err != nil {
+			return err
+		}
+		for e, ext := range v.Extents {
+			if err := ctx.Err(); err != nil {
+				return fmt.Errorf("restore pid %d: %w", p.pid, err)
+			}
+			if err := f.extent(j.r, ext, j.r.VMAOffset(mm, i, e)); err != nil {
+				return fmt.Errorf("restore pid %d: fill %#x-%#x: %w", p.pid, v.Start, v.End, err)
+			}
+		}
+	}
+	return nil
+}
+
+// highestFD is the highest descriptor number of a task, -1 if it has none.
+func (j *job) highestFD(t *image.Task) int {
+	fds := j.m.FDTables[t.Threads[0].FDTable-1].FDs
+	if len(fds) == 0 {
+		return -1
+	}
+	return int(fds[len(fds)-1].Num)
+}
+
+// le is the byte order of an image and of the processes in it.
+var le = binary.LittleEndian

@@ -1,0 +1,246 @@
+// Package restore brings the processes of an image back to life.
+//
+// How it goes:
+//
+//  1. Everything that can be checked is checked (check.go): this machine and its kernel, who
+//     asks, mapped and open files, and that the ids of all processes and threads are free.
+//  2. Every file is opened once, here, with the filesystem credentials of the user it belongs
+//     to (files.go), and shared memory is made and filled (segments.go).
+//  3. A stub, a static program of a few bytes linked at an address that is free in all address
+//     spaces of the image (hole.go, stub_amd64.go), is started and seized. It is the seed: the
+//     tree of processes grows from it by clone3(2) with set_tid (plan.go, tree.go), so every
+//     process begins as a copy of the stub.
+//  4. In each process everything but the stub's own memory is unmapped, and the vdso, then
+//     every VMA is mapped at its place and filled (mem.go, fill.go). The files are sent over
+//     and moved to their numbers (pass.go), and the rest of its state is set (state.go).
+//  5. Threads are cloned (threads.go), credentials and timers come last (finish.go), the stub's
+//     memory is unmapped, and what stands there now is compared with the image (verify.go).
+//  6. When all of them are ready, all get their registers and are let go.
+//
+// Every process is traced with PTRACE_O_EXITKILL until the end. On any error, or if we die,
+// all of them are killed, and nothing else has changed.
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/kind"
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"golang.org/x/sys/unix"
+)
+
+// DefaultTimeout is used when Options.Timeout is 0.
+const DefaultTimeout = 60 * time.Second
+
+// Options say how to restore.
+type Options struct {
+	// OutPath is the file that takes what the processes write to terminals and pipes whose
+	// other end is gone. It is made when it is needed; with "" such output is discarded.
+	OutPath string
+	// Strict refuses a restore if any open file has changed, see kind.Env.
+	Strict bool
+	// Timeout bounds the whole restore; 0 is DefaultTimeout.
+	Timeout time.Duration
+	// CallerUID is the user that asks: he gets only processes of his own, without
+	// privileges. 0 and -1: no limit.
+	CallerUID int
+	// Stopped leaves every process stopped, as by SIGSTOP.
+	Stopped bool
+	// Log gets a line about each stage; nil: nobody.
+	Log func(string)
+}
+
+// Result tells what a restore has made.
+type Result struct {
+	Root     int             // pid of the root process
+	PIDs     []int           // of all processes, in the order of the image
+	Warnings []string        // what is not quite as it was
+	Lost     []image.Finding // what the checkpoint could not keep
+}
+
+// Run restores the processes of an image, which must have been verified. When it returns
+// without an error they run. Errors that a user can do something about: *PIDTakenError,
+// *FileError, *HostError, *AccessError; also *ImageError, ErrTimeout and that of ctx.
+func Run(ctx context.Context, r *image.Reader, o Options) (*Result, error) {
+	j := newJob(r, o)
+	defer j.close()
+	ctx, cancel := context.WithDeadline(ctx, j.deadline)
+	defer cancel()
+	err := j.run(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("restore: %w (%v)", ErrTimeout, j.opt.Timeout)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return j.result(), nil
+}
+
+// job is one restore.
+type job struct {
+	r        *image.Reader
+	m        *image.Manifest
+	opt      Options
+	deadline time.Time
+	warnings []string
+
+	env    *kind.Env
+	out    int                   // descriptor of Options.OutPath; -1: not made yet
+	files  []int                 // our descriptors of m.Files; -1: not open
+	users  []fileUser            // who opens which files
+	holder map[image.ObjRef]slot // where each file is found first
+	segs   []int                 // our descriptors of m.Segments
+	mapped map[mapKey]int        // our descriptors of mapped files
+
+	hole    hole
+	channel [2]int // our end, the stubs' end
+	tr      *ptrace.Tracer
+	procs   []*proc // every process that was made and has not been let go or ended
+	byNode  map[int]*proc
+	xlen    int // bytes of this machine's XSTATE regset
+}
+
+func newJob(r *image.Reader, o Options) *job {
+	if o.Timeout <= 0 {
+		o.Timeout = DefaultTimeout
+	}
+	j := &job{r: r, m: r.Manifest, opt: o, deadline: time.Now().Add(o.Timeout), out: -1, channel: [2]int{-1, -1},
+		mapped: map[mapKey]int{}, byNode: map[int]*proc{}}
+	j.env = &kind.Env{Manifest: j.m, Blob: r.Blob, Segment: j.segment, Out: j.openOut, Strict: o.Strict, Warn: j.warn, Shared: map[string]any{}}
+	return j
+}
+
+// run takes the steps of the package comment.
+func (j *job) run(ctx context.Context) error {
+	if len(j.m.Tasks) == 0 {
+		return &ImageError{0, "it holds no process"}
+	}
+	if j.m.Tasks[0].State == image.TaskZombie {
+		return &ImageError{int(j.m.Tasks[0].PID), "the root of the tree has exited, so there is nothing to restore"}
+	}
+	j.planFiles()
+	if err := j.checkAll(ctx, j.deadline); err != nil {
+		return err
+	}
+	at, err := pickHole(j.m.MMs, holeLen)
+	if err != nil {
+		return err
+	}
+	j.hole = hole(at)
+	own, err := ownIDs()
+	if err != nil {
+		return err
+	}
+	p, err := planTree(j.m.Tasks, own)
+	if err != nil {
+		return err
+	}
+	if err := j.openAll(ctx); err != nil {
+		return err
+	}
+	j.log("checked: %d processes, %d open files", len(j.m.Tasks), len(j.m.Files))
+	j.tr = ptrace.NewTracer()
+	err = j.tr.Do(func() error {
+		err := j.build(ctx, p)
+		if err != nil {
+			j.killAll()
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, w := range p.warnings {
+		j.warn("%s", w)
+	}
+	return nil
+}
+
+// build makes the processes and lets them go. It runs on the tracing thread.
+func (j *job) build(ctx context.Context, p *plan) error {
+	if err := j.plant(); err != nil {
+		return err
+	}
+	if err := j.grow(ctx, p); err != nil {
+		return err
+	}
+	j.log("made %d processes", len(j.m.Tasks))
+	alive := j.alive()
+	for _, pr := range alive {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("restore pid %d: %w", pr.pid, err)
+		}
+		if err := j.buildMemory(ctx, pr); err != nil {
+			return err
+		}
+	}
+	j.log("restored memory")
+	if err := j.sealSegments(); err != nil {
+		return err
+	}
+	for _, pr := range alive {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("restore pid %d: %w", pr.pid, err)
+		}
+		if err := j.buildState(pr); err != nil {
+			return err
+		}
+	}
+	j.log("restored files and threads")
+	if err := j.finish(alive); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	return j.letGo(alive)
+}
+
+func (j *job) result() *Result {
+	res := &Result{Root: int(j.m.Tasks[0].PID), Warnings: j.warnings, Lost: j.m.Lost}
+	for i := range j.m.Tasks {
+		res.PIDs = append(res.PIDs, int(j.m.Tasks[i].PID))
+	}
+	return res
+}
+
+// close gives everything back that is ours.
+func (j *job) close() {
+	if j.tr != nil {
+		j.tr.Close()
+	}
+	for _, fd := range j.channel {
+		closeFD(fd)
+	}
+	j.closeFiles()
+}
+
+func (j *job) log(format string, args ...any) {
+	if j.opt.Log != nil {
+		j.opt.Log(fmt.Sprintf(format, args...))
+	}
+}
+
+// warn records what is not quite as it was, each sentence once: a check and the opening of a
+// file say the same.
+func (j *job) warn(format string, args ...any) {
+	s := fmt.Sprintf(format, args...)
+	for _, w := range j.warnings {
+		if w == s {
+			return
+		}
+	}
+	j.warnings = append(j.warnings, s)
+}
+
+// closeFD closes a descriptor of ours, if it is one. What it was open for has been done or
+// given up, so its error tells nothing.
+func closeFD(fd int) {
+	if fd >= 0 {
+		unix.Close(fd)
+	}
+}

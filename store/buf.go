@@ -1,0 +1,40 @@
+package store
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// buf is a pooled buffer that several holders share: the queue, the window of a running
+// ingest, readers. The last one gives it back.
+type buf struct {
+	data []byte
+	refs atomic.Int32
+	pool *bufPool
+}
+
+func (b *buf) hold() *buf {
+	b.refs.Add(1)
+	return b
+}
+
+func (b *buf) release() {
+	if b.refs.Add(-1) == 0 {
+		b.pool.p.Put(b)
+	}
+}
+
+type bufPool struct{ p sync.Pool }
+
+func (bp *bufPool) init() { bp.p.New = func() any { return &buf{pool: bp} } }
+
+// get returns a buffer of n bytes, held once.
+func (bp *bufPool) get(n int) *buf {
+	b := bp.p.Get().(*buf)
+	if cap(b.data) < n {
+		b.data = make([]byte, n, max(n, 64<<10))
+	}
+	b.data = b.data[:n]
+	b.refs.Store(1)
+	return b
+}

@@ -1,0 +1,78 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// How a chunk is stored. The numbers are part of the format and never reused.
+const (
+	codecRaw  = 0 // as it is: compression did not pay
+	codecZstd = 1 // one zstd frame without checksum; the chunk's hash is the checksum
+)
+
+// compressor belongs to one goroutine.
+type compressor struct {
+	enc *zstd.Encoder
+	out []byte
+}
+
+func newCompressor() (*compressor, error) {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+		zstd.WithEncoderCRC(false), zstd.WithWindowSize(MaxChunk), zstd.WithLowerEncoderMem(true))
+	if err != nil {
+		return nil, fmt.Errorf("zstd: %w", err)
+	}
+	return &compressor{enc: enc}, nil
+}
+
+// encode returns what to store for raw. The result is raw itself or valid until the next
+// call. What saves less than 1/16 is stored raw: it would cost every reader time.
+func (c *compressor) encode(raw []byte) (stored []byte, codec uint8) {
+	c.out = c.enc.EncodeAll(raw, c.out[:0])
+	if len(c.out) > len(raw)-len(raw)/16 {
+		return raw, codecRaw
+	}
+	return c.out, codecZstd
+}
+
+var errMismatch = errors.New("the bytes do not match the hash")
+
+// decoder turns stored bytes back into chunks; for any number of goroutines.
+type decoder struct{ dec *zstd.Decoder }
+
+func newDecoder() (*decoder, error) {
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(2*MaxChunk),
+		zstd.WithDecodeAllCapLimit(true), zstd.IgnoreChecksum(true))
+	if err != nil {
+		return nil, fmt.Errorf("zstd: %w", err)
+	}
+	return &decoder{dec}, nil
+}
+
+// decode fills dst, which has the chunk's exact length, and checks it against h.
+func (d *decoder) decode(dst, stored []byte, codec uint8, h Hash) error {
+	switch codec {
+	case codecRaw:
+		if len(stored) != len(dst) {
+			return fmt.Errorf("%d bytes stored, %d wanted", len(stored), len(dst))
+		}
+		copy(dst, stored)
+	case codecZstd:
+		out, err := d.dec.DecodeAll(stored, dst[:0:len(dst)])
+		if err != nil {
+			return err
+		}
+		if len(out) != len(dst) {
+			return fmt.Errorf("%d bytes, %d wanted", len(out), len(dst))
+		}
+	default:
+		return fmt.Errorf("codec %d is not known", codec)
+	}
+	if hashOf(dst) != h {
+		return errMismatch
+	}
+	return nil
+}

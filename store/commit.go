@@ -1,0 +1,271 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+)
+
+// Commit makes the image durable and then lists it. On an error nothing is listed, the
+// ingest is aborted and the name is free again.
+func (in *Ingest) Commit() error {
+	in.putting.Lock()
+	defer in.putting.Unlock()
+	if err := in.usable(); err != nil {
+		return err
+	}
+	rec, err := in.complete()
+	if err == nil {
+		id := newID()
+		if err = in.s.writeRecord(id, rec); err == nil {
+			in.list(&imageRec{id: id, rec: rec})
+			return nil
+		}
+	}
+	err = in.fail(err)
+	in.abort()
+	return err
+}
+
+// complete stores everything but the record, and waits until it is durable.
+func (in *Ingest) complete() (*record, error) {
+	data, err := in.tree.finish(&in.mu)
+	if err != nil {
+		return nil, err
+	}
+	rec := &record{Name: in.name, Created: in.created.UnixNano(), Chunks: in.tree.count, Data: data}
+	if rec.Attach, err = in.storeAttached(); err != nil {
+		return nil, err
+	}
+	in.jobs.Wait()
+	in.s.w.flush()
+	rec.Unique = in.unique.Load()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.err != nil {
+		return nil, in.err
+	}
+	return rec, context.Cause(in.ctx)
+}
+
+// list shows a durable image.
+func (in *Ingest) list(im *imageRec) {
+	s := in.s
+	s.mu.Lock()
+	s.images[in.name] = im
+	delete(s.running, in)
+	s.session.committed = true
+	s.mu.Unlock()
+	in.mu.Lock()
+	in.state, in.err = ingestDone, nil // an Abort that came too late changes nothing
+	in.wake()
+	in.mu.Unlock()
+	s.flushLater(flushAt)
+}
+
+// storeAttached stores the small files.
+func (in *Ingest) storeAttached() ([]sideRec, error) {
+	in.mu.Lock()
+	sides := in.attach
+	in.attach = nil
+	in.mu.Unlock()
+	total := 0
+	for i := range sides {
+		if err := checkName(sides[i].name); err != nil {
+			return nil, err
+		}
+		if total += len(sides[i].data); total > maxAttached {
+			return nil, fmt.Errorf("attachments of more than %d MiB", maxAttached>>20)
+		}
+	}
+	var recs []sideRec
+	for i := range sides {
+		t, err := in.storeSide(sides[i].data)
+		if err != nil {
+			return nil, fmt.Errorf("attachment %q: %w", sides[i].name, err)
+		}
+		recs = append(recs, sideRec{Name: sides[i].name, Data: t})
+	}
+	return recs, nil
+}
+
+func (in *Ingest) storeSide(data []byte) (root, error) {
+	t := treeBuilder{put: in.putNode}
+	for len(data) > 0 {
+		chunk := data[:min(len(data), 64<<10)]
+		data = data[len(chunk):]
+		ref := chunkRef{hash: hashOf(chunk), size: uint32(len(chunk)), zero: allZero(chunk)}
+		if !ref.zero {
+			if _, err := in.putNode(chunk); err != nil {
+				return root{}, err
+			}
+		}
+		t.open = append(t.open, ref)
+		t.size += int64(ref.size)
+		if endsNode(&ref.hash, len(t.open)) {
+			if err := t.closeLeaf(&in.mu); err != nil {
+				return root{}, err
+			}
+		}
+	}
+	return t.finish(&in.mu)
+}
+
+// Abort gives the image up: it is never listed and its name is free. Chunks it wrote are
+// removed, or left for GC if another ingest runs that may refer to them. Abort after
+// Commit or Abort does nothing. It may be called while a Put runs.
+func (in *Ingest) Abort() error {
+	in.mu.Lock()
+	if in.state == ingestRunning && in.err == nil {
+		in.err = fmt.Errorf("image %q: %w", in.name, ErrAborted)
+		in.wake()
+	}
+	in.mu.Unlock()
+	in.putting.Lock()
+	defer in.putting.Unlock()
+	return in.abort()
+}
+
+// abort is Abort with putting held.
+func (in *Ingest) abort() error {
+	in.mu.Lock()
+	over := in.state != ingestRunning
+	if !over {
+		in.state = ingestAborted
+		in.win.clear()
+		in.attach = nil
+	}
+	in.mu.Unlock()
+	if over {
+		return nil
+	}
+	in.jobs.Wait()
+	dead := in.s.leave(in)
+	return in.s.dropPacks(dead)
+}
+
+// leave ends an ingest that was not committed. If nobody can refer to what was written
+// since the store was last idle, it returns the packs, which are then gone for all.
+func (s *Store) leave(in *Ingest) []*pack {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.running, in)
+	if len(s.running) > 0 || s.session.committed {
+		return nil
+	}
+	dead := s.session.packs
+	s.session = session{}
+	for _, p := range dead {
+		p.gone.Store(true) // before the next Begin can look anything up
+		delete(s.packs, p.id)
+	}
+	return dead
+}
+
+// dropPacks removes packs that are gone.
+func (s *Store) dropPacks(dead []*pack) error {
+	if len(dead) == 0 {
+		return nil
+	}
+	s.w.flush() // takes the unsealed one out
+	var errs []error
+	for _, p := range dead {
+		s.ix.lose(p)
+		errs = append(errs, s.files.drop(p))
+	}
+	errs = append(errs, syncDir(filepath.Join(s.dir, packsName)))
+	return errors.Join(errs...)
+}
+
+// startWorkers starts the goroutines that compress and write.
+func (s *Store) startWorkers() error {
+	for range s.o.Workers {
+		c, err := newCompressor()
+		if err != nil {
+			return err
+		}
+		s.work.Add(1)
+		go func() {
+			defer s.work.Done()
+			for j := range s.queue {
+				s.finish(j, s.write(c, j))
+			}
+		}()
+	}
+	return nil
+}
+
+// write compresses a chunk and appends it to a pack.
+func (s *Store) write(c *compressor, j *job) error {
+	stored, codec := c.encode(j.buf.data)
+	_, err := s.w.append(entry{hash: j.hash, raw: uint32(len(j.buf.data)), codec: codec}, stored)
+	if err == nil {
+		j.owner.unique.Add(int64(len(stored)))
+	}
+	return err
+}
+
+// finish tells everyone who refers to a chunk that it is in a pack, or will never be.
+func (s *Store) finish(j *job, err error) {
+	s.ix.unqueue(&j.hash) // nobody joins any more
+	for _, in := range j.waiters {
+		in.fail(err)
+		in.jobs.Done()
+	}
+	s.recycle(j)
+}
+
+func (s *Store) recycle(j *job) {
+	j.buf.release()
+	clear(j.waiters)
+	*j = job{waiters: j.waiters[:0]}
+	s.jobs.Put(j)
+}
+
+// ingestSink is what the packs of ingests tell the store.
+type ingestSink Store
+
+func (s *ingestSink) opened(p *pack) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.session.packs = append(s.session.packs, p)
+}
+
+func (s *ingestSink) added(p *pack, e *entry) { s.ix.added(p, e) }
+
+func (s *ingestSink) sealed(p *pack) { (*Store)(s).packSealed(p) }
+
+// failed ends every ingest that runs: any of them may refer to a chunk of the pack.
+func (s *ingestSink) failed(p *pack, err error) {
+	if !errors.Is(err, errAbandoned) {
+		for _, in := range (*Store)(s).live() {
+			in.fail(err)
+		}
+	}
+	s.ix.lose(p)
+}
+
+// live lists the ingests that run.
+func (s *Store) live() []*Ingest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]*Ingest, 0, len(s.running))
+	for in := range s.running {
+		list = append(list, in)
+	}
+	return list
+}
+
+// packSealed enters a sealed pack.
+func (s *Store) packSealed(p *pack) {
+	s.mu.Lock()
+	if !p.gone.Load() {
+		s.packs[p.id] = p
+	}
+	s.mu.Unlock()
+	s.ix.mu.Lock()
+	s.ix.fresh[p] = struct{}{}
+	s.ix.mu.Unlock()
+	s.flushLater(2 * flushAt)
+}

@@ -1,0 +1,223 @@
+package store
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+)
+
+// loc says where a chunk stands.
+type loc struct {
+	p      *pack
+	off    uint32
+	stored uint32
+	raw    uint32
+	codec  uint8
+}
+
+// place names a stored copy of a chunk.
+type place struct {
+	p   *pack
+	off uint32
+}
+
+// index finds chunks. The newest are in memory, all others in sorted runs on disk, of
+// which memory holds eight bytes for every 85 chunks.
+type index struct {
+	mu     sync.RWMutex
+	mem    map[Hash]loc
+	fresh  map[*pack]struct{} // sealed packs whose chunks only mem knows
+	queued map[Hash]*job      // given to Put, not in a pack yet
+	runs   []*run             // newest first
+	bad    map[place]struct{}
+	marks  *marks // what a running GC found alive
+}
+
+// marks is one bit per entry of every run that a GC looks at.
+type marks struct{ bits map[*run][]uint32 }
+
+func newMarks(runs []*run) *marks {
+	m := &marks{bits: make(map[*run][]uint32, len(runs))}
+	for _, r := range runs {
+		m.bits[r] = make([]uint32, (r.n+31)/32)
+	}
+	return m
+}
+
+// set marks an entry and reports whether it was marked before.
+func (m *marks) set(r *run, pos int) bool {
+	bit := uint32(1) << (pos & 31)
+	return atomic.OrUint32(&m.bits[r][pos/32], bit)&bit != 0
+}
+
+func (m *marks) has(r *run, pos int) bool {
+	return atomic.LoadUint32(&m.bits[r][pos/32])&(1<<(pos&31)) != 0
+}
+
+func newIndex() *index {
+	return &index{mem: map[Hash]loc{}, fresh: map[*pack]struct{}{}, queued: map[Hash]*job{}, bad: map[place]struct{}{}}
+}
+
+// usable reports whether a copy may be read. Called with the lock held.
+func (x *index) usable(l loc) bool {
+	if l.p.gone.Load() {
+		return false
+	}
+	if len(x.bad) == 0 {
+		return true
+	}
+	_, bad := x.bad[place{l.p, l.off}]
+	return !bad
+}
+
+// find looks a chunk up for a reader.
+func (x *index) find(h *Hash) (loc, bool, error) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if l, ok := x.mem[*h]; ok && x.usable(l) {
+		return l, true, nil
+	}
+	l, _, _, ok, err := x.findRun(h, func(l loc, r *run, pos int) bool { return x.usable(l) })
+	return l, ok, err
+}
+
+// findRun looks a chunk up in the runs, newest first, for a copy that accept takes.
+func (x *index) findRun(h *Hash, accept func(loc, *run, int) bool) (loc, *run, int, bool, error) {
+	for _, r := range x.runs {
+		pos, l, ok, err := r.find(h, accept)
+		if ok || err != nil {
+			return l, r, pos, ok, err
+		}
+	}
+	return loc{}, nil, 0, false, nil
+}
+
+// reuse looks a chunk up for an ingest that wants to refer to it. A running GC learns
+// that the chunk is alive; what a GC is about to remove is not found.
+func (x *index) reuse(h *Hash) (bool, error) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if l, ok := x.mem[*h]; ok && x.usable(l) {
+		return true, nil
+	}
+	_, r, pos, ok, err := x.findRun(h, func(l loc, r *run, pos int) bool {
+		return x.usable(l) && (!l.p.condemned.Load() || x.marks == nil || x.marks.has(r, pos))
+	})
+	if ok && x.marks != nil {
+		x.marks.set(r, pos)
+	}
+	return ok, err
+}
+
+// mark tells a running GC that a chunk is alive and reports whether it knew. Chunks that
+// only memory knows are younger than the GC and none of its business.
+func (x *index) mark(h *Hash) (known, found bool, err error) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if l, ok := x.mem[*h]; ok && x.usable(l) {
+		return false, true, nil
+	}
+	if x.queued[*h] != nil {
+		return false, true, nil
+	}
+	_, r, pos, ok, err := x.findRun(h, func(l loc, r *run, pos int) bool { return x.usable(l) })
+	if !ok || err != nil {
+		return false, false, err
+	}
+	return x.marks.set(r, pos), true, nil
+}
+
+// enqueue joins an ingest to the job that is about to store h, or makes j that job. It
+// reports whether j was taken; if not, the chunk is stored or will be.
+func (x *index) enqueue(h *Hash, j *job, in *Ingest) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.join(h, in) {
+		return false
+	}
+	if l, ok := x.mem[*h]; ok && x.usable(l) {
+		return false
+	}
+	x.queued[*h] = j
+	return true
+}
+
+// join makes an ingest wait for a chunk that is queued.
+func (x *index) join(h *Hash, in *Ingest) bool {
+	j := x.queued[*h]
+	if j == nil {
+		return false
+	}
+	in.jobs.Add(1)
+	j.waiters = append(j.waiters, in)
+	return true
+}
+
+// added moves a chunk from the queue to where it stands now.
+func (x *index) added(p *pack, e *entry) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.mem[e.hash] = loc{p: p, off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
+}
+
+func (x *index) unqueue(h *Hash) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.queued, *h)
+}
+
+// lose forgets the chunks of a pack.
+func (x *index) lose(p *pack) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.fresh, p)
+	for h, l := range x.mem {
+		if l.p == p {
+			delete(x.mem, h)
+		}
+	}
+}
+
+// condemnCopy remembers that a copy of a chunk is damaged, so that another copy is read
+// and the next Put stores the chunk again.
+func (x *index) condemnCopy(l loc) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.bad[place{l.p, l.off}] = struct{}{}
+}
+
+// fromQueue copies a chunk that is still on its way to a pack.
+func (x *index) fromQueue(h *Hash, dst []byte) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	j := x.queued[*h]
+	if j == nil || len(j.buf.data) != len(dst) {
+		return false
+	}
+	copy(dst, j.buf.data)
+	return true
+}
+
+// size returns the length of a chunk, wherever it is.
+func (x *index) size(h *Hash) (int, bool, error) {
+	x.mu.RLock()
+	if j := x.queued[*h]; j != nil {
+		defer x.mu.RUnlock()
+		return len(j.buf.data), true, nil
+	}
+	x.mu.RUnlock()
+	l, ok, err := x.find(h)
+	return int(l.raw), ok, err
+}
+
+// close closes the runs.
+func (x *index) close() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var errs []error
+	for _, r := range x.runs {
+		errs = append(errs, r.f.Close())
+	}
+	x.runs = nil
+	return errors.Join(errs...)
+}

@@ -1,0 +1,429 @@
+package store
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// flushAt is how many chunks the index keeps in memory before it writes a run.
+const flushAt = 1 << 16
+
+// loadIndex opens the runs and reads the footers of the packs that are in none: those
+// sealed after the last flush, or all if the index was lost.
+func (s *Store) loadIndex() error {
+	onDisk, err := s.listPacks()
+	if err != nil {
+		return err
+	}
+	missing := map[fileID]*pack{}
+	known := func(id fileID, size, created int64) *pack {
+		p := onDisk[id]
+		if p == nil {
+			if p = missing[id]; p == nil {
+				p = &pack{id: id}
+				p.gone.Store(true)
+				missing[id] = p
+			}
+		}
+		p.size, p.created = size, created
+		p.sealed.Store(true)
+		return p
+	}
+	if err := s.openRuns(known); err != nil {
+		return err
+	}
+	var fresh []*pack
+	for _, p := range onDisk {
+		if !p.sealed.Load() {
+			fresh = append(fresh, p)
+		}
+	}
+	s.packs = onDisk
+	return s.absorb(fresh)
+}
+
+func (s *Store) listPacks() (map[fileID]*pack, error) {
+	ents, err := os.ReadDir(filepath.Join(s.dir, packsName))
+	if err != nil {
+		return nil, err
+	}
+	m := make(map[fileID]*pack, len(ents))
+	for _, e := range ents {
+		if id, ok := parseID(e.Name(), packExt); ok {
+			m[id] = &pack{id: id}
+		} else {
+			s.o.Log(fmt.Sprintf("store %s: %s/%s is not ours; left alone", s.dir, packsName, e.Name()))
+		}
+	}
+	return m, nil
+}
+
+// openRuns opens every run. A damaged one is removed: its packs know what was in it.
+func (s *Store) openRuns(known func(fileID, int64, int64) *pack) error {
+	dir := filepath.Join(s.dir, indexName)
+	ents, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range ents {
+		if _, ok := parseID(e.Name(), runExt); !ok {
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		r, err := openRun(path, known)
+		if errors.Is(err, errRun) {
+			s.o.Log(fmt.Sprintf("store: %v; making it again", err))
+			err = os.Remove(path)
+		}
+		if err != nil {
+			return err
+		}
+		if r != nil {
+			s.ix.runs = append(s.ix.runs, r)
+		}
+	}
+	slices.SortFunc(s.ix.runs, func(a, b *run) int { return cmp.Compare(b.newest(), a.newest()) })
+	return s.dropCovered()
+}
+
+func (r *run) newest() (t int64) {
+	for _, p := range r.packs {
+		t = max(t, p.created)
+	}
+	return t
+}
+
+// dropCovered removes runs whose packs are all in another one: a merge that a crash cut
+// short of removing what it had merged.
+func (s *Store) dropCovered() error {
+	for i := 0; i < len(s.ix.runs); i++ {
+		r := s.ix.runs[i]
+		covered := slices.ContainsFunc(s.ix.runs, func(o *run) bool { return o != r && o.covers(r) })
+		if !covered {
+			continue
+		}
+		r.f.Close()
+		if err := os.Remove(r.path); err != nil {
+			return err
+		}
+		s.ix.runs = slices.Delete(s.ix.runs, i, i+1)
+		i--
+	}
+	return nil
+}
+
+// covers reports whether all packs of o that exist are in r too.
+func (r *run) covers(o *run) bool {
+	have := make(map[*pack]struct{}, len(r.packs))
+	for _, p := range r.packs {
+		have[p] = struct{}{}
+	}
+	for _, p := range o.packs {
+		if _, ok := have[p]; !ok && !p.gone.Load() {
+			return false
+		}
+	}
+	return true
+}
+
+// absorb enters the chunks of packs that no run knows, oldest first, so that the newest
+// copy of a chunk is the one found.
+func (s *Store) absorb(packs []*pack) error {
+	for _, p := range packs {
+		info, err := s.readFooter(p)
+		if err != nil {
+			s.o.Log(fmt.Sprintf("store %s: pack %s: %v; left alone", s.dir, p.name(), err))
+			continue
+		}
+		p.created = info.created
+		p.sealed.Store(true)
+		if err := s.enter(p, info.entries); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) enter(p *pack, entries []entry) error {
+	s.ix.mu.Lock()
+	for i := range entries {
+		e := &entries[i]
+		if l, ok := s.ix.mem[e.hash]; ok && s.ix.usable(l) && l.p.created > p.created {
+			continue
+		}
+		s.ix.mem[e.hash] = loc{p: p, off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
+	}
+	s.ix.fresh[p] = struct{}{}
+	n := len(s.ix.mem)
+	s.ix.mu.Unlock()
+	if n < 4*flushAt {
+		return nil
+	}
+	return s.flushIndex(false)
+}
+
+// readFooter reads what a pack says of itself and notes its size.
+func (s *Store) readFooter(p *pack) (*packInfo, error) {
+	pf, err := s.files.acquire(p)
+	if err != nil {
+		return nil, err
+	}
+	defer s.files.release(p, pf)
+	st, err := pf.f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if p.size == 0 {
+		p.size = st.Size()
+	}
+	info, err := readPack(pf.f, st.Size())
+	if err == nil && info.id != p.id {
+		err = fmt.Errorf("%w: it calls itself %s", errCutPack, info.id)
+	}
+	return info, err
+}
+
+// flushLater writes the index in the background once memory holds n chunks.
+func (s *Store) flushLater(n int) {
+	s.ix.mu.RLock()
+	due := len(s.ix.mem) >= n && len(s.ix.fresh) > 0
+	s.ix.mu.RUnlock()
+	// It stays set when the store is closed: no more of it then.
+	if !due || !s.flushing.CompareAndSwap(false, true) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return // Close does it
+	}
+	s.back.Add(1)
+	go func() {
+		defer s.back.Done()
+		defer s.flushing.Store(false)
+		s.maint.Lock()
+		defer s.maint.Unlock()
+		if err := s.flushIndex(false); err != nil {
+			s.o.Log(fmt.Sprintf("store %s: writing the index: %v; it stays in memory", s.dir, err))
+		}
+	}()
+}
+
+type memEntry struct {
+	hash Hash
+	loc  loc
+}
+
+// flushIndex writes what memory knows of sealed packs into a run and merges runs of
+// similar size; all of them if all is set. Called with maint held.
+func (s *Store) flushIndex(all bool) error {
+	ents, packs := s.ix.flushable()
+	if len(packs) > 0 {
+		r, err := s.writeRun(ents, packs)
+		if err != nil {
+			return err
+		}
+		s.ix.flushed(r, ents)
+	}
+	k := 1
+	for total := 0; k <= len(s.ix.runs); k++ {
+		if k < len(s.ix.runs) {
+			total += s.ix.runs[k-1].n
+		}
+		if k == len(s.ix.runs) || (!all && s.ix.runs[k].n > 2*total) {
+			break
+		}
+	}
+	if k < 2 && !(all && len(s.ix.runs) == 1 && s.ix.runs[0].stale()) {
+		return nil
+	}
+	return s.mergeRuns(k)
+}
+
+// stale reports whether a run lists packs that were removed.
+func (r *run) stale() bool {
+	return slices.ContainsFunc(r.packs, func(p *pack) bool { return p.dropped.Load() })
+}
+
+func (x *index) flushable() (ents []memEntry, packs []*pack) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for p := range x.fresh {
+		if !p.gone.Load() {
+			packs = append(packs, p)
+		}
+	}
+	for h, l := range x.mem {
+		if _, ok := x.fresh[l.p]; ok && !l.p.gone.Load() {
+			ents = append(ents, memEntry{h, l})
+		}
+	}
+	return ents, packs
+}
+
+func (s *Store) writeRun(ents []memEntry, packs []*pack) (*run, error) {
+	slices.SortFunc(ents, func(a, b memEntry) int { return bytes.Compare(a.hash[:], b.hash[:]) })
+	w, err := newRunWriter(filepath.Join(s.dir, indexName), packs)
+	if err != nil {
+		return nil, err
+	}
+	for i := range ents {
+		if _, ok := w.number[ents[i].loc.p]; !ok {
+			continue // dropped meanwhile
+		}
+		if err := w.add(&ents[i].hash, &ents[i].loc); err != nil {
+			w.abort()
+			return nil, err
+		}
+	}
+	return w.finish()
+}
+
+func (x *index) flushed(r *run, ents []memEntry) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.runs = slices.Insert(x.runs, 0, r)
+	for i := range ents {
+		if x.mem[ents[i].hash] == ents[i].loc {
+			delete(x.mem, ents[i].hash)
+		}
+	}
+	for _, p := range r.packs {
+		delete(x.fresh, p)
+	}
+}
+
+// mergeRuns makes one run of the k newest.
+func (s *Store) mergeRuns(k int) error {
+	old := slices.Clone(s.ix.runs[:k])
+	r, err := s.merge(old)
+	if err != nil {
+		return err
+	}
+	s.ix.mu.Lock()
+	s.ix.runs = append([]*run{r}, s.ix.runs[k:]...)
+	s.ix.mu.Unlock()
+	var errs []error
+	for _, o := range old {
+		o.f.Close() // read only
+		errs = append(errs, os.Remove(o.path))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Store) merge(old []*run) (*run, error) {
+	var packs []*pack
+	seen := map[*pack]bool{}
+	for _, r := range old {
+		for _, p := range r.packs {
+			if !seen[p] && !p.dropped.Load() {
+				packs = append(packs, p)
+			}
+			seen[p] = true
+		}
+	}
+	w, err := newRunWriter(filepath.Join(s.dir, indexName), packs)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.mergeInto(w, old); err != nil {
+		w.abort()
+		return nil, err
+	}
+	return w.finish()
+}
+
+func (s *Store) mergeInto(w *runWriter, old []*run) error {
+	var its []*runIter
+	for _, r := range old {
+		it := r.iter()
+		more, err := it.next()
+		if err != nil {
+			return err
+		}
+		if more {
+			its = append(its, it)
+		}
+	}
+	for len(its) > 0 {
+		low := its[0].hash
+		for _, it := range its[1:] {
+			if bytes.Compare(it.hash[:], low[:]) < 0 {
+				low = it.hash
+			}
+		}
+		best := loc{}
+		for i := 0; i < len(its); i++ {
+			if its[i].hash != low {
+				continue
+			}
+			best = s.ix.better(best, its[i].loc)
+			more, err := its[i].next()
+			if err != nil {
+				return err
+			}
+			if !more {
+				its = slices.Delete(its, i, i+1)
+				i--
+			}
+		}
+		if _, ok := w.number[best.p]; !ok {
+			continue
+		}
+		if err := w.add(&low, &best); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// better chooses between two copies of a chunk, the newer one first. A copy that is lost
+// is still better than none: errors can then name its pack.
+func (x *index) better(a, b loc) loc {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if a.p == nil || a.p.dropped.Load() || (!x.usable(a) && x.usable(b)) {
+		return b
+	}
+	return a
+}
+
+// healIndex makes a damaged run again from its packs and reports whether it could. Not
+// while the index is being replaced or packs removed.
+func (s *Store) healIndex(err error) bool {
+	var re *runError
+	if !errors.As(err, &re) || !s.maint.TryLock() {
+		return false
+	}
+	defer s.maint.Unlock()
+	s.o.Log(fmt.Sprintf("store %s: %v: making it again", s.dir, err))
+	s.ix.mu.Lock()
+	i := slices.Index(s.ix.runs, re.run)
+	if i >= 0 {
+		s.ix.runs = slices.Delete(slices.Clone(s.ix.runs), i, i+1)
+	}
+	s.ix.mu.Unlock()
+	if i < 0 {
+		return true // someone else did it
+	}
+	re.run.f.Close()
+	if err := os.Remove(re.run.path); err != nil {
+		s.o.Log(fmt.Sprintf("store %s: %v", s.dir, err))
+	}
+	var packs []*pack
+	for _, p := range re.run.packs {
+		if !p.gone.Load() {
+			packs = append(packs, p)
+		}
+	}
+	if err := s.absorb(packs); err != nil {
+		s.o.Log(fmt.Sprintf("store %s: %v", s.dir, err))
+		return false
+	}
+	return true
+}

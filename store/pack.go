@@ -1,0 +1,364 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// pack is one pack file: being written, or sealed and immutable.
+type pack struct {
+	id      fileID
+	created int64       // Unix ns
+	size    int64       // whole file; set when sealed
+	gone    atomic.Bool // not there, or no longer
+	dropped atomic.Bool // gone because we removed it
+	// condemned packs are being rewritten by GC: what GC found dead there is dead for
+	// new ingests too.
+	condemned atomic.Bool
+	sealed    atomic.Bool
+
+	// While it is written; guarded by the packWriter.
+	entries []entry
+	end     int64
+	writing int  // WriteAt calls under way
+	full    bool // takes no more chunks
+	err     error
+	file    *packFile
+}
+
+func (p *pack) name() string { return p.id.String() + packExt }
+
+// packFile is an open file of a pack, shared by readers.
+type packFile struct {
+	f    *os.File
+	refs int
+	used uint64
+}
+
+// packFiles keeps the files of the packs that were read last open.
+type packFiles struct {
+	dir  string
+	mu   sync.Mutex
+	m    map[*pack]*packFile
+	tick uint64
+}
+
+// maxPackFiles bounds the descriptors kept for reading.
+const maxPackFiles = 64
+
+var (
+	errGone      = errors.New("the pack is gone")
+	errAbandoned = errors.New("nobody needs the pack")
+)
+
+func (c *packFiles) path(p *pack) string { return filepath.Join(c.dir, p.name()) }
+
+// acquire opens the file of a pack; release gives it back.
+func (c *packFiles) acquire(p *pack) (*packFile, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tick++
+	if pf := c.m[p]; pf != nil {
+		pf.refs++
+		pf.used = c.tick
+		return pf, nil
+	}
+	if p.gone.Load() {
+		return nil, errGone
+	}
+	f, err := os.Open(c.path(p))
+	if errors.Is(err, fs.ErrNotExist) {
+		p.gone.Store(true)
+		return nil, fmt.Errorf("%w: %w", errGone, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	pf := &packFile{f: f, refs: 1, used: c.tick}
+	c.m[p] = pf
+	c.evict()
+	return pf, nil
+}
+
+// add puts the file of a pack that is being written into the cache, held once.
+func (c *packFiles) add(p *pack, f *os.File) *packFile {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tick++
+	pf := &packFile{f: f, refs: 1, used: c.tick}
+	c.m[p] = pf
+	c.evict()
+	return pf
+}
+
+func (c *packFiles) release(p *pack, pf *packFile) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	pf.refs--
+	if pf.refs == 0 && c.m[p] != pf {
+		pf.f.Close() // read only, or synced long before
+	}
+}
+
+// evict closes the file that was not used for longest, if there are too many.
+func (c *packFiles) evict() {
+	if len(c.m) <= maxPackFiles {
+		return
+	}
+	var old *pack
+	for p, pf := range c.m {
+		if pf.refs == 0 && (old == nil || pf.used < c.m[old].used) {
+			old = p
+		}
+	}
+	if old != nil {
+		c.m[old].f.Close()
+		delete(c.m, old)
+	}
+}
+
+// forget closes the file of a pack as soon as nobody reads it.
+func (c *packFiles) forget(p *pack) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if pf := c.m[p]; pf != nil {
+		delete(c.m, p)
+		if pf.refs == 0 {
+			pf.f.Close()
+		}
+	}
+}
+
+func (c *packFiles) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for p, pf := range c.m {
+		delete(c.m, p)
+		if pf.refs == 0 {
+			pf.f.Close()
+		}
+	}
+}
+
+// readAt fills b from a pack.
+func (c *packFiles) readAt(p *pack, b []byte, off int64) error {
+	pf, err := c.acquire(p)
+	if err != nil {
+		return err
+	}
+	defer c.release(p, pf)
+	n, err := pf.f.ReadAt(b, off)
+	if n == len(b) {
+		return nil
+	}
+	if err == io.EOF {
+		return fmt.Errorf("%w: %d of %d bytes at %d", errCutPack, n, len(b), off)
+	}
+	return err
+}
+
+// drop removes a pack's file. Readers that have it open finish; others look the chunk up
+// again and find where it stands now.
+func (c *packFiles) drop(p *pack) error {
+	p.dropped.Store(true)
+	p.gone.Store(true)
+	c.forget(p)
+	if err := os.Remove(c.path(p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// packSink hears what becomes of the packs of a packWriter. Its methods must not call it.
+type packSink interface {
+	// opened: a new pack takes chunks.
+	opened(p *pack)
+	// added: the bytes of a chunk are in the file; comes before the pack can be sealed.
+	added(p *pack, e *entry)
+	// sealed: the pack is durable and visible.
+	sealed(p *pack)
+	// failed: the pack and all its chunks are lost; comes before anyone who waits hears.
+	failed(p *pack, err error)
+}
+
+// packWriter appends chunks to packs and seals them. Any number of goroutines append at
+// once: a place is reserved under the lock, the bytes are written outside of it.
+type packWriter struct {
+	files *packFiles
+	limit int64
+	sink  packSink
+
+	mu      sync.Mutex
+	idle    sync.Cond // signalled when unsealed drops
+	cur     *pack
+	pending int // packs detached from cur and not yet sealed
+	free    [][]entry
+}
+
+func newPackWriter(files *packFiles, limit int64, sink packSink) *packWriter {
+	w := &packWriter{files: files, limit: limit, sink: sink}
+	w.idle.L = &w.mu
+	return w
+}
+
+// append stores one chunk.
+func (w *packWriter) append(e entry, stored []byte) (*pack, error) {
+	p, e, err := w.reserve(e, len(stored))
+	if err != nil {
+		return nil, err
+	}
+	_, err = p.file.f.WriteAt(stored, int64(e.off))
+	if err == nil {
+		w.sink.added(p, &e)
+	}
+	w.mu.Lock()
+	p.writing--
+	if err != nil && p.err == nil {
+		p.err = fmt.Errorf("writing pack: %w", err)
+	}
+	if err != nil && w.cur == p {
+		w.detach()
+	}
+	seal := p.full && p.writing == 0
+	w.mu.Unlock()
+	if seal {
+		go w.seal(p) // bounded by reserve, awaited by flush
+	}
+	return p, err
+}
+
+func (w *packWriter) reserve(e entry, n int) (*pack, entry, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.pending > 2 {
+		w.idle.Wait() // the disk is slower than we are
+	}
+	if w.cur != nil && w.cur.gone.Load() {
+		w.retire()
+	}
+	if w.cur == nil {
+		if err := w.open(); err != nil {
+			return nil, e, err
+		}
+	}
+	p := w.cur
+	e.off, e.stored = uint32(p.end), uint32(n)
+	p.end += int64(n)
+	p.entries = append(p.entries, e)
+	p.writing++
+	if p.end >= w.limit || len(p.entries) >= maxPackEntries {
+		w.detach()
+	}
+	return p, e, nil
+}
+
+// retire detaches the current pack; one that nobody wants any more is then removed.
+func (w *packWriter) retire() {
+	p := w.cur
+	if p.gone.Load() {
+		p.err = errAbandoned
+	}
+	w.detach()
+	if p.writing == 0 {
+		go w.seal(p) // bounded by reserve, awaited by flush
+	}
+}
+
+// detach takes the current pack out of use; who ends its last write seals it.
+func (w *packWriter) detach() {
+	w.cur.full = true
+	w.cur = nil
+	w.pending++
+}
+
+// open begins a pack.
+func (w *packWriter) open() error {
+	p := &pack{id: newID(), created: time.Now().UnixNano(), end: packHeadLen}
+	f, err := os.OpenFile(w.files.path(p)+tmpExt, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("new pack: %w", err)
+	}
+	if _, err = f.WriteAt(packHead(p.id, p.created), 0); err != nil {
+		f.Close()
+		os.Remove(f.Name()) // best effort: Open removes what stays
+		return fmt.Errorf("new pack: %w", err)
+	}
+	if n := len(w.free); n > 0 {
+		p.entries, w.free = w.free[n-1], w.free[:n-1]
+	}
+	p.file = w.files.add(p, f)
+	w.cur = p
+	w.sink.opened(p)
+	return nil
+}
+
+// seal makes a detached pack durable and visible, or gives it up.
+func (w *packWriter) seal(p *pack) {
+	err := p.err
+	if err == nil {
+		if err = w.finish(p); err != nil {
+			err = fmt.Errorf("sealing pack: %w", err)
+		}
+	}
+	if err != nil {
+		w.discard(p, err)
+	} else {
+		p.sealed.Store(true)
+		w.sink.sealed(p)
+	}
+	w.files.release(p, p.file)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p.file = nil
+	if len(w.free) < 4 {
+		w.free = append(w.free, p.entries[:0])
+	}
+	p.entries = nil
+	w.pending--
+	w.idle.Broadcast()
+}
+
+func (w *packWriter) finish(p *pack) error {
+	foot := packFooter(p.id, packHead(p.id, p.created), p.entries)
+	f := p.file.f
+	if _, err := f.WriteAt(foot, p.end); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	p.size = p.end + int64(len(foot))
+	return publish(f.Name(), w.files.path(p))
+}
+
+// discard gives up a pack that was not sealed.
+func (w *packWriter) discard(p *pack, err error) {
+	p.dropped.Store(true)
+	p.gone.Store(true)
+	w.sink.failed(p, err)
+	w.files.forget(p)
+	os.Remove(w.files.path(p) + tmpExt) // best effort: Open removes what stays
+	if !p.sealed.Load() {
+		os.Remove(w.files.path(p)) // published, but the folder would not sync
+	}
+}
+
+// flush seals the current pack and waits until every pack is sealed or given up. Chunks
+// appended before are then durable, or failed was called.
+func (w *packWriter) flush() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.cur != nil {
+		w.retire()
+	}
+	for w.pending > 0 {
+		w.idle.Wait()
+	}
+}

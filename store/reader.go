@@ -1,0 +1,146 @@
+package store
+
+import (
+	"fmt"
+	"io"
+	"io/fs"
+	"sync/atomic"
+)
+
+// Reader reads a committed image. It is safe for concurrent use, and what it reads stays
+// there until Close, whatever Remove and GC do.
+type Reader struct {
+	s      *Store
+	rec    *record
+	view   view
+	spans  []span
+	ends   []int64
+	closed atomic.Bool
+}
+
+// maxSpans bounds the leaves of an image.
+const maxSpans = 1 << 26
+
+// OpenImage opens an image for reading.
+func (s *Store) OpenImage(name string) (*Reader, error) {
+	s.mu.Lock()
+	im, err := s.lookup(name)
+	if err != nil {
+		s.mu.Unlock()
+		return nil, err
+	}
+	r := &Reader{s: s, rec: im.rec, view: newView(s)}
+	s.readers[r] = struct{}{}
+	s.mu.Unlock()
+	r.spans, r.ends, err = s.loadSpans(im.rec.Data)
+	if err != nil {
+		r.Close()
+		return nil, blame(err, name, -1)
+	}
+	return r, nil
+}
+
+// loadSpans lists the leaves of a tree.
+func (s *Store) loadSpans(t root) (spans []span, ends []int64, err error) {
+	if t.Size == 0 {
+		return nil, nil, nil
+	}
+	var end int64
+	err = s.walkLeaves(span{t.Hash, t.Size}, t.Level, nil, func(sp span) error {
+		if len(spans) >= maxSpans {
+			return &ChunkError{Hash: t.Hash, Err: fmt.Errorf("%w: too many leaves", errNode)}
+		}
+		end += sp.size
+		spans, ends = append(spans, sp), append(ends, end)
+		return nil
+	})
+	return spans, ends, err
+}
+
+// Name returns the name the image had when it was opened.
+func (r *Reader) Name() string { return r.rec.Name }
+
+// Size returns the length of the image in bytes.
+func (r *Reader) Size() int64 { return r.rec.Data.Size }
+
+// Image returns what the store knows of the image.
+func (r *Reader) Image() Image { return r.rec.image() }
+
+// Attachments lists the small files beside the image.
+func (r *Reader) Attachments() []Attachment { return r.rec.image().Attachments }
+
+// Attachment returns the content of one of them, or fs.ErrNotExist.
+func (r *Reader) Attachment(name string) ([]byte, error) {
+	if r.closed.Load() {
+		return nil, ErrClosed
+	}
+	for i := range r.rec.Attach {
+		if a := &r.rec.Attach[i]; a.Name == name {
+			b, err := r.s.readAll(a.Data)
+			return b, blame(err, r.rec.Name+"/"+name, -1)
+		}
+	}
+	return nil, fmt.Errorf("image %q has no %q: %w", r.rec.Name, name, fs.ErrNotExist)
+}
+
+// readAll returns all bytes of a small tree.
+func (s *Store) readAll(t root) ([]byte, error) {
+	spans, _, err := s.loadSpans(t)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]byte, 0, t.Size)
+	for _, sp := range spans {
+		refs, err := s.leaf(sp)
+		if err != nil {
+			return nil, err
+		}
+		for i := range refs {
+			n := len(out)
+			out = append(out, make([]byte, refs[i].size)...)
+			if refs[i].zero {
+				continue
+			}
+			if err := s.readChunk(&refs[i].hash, out[n:]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
+}
+
+// ReadAt reads bytes of the image, each chunk checked against its hash. Damage comes as a
+// *ChunkError.
+func (r *Reader) ReadAt(p []byte, off int64) (int, error) {
+	if r.closed.Load() {
+		return 0, ErrClosed
+	}
+	if off < 0 {
+		return 0, fmt.Errorf("image %q: offset %d is negative", r.rec.Name, off)
+	}
+	n := 0
+	for n < len(p) {
+		at := off + int64(n)
+		if at >= r.rec.Data.Size {
+			return n, io.EOF
+		}
+		i, base := leafAt(r.ends, at)
+		m, err := r.view.readLeaf(r.rec.Name, p[n:], r.spans[i], base, at)
+		if err != nil {
+			return n, err
+		}
+		n += m
+	}
+	return n, nil
+}
+
+// Close lets GC remove what only this reader still needed.
+func (r *Reader) Close() error {
+	if r.closed.Swap(true) {
+		return ErrClosed
+	}
+	r.s.mu.Lock()
+	defer r.s.mu.Unlock()
+	delete(r.s.readers, r)
+	return nil
+}

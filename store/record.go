@@ -1,0 +1,115 @@
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// An image record: magic 8, length 4, CBOR, BLAKE3 32 of all before.
+const (
+	recMagic  = "ckptimg1"
+	recMin    = 8 + 4 + 32
+	maxRecord = 1 << 20
+)
+
+// record is everything the store knows of one image but its bytes.
+type record struct {
+	Name    string    `cbor:"1,keyasint"`
+	Created int64     `cbor:"2,keyasint"` // Unix ns
+	Unique  int64     `cbor:"3,keyasint"` // bytes in packs that were new with this image
+	Chunks  int64     `cbor:"4,keyasint"`
+	Data    root      `cbor:"5,keyasint"`
+	Attach  []sideRec `cbor:"6,keyasint,omitempty"`
+}
+
+// sideRec is one attachment.
+type sideRec struct {
+	Name string `cbor:"1,keyasint"`
+	Data root   `cbor:"2,keyasint"`
+}
+
+func recDecMode() (cbor.DecMode, error) {
+	return cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden,
+		TagsMd: cbor.TagsForbidden, ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
+		MaxNestedLevels: 8, MaxArrayElements: 1 << 16, MaxMapPairs: 64}.DecMode()
+}
+
+var errRecord = errors.New("not an image record")
+
+func encodeRecord(r *record) ([]byte, error) {
+	enc, err := cbor.CoreDetEncOptions().EncMode()
+	if err != nil {
+		return nil, err
+	}
+	body, err := enc.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	if len(body)+recMin > maxRecord {
+		return nil, fmt.Errorf("record of %d bytes is too long (%d attachments)", len(body), len(r.Attach))
+	}
+	b := make([]byte, 0, len(body)+recMin)
+	b = append(b, recMagic...)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(body)))
+	b = append(b, body...)
+	sum := hashOf(b)
+	return append(b, sum[:]...), nil
+}
+
+func decodeRecord(b []byte) (*record, error) {
+	if len(b) < recMin || len(b) > maxRecord || string(b[:8]) != recMagic {
+		return nil, fmt.Errorf("%w: %d bytes", errRecord, len(b))
+	}
+	n := binary.LittleEndian.Uint32(b[8:])
+	if int64(n) != int64(len(b)-recMin) {
+		return nil, fmt.Errorf("%w: it is cut", errRecord)
+	}
+	if hashOf(b[:12+n]) != Hash(b[12+n:]) {
+		return nil, fmt.Errorf("%w: checksum", errRecord)
+	}
+	dec, err := recDecMode()
+	if err != nil {
+		return nil, err
+	}
+	r := new(record)
+	if err := dec.Unmarshal(b[12:12+n], r); err != nil {
+		return nil, fmt.Errorf("%w: %w", errRecord, err)
+	}
+	return r, r.check()
+}
+
+func (r *record) check() error {
+	if err := checkName(r.Name); err != nil {
+		return err
+	}
+	if r.Unique < 0 || r.Chunks < 0 {
+		return fmt.Errorf("%w: a negative count", errRecord)
+	}
+	seen := map[string]bool{}
+	for i := range r.Attach {
+		a := &r.Attach[i]
+		if err := checkName(a.Name); err != nil {
+			return err
+		}
+		if seen[a.Name] || a.Data.Size > maxAttached {
+			return fmt.Errorf("%w: attachment %q", errRecord, a.Name)
+		}
+		seen[a.Name] = true
+		if err := a.Data.check(); err != nil {
+			return err
+		}
+	}
+	return r.Data.check()
+}
+
+func (r *root) check() error {
+	if r.Size < 0 || r.Size > math.MaxInt64/4 || r.Level < 0 || r.Level > maxLevel ||
+		(r.Size == 0 && *r != root{}) {
+		return fmt.Errorf("%w: size %d, level %d", errRecord, r.Size, r.Level)
+	}
+	return nil
+}

@@ -1,0 +1,388 @@
+package store
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Options are the knobs of a store. The zero value is fine.
+type Options struct {
+	// Workers is the number of goroutines that compress and write; 0 means GOMAXPROCS.
+	Workers int
+	// Window is how many bytes of a running ingest stay in memory, uncompressed, for a
+	// reader that follows it closely; 0 means 16 MiB.
+	Window int64
+	// PackSize is where a pack is full, in bytes; 0 means 64 MiB.
+	PackSize int64
+	// CheckHashes makes Put compute the hash of every chunk and refuse a wrong one. For tests.
+	CheckHashes bool
+	// Log is told what was found and put in order; nil means nobody.
+	Log func(string)
+}
+
+func (o *Options) defaults() {
+	if o.Workers <= 0 {
+		o.Workers = runtime.GOMAXPROCS(0)
+	}
+	if o.Window <= 0 {
+		o.Window = 16 << 20
+	}
+	if o.PackSize <= 0 {
+		o.PackSize = 64 << 20
+	}
+	o.PackSize = min(o.PackSize, maxPackLen/2)
+	if o.Log == nil {
+		o.Log = func(string) {}
+	}
+}
+
+// Store is an open store folder. All methods may be called by any number of goroutines.
+type Store struct {
+	dir      string
+	o        Options
+	lock     *os.File
+	files    *packFiles
+	ix       *index
+	w        *packWriter
+	dec      *decoder
+	bufs     bufPool
+	queue    chan *job
+	jobs     sync.Pool
+	work     sync.WaitGroup // workers
+	back     sync.WaitGroup // index flushes in the background
+	flushing atomic.Bool
+
+	// maint is held by whoever replaces index runs or removes packs.
+	maint sync.Mutex
+
+	mu      sync.Mutex
+	closed  bool
+	images  map[string]*imageRec
+	damaged []*RecordError
+	packs   map[fileID]*pack // every sealed pack
+	running map[*Ingest]struct{}
+	readers map[*Reader]struct{}
+	session session
+}
+
+// imageRec is a listed image and the file its record is in.
+type imageRec struct {
+	id  fileID
+	rec *record
+}
+
+// session spans the time in which at least one ingest runs. If none of them commits,
+// nobody can refer to the packs written in it.
+type session struct {
+	packs     []*pack
+	committed bool
+}
+
+// Open opens the store in the folder dir and creates it if there is none. Only one
+// process at a time can have it open: the second gets a *LockedError. A folder that a
+// newer ckptfs wrote is refused with a *VersionError, one that holds something else with
+// ErrNotStore. What a process that died left unfinished is removed.
+func Open(dir string, o Options) (*Store, error) {
+	o.defaults()
+	s := &Store{dir: dir, o: o, ix: newIndex(), images: map[string]*imageRec{}, packs: map[fileID]*pack{},
+		running: map[*Ingest]struct{}{}, readers: map[*Reader]struct{}{}, queue: make(chan *job, 2*o.Workers+8)}
+	s.jobs.New = func() any { return new(job) }
+	s.bufs.init()
+	if err := s.open(); err != nil {
+		if s.lock != nil {
+			s.lock.Close()
+		}
+		return nil, fmt.Errorf("store %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+func (s *Store) open() (err error) {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	if s.lock, err = lockDir(s.dir); err != nil {
+		return err
+	}
+	if err := checkVersion(s.dir); err != nil {
+		return err
+	}
+	if err := makeDirs(s.dir); err != nil {
+		return err
+	}
+	for _, n := range []string{packsName, indexName, imagesName} {
+		n, err := removeTemps(filepath.Join(s.dir, n))
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			s.o.Log(fmt.Sprintf("store %s: removed %d unfinished files", s.dir, n))
+		}
+	}
+	if s.dec, err = newDecoder(); err != nil {
+		return err
+	}
+	s.files = &packFiles{dir: filepath.Join(s.dir, packsName), m: map[*pack]*packFile{}}
+	s.w = newPackWriter(s.files, s.o.PackSize, (*ingestSink)(s))
+	if err := s.loadImages(); err != nil {
+		return err
+	}
+	if err := s.loadIndex(); err != nil {
+		return err
+	}
+	return s.startWorkers()
+}
+
+// loadImages reads every record. A damaged one does not keep the others from being used.
+func (s *Store) loadImages() error {
+	dir := filepath.Join(s.dir, imagesName)
+	ents, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range ents {
+		id, ok := parseID(e.Name(), imgExt)
+		if !ok {
+			s.o.Log(fmt.Sprintf("store %s: %s/%s is not ours; left alone", s.dir, imagesName, e.Name()))
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		rec, err := readRecord(path)
+		if err == nil && s.images[rec.Name] != nil {
+			err = fmt.Errorf("another record has the same name, %q", rec.Name)
+		}
+		if err != nil {
+			re := &RecordError{Path: path, Err: err}
+			s.damaged = append(s.damaged, re)
+			s.o.Log(re.Error())
+			continue
+		}
+		s.images[rec.Name] = &imageRec{id: id, rec: rec}
+	}
+	return nil
+}
+
+func readRecord(path string) (*record, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if st.Size() > maxRecord {
+		return nil, fmt.Errorf("%w: %d bytes", errRecord, st.Size())
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return decodeRecord(b)
+}
+
+func (s *Store) recordPath(id fileID) string {
+	return filepath.Join(s.dir, imagesName, id.String()+imgExt)
+}
+
+func (s *Store) writeRecord(id fileID, rec *record) error {
+	b, err := encodeRecord(rec)
+	if err != nil {
+		return err
+	}
+	return writeFile(s.recordPath(id), b)
+}
+
+// Close ends running ingests with ErrClosed, writes the index and gives the lock back.
+// Images stay as they are.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	var live []*Ingest
+	for in := range s.running {
+		live = append(live, in)
+	}
+	s.mu.Unlock()
+	for _, in := range live {
+		in.fail(ErrClosed)
+		in.quiesce()
+	}
+	close(s.queue)
+	s.work.Wait()
+	for _, in := range live {
+		in.Abort()
+	}
+	s.w.flush()
+	s.back.Wait()
+	s.maint.Lock()
+	defer s.maint.Unlock()
+	err := s.flushIndex(false)
+	err = errors.Join(err, s.ix.close())
+	s.files.close()
+	s.dec.dec.Close()
+	return errors.Join(err, s.lock.Close())
+}
+
+// Attachment is a small file beside an image.
+type Attachment struct {
+	Name string
+	Size int64
+}
+
+// Image is what the store knows of an image.
+type Image struct {
+	Name        string
+	Size        int64     // bytes that a reader sees
+	Created     time.Time // when its ingest began
+	Unique      int64     // bytes in the store that this image brought, compressed
+	Chunks      int64     // pieces it is made of
+	Attachments []Attachment
+}
+
+func (r *record) image() Image {
+	im := Image{Name: r.Name, Size: r.Data.Size, Created: time.Unix(0, r.Created), Unique: r.Unique, Chunks: r.Chunks}
+	for i := range r.Attach {
+		im.Attachments = append(im.Attachments, Attachment{r.Attach[i].Name, r.Attach[i].Data.Size})
+	}
+	return im
+}
+
+// List returns every image, the oldest first.
+func (s *Store) List() ([]Image, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	list := make([]Image, 0, len(s.images))
+	for _, im := range s.images {
+		list = append(list, im.rec.image())
+	}
+	slices.SortFunc(list, func(a, b Image) int {
+		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name))
+	})
+	return list, nil
+}
+
+// Get returns one image, or fs.ErrNotExist.
+func (s *Store) Get(name string) (Image, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	im, err := s.lookup(name)
+	if err != nil {
+		return Image{}, err
+	}
+	return im.rec.image(), nil
+}
+
+// lookup finds a listed image. Called with mu held.
+func (s *Store) lookup(name string) (*imageRec, error) {
+	if s.closed {
+		return nil, ErrClosed
+	}
+	im := s.images[name]
+	if im == nil {
+		return nil, fmt.Errorf("image %q: %w", name, fs.ErrNotExist)
+	}
+	return im, nil
+}
+
+// free reports whether an image may get this name. Called with mu held.
+func (s *Store) free(name string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	if s.images[name] != nil {
+		return fmt.Errorf("image %q: %w", name, fs.ErrExist)
+	}
+	for in := range s.running {
+		if in.name == name {
+			return fmt.Errorf("image %q is being written: %w", name, fs.ErrExist)
+		}
+	}
+	return nil
+}
+
+// Rename gives an image another name. fs.ErrExist if that is taken.
+func (s *Store) Rename(old, name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	im, err := s.lookup(old)
+	if err != nil || old == name {
+		return err
+	}
+	if err := s.free(name); err != nil {
+		return err
+	}
+	rec := *im.rec
+	rec.Name = name
+	if err := s.writeRecord(im.id, &rec); err != nil {
+		return fmt.Errorf("renaming image %q: %w", old, err)
+	}
+	delete(s.images, old)
+	s.images[name] = &imageRec{id: im.id, rec: &rec}
+	return nil
+}
+
+// Remove takes an image out of the list. Open readers read on; GC frees the space later.
+func (s *Store) Remove(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	im, err := s.lookup(name)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(s.recordPath(im.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing image %q: %w", name, err)
+	}
+	delete(s.images, name)
+	if err := syncDir(filepath.Join(s.dir, imagesName)); err != nil {
+		return fmt.Errorf("removing image %q: %w", name, err)
+	}
+	return nil
+}
+
+// Stats tells what a store holds.
+type Stats struct {
+	Images  int
+	Logical int64 // bytes of all images as a reader sees them
+	Stored  int64 // bytes of all packs, garbage included
+	Packs   int
+	Chunks  int64   // distinct ones, about: copies that a crash left count twice
+	Ratio   float64 // Logical / Stored; 0 when nothing is stored
+}
+
+// Stats adds up what the store holds.
+func (s *Store) Stats() (Stats, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return Stats{}, ErrClosed
+	}
+	st := Stats{Images: len(s.images), Packs: len(s.packs)}
+	for _, im := range s.images {
+		st.Logical += im.rec.Data.Size
+	}
+	for _, p := range s.packs {
+		st.Stored += p.size
+	}
+	s.ix.mu.RLock()
+	defer s.ix.mu.RUnlock()
+	st.Chunks = int64(len(s.ix.mem))
+	for _, r := range s.ix.runs {
+		st.Chunks += int64(r.n)
+	}
+	if st.Stored > 0 {
+		st.Ratio = float64(st.Logical) / float64(st.Stored)
+	}
+	return st, nil
+}

@@ -1,0 +1,281 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+)
+
+// Verify checks the store and calls report with a sentence for every fault: records, the
+// index, footers of packs, and that every chunk of every image is where the index says.
+// With readData every stored chunk is also read and checked against its hash. It returns
+// an error that is ErrDamaged if anything was reported, and changes nothing. What it finds
+// damaged is not reused: the next checkpoint with the same content stores it again.
+func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) error {
+	s.maint.Lock()
+	defer s.maint.Unlock()
+	v := &verification{s: s, ctx: ctx, out: report, cut: map[*pack]int64{}, bad: map[Hash]*ChunkError{}, users: map[Hash][]string{}}
+	recs, err := v.records()
+	if err != nil {
+		return err
+	}
+	for _, step := range []func() error{v.runs, func() error { return v.packs(readData) }} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	for _, rec := range recs {
+		if err := v.image(rec); err != nil {
+			return err
+		}
+	}
+	v.chunks()
+	if v.faults > 0 {
+		return fmt.Errorf("verify: %d faults: %w", v.faults, ErrDamaged)
+	}
+	return nil
+}
+
+type verification struct {
+	s      *Store
+	ctx    context.Context
+	out    func(string)
+	faults int
+	cut    map[*pack]int64 // packs whose footer is lost, and how long they are
+	bad    map[Hash]*ChunkError
+	users  map[Hash][]string // images that need a bad chunk
+}
+
+// maxBad bounds the faults that are kept to be told with their images.
+const maxBad = 1 << 16
+
+func (v *verification) fault(format string, args ...any) {
+	v.faults++
+	if v.out != nil {
+		v.out(fmt.Sprintf(format, args...))
+	}
+}
+
+// records reads every record again.
+func (v *verification) records() ([]*record, error) {
+	s := v.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	for _, d := range s.damaged {
+		if _, err := os.Stat(d.Path); !errors.Is(err, fs.ErrNotExist) {
+			v.fault("%v", d)
+		}
+	}
+	var recs []*record
+	for _, im := range s.images {
+		recs = append(recs, im.rec)
+		path := s.recordPath(im.id)
+		if _, err := readRecord(path); err != nil {
+			v.fault("image %q: record %s: %v", im.rec.Name, path, err)
+		}
+	}
+	slices.SortFunc(recs, func(a, b *record) int { return strings.Compare(a.Name, b.Name) })
+	return recs, nil
+}
+
+// runs checks every block of the index.
+func (v *verification) runs() error {
+	for _, r := range v.s.ix.runs {
+		it := r.iter()
+		for {
+			more, err := it.next()
+			if err != nil {
+				v.fault("%v", err)
+				break
+			}
+			if !more {
+				break
+			}
+		}
+		if err := v.ctx.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// packs checks the footer of every pack, and what it holds if readData is set.
+func (v *verification) packs(readData bool) error {
+	for _, p := range v.s.snapshotPacks() {
+		if p.gone.Load() {
+			continue
+		}
+		info, err := v.s.readFooter(p)
+		if errors.Is(err, errGone) {
+			continue // told with the chunks
+		}
+		if err != nil {
+			v.fault("pack %s: %v", p.name(), err)
+			if st, err := os.Stat(v.s.files.path(p)); err == nil {
+				v.cut[p] = st.Size()
+			}
+			info = &packInfo{entries: v.s.ix.entriesOf(p)}
+		}
+		if err := v.entries(p, info.entries, readData); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *verification) entries(p *pack, entries []entry, readData bool) error {
+	for i := range entries {
+		e := &entries[i]
+		if err := v.ctx.Err(); err != nil {
+			return err
+		}
+		_, ok, err := v.s.ix.find(&e.hash)
+		if err == nil && !ok && !v.s.ix.isBad(p, e.off) {
+			v.fault("pack %s: the index does not know chunk %s", p.name(), e.hash)
+		}
+		if !readData {
+			continue
+		}
+		l := loc{p: p, off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
+		raw := v.s.bufs.get(int(e.raw))
+		err = v.s.readCopy(l, &e.hash, raw.data)
+		raw.release()
+		if err != nil && !p.gone.Load() {
+			v.badCopy(l, &e.hash, err)
+		}
+	}
+	return nil
+}
+
+func (v *verification) badCopy(l loc, h *Hash, err error) {
+	if isDamage(err) {
+		v.s.ix.condemnCopy(l)
+	}
+	if _, ok, ferr := v.s.ix.find(h); ok && ferr == nil && isDamage(err) {
+		return // another copy is whole, this one is garbage
+	}
+	v.note(&ChunkError{Hash: *h, Pack: l.p.name(), Err: err}, "")
+}
+
+// note keeps a bad chunk to be told with all the images that need it.
+func (v *verification) note(err error, image string) {
+	var ce *ChunkError
+	if !errors.As(err, &ce) {
+		v.fault("image %q: %v", image, err)
+		return
+	}
+	if v.bad[ce.Hash] == nil {
+		if len(v.bad) >= maxBad {
+			v.fault("%v", blame(ce, image, -1))
+			return
+		}
+		v.bad[ce.Hash] = ce
+	}
+	if image != "" && !slices.Contains(v.users[ce.Hash], image) {
+		v.users[ce.Hash] = append(v.users[ce.Hash], image)
+	}
+}
+
+func (v *verification) image(rec *record) error {
+	trees := []root{rec.Data}
+	for i := range rec.Attach {
+		trees = append(trees, rec.Attach[i].Data)
+	}
+	for _, t := range trees {
+		if t.Size == 0 {
+			continue
+		}
+		err := v.s.walkLeaves(span{t.Hash, t.Size}, t.Level, nil, func(sp span) error {
+			refs, err := v.s.leaf(sp)
+			if err != nil {
+				v.note(err, rec.Name) // the next leaf may be whole
+				return v.ctx.Err()
+			}
+			return v.refs(rec.Name, refs)
+		})
+		if cerr := v.ctx.Err(); cerr != nil {
+			return cerr
+		}
+		if err != nil {
+			v.note(err, rec.Name)
+		}
+	}
+	return nil
+}
+
+func (v *verification) refs(image string, refs []chunkRef) error {
+	for i := range refs {
+		if refs[i].zero {
+			continue
+		}
+		h := &refs[i].hash
+		l, ok, err := v.s.ix.find(h)
+		switch {
+		case err != nil:
+			v.note(&ChunkError{Hash: *h, Err: err}, image)
+		case !ok && v.bad[*h] != nil:
+			v.note(v.bad[*h], image)
+		case !ok:
+			v.note(v.s.missing(h), image)
+		case l.raw != refs[i].size:
+			v.note(&ChunkError{Hash: *h, Pack: l.p.name(), Err: fmt.Errorf("it has %d bytes, %d wanted", l.raw, refs[i].size)}, image)
+		case v.beyond(&l):
+			v.note(&ChunkError{Hash: *h, Pack: l.p.name(), Err: errCutPack}, image)
+		}
+	}
+	return v.ctx.Err()
+}
+
+// beyond reports whether a copy lies, in part, behind the end of a cut pack.
+func (v *verification) beyond(l *loc) bool {
+	size, cut := v.cut[l.p]
+	return cut && int64(l.off)+int64(l.stored) > size
+}
+
+// chunks tells of every bad chunk and whose it is.
+func (v *verification) chunks() {
+	for h, ce := range v.bad {
+		if names := v.users[h]; len(names) > 0 {
+			slices.Sort(names)
+			v.fault("%v; needed by image %q", ce, names)
+		} else {
+			v.fault("%v; no image needs it", ce)
+		}
+	}
+}
+
+// entriesOf lists what the index knows of a pack whose footer is lost.
+func (x *index) entriesOf(p *pack) (list []entry) {
+	add := func(h Hash, l loc) {
+		if l.p == p {
+			list = append(list, entry{hash: h, off: l.off, stored: l.stored, raw: l.raw, codec: l.codec})
+		}
+	}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for h, l := range x.mem {
+		add(h, l)
+	}
+	for _, r := range x.runs {
+		it := r.iter()
+		for more, err := it.next(); more && err == nil; more, err = it.next() {
+			add(it.hash, it.loc)
+		}
+	}
+	return list
+}
+
+// isBad reports whether a copy is known to be damaged.
+func (x *index) isBad(p *pack, off uint32) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	_, bad := x.bad[place{p, off}]
+	return bad
+}

@@ -1,0 +1,118 @@
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os/exec"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ckptfs/ckptfs/test/harness"
+)
+
+// victims are programs that check themselves all the time, while the process that takes a
+// checkpoint of them is killed at any moment.
+var victims = []program{
+	{name: "single thread with a timer", prog: "timers"},
+	{name: "registers", prog: "cpu"},
+	{name: "threads on mutexes", prog: "threads", args: []string{"8"}},
+	{name: "sees its children", prog: "lonely"},
+	{name: "go", prog: "godaemon"},
+}
+
+// TestKilledAtRandom kills `ckptfs dump` at random moments. The target survives, and a whole
+// checkpoint afterwards leaves nothing of the broken ones behind.
+func TestKilledAtRandom(t *testing.T) {
+	for _, v := range victims {
+		t.Run(v.name, func(t *testing.T) {
+			r := harness.Start(t, v.prog, v.args...)
+			full := timeOf(func() { r.DumpTo("/dev/null") })
+			rng := rand.New(rand.NewPCG(3, 3))
+			for i := range soak(t, 25) {
+				c := exec.Command(harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null")
+				harness.RunKilled(t, c, time.Duration(rng.Int64N(int64(full))))
+				if s := harness.State(r.PID); s == 0 || s == 'Z' || s == 'T' || s == 't' {
+					t.Fatalf("after %d kills the target is in state %q", i+1, s)
+				}
+				r.Alive()
+			}
+			after(t, r, v)
+		})
+	}
+}
+
+// TestKilledAtEveryStep kills `ckptfs dump` at its first, second, third … ptrace call, until it
+// makes no more. strace counts and kills.
+func TestKilledAtEveryStep(t *testing.T) {
+	strace := harness.Tool(t, "strace")
+	for _, v := range victims {
+		t.Run(v.name, func(t *testing.T) {
+			r := harness.Start(t, v.prog, v.args...)
+			steps, stride := 0, 7
+			if soak(t, 1) > 1 {
+				stride = 1
+			}
+			for k := 1; ; k += stride {
+				got := harness.Run(t, strace, "-f", "-qq", "-o", "/dev/null", "-e", "trace=ptrace", "-e", fmt.Sprintf("inject=ptrace:signal=KILL:when=%d", k),
+					harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null")
+				r.Alive()
+				if got.Code == 0 {
+					break // it made fewer calls than k
+				}
+				steps++
+			}
+			t.Logf("%d kills", steps)
+			if steps < 5 {
+				t.Errorf("only %d ptrace calls were met", steps)
+			}
+			after(t, r, v)
+		})
+	}
+}
+
+// after takes one whole checkpoint: that cleans up what the killed ones left, and then the
+// program passes.
+func after(t *testing.T, r *harness.Program, v program) {
+	t.Helper()
+	r.DumpTo("/dev/null")
+	if n := len(r.Tree()); n != 1 {
+		t.Errorf("%d processes in the tree after a whole checkpoint, not 1", n)
+	}
+	image := r.Dump()
+	r.Alive()
+	r.Kill()
+	r.Restore(image)
+	r.Pass(true)
+}
+
+func timeOf(f func()) time.Duration {
+	from := time.Now()
+	f()
+	return time.Since(from)
+}
+
+// TestInterrupted ends `ckptfs dump` and `ckptfs restore` by ctrl-C.
+func TestInterrupted(t *testing.T) {
+	r := harness.Start(t, "ram", "256")
+	image := r.Dump()
+	c := exec.Command(harness.Binary(), "dump", itoa(r.PID), "-o", harness.TempDir(t)+"/image")
+	harness.RunSignalled(t, c, 30*time.Millisecond, unix.SIGINT)
+	r.Alive()
+	if len(r.Tree()) != 1 {
+		t.Errorf("the tree is %v after an interrupted dump", r.Tree())
+	}
+	r.Kill()
+	r.Again()
+	for _, after := range []time.Duration{5, 30, 80} {
+		c = exec.Command(harness.Binary(), "restore", image)
+		harness.RunSignalled(t, c, after*time.Millisecond, unix.SIGKILL)
+		if c.ProcessState.Success() {
+			r.Kill() // it was faster
+		}
+		harness.Eventually(t, "no process of a killed restore", func() bool { return !harness.Exists(r.PID) })
+	}
+	r.Restore(image)
+	r.Pass(true)
+}

@@ -1,0 +1,178 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/ckptfs/ckptfs/test/harness"
+)
+
+// refusals are the things that no checkpoint keeps yet, and words that the sentence about
+// them has to hold beside the pid.
+var refusals = []struct {
+	what  string
+	words []string
+}{
+	{"socket", []string{"fd 3", "socket"}},
+	{"socketpair", []string{"fd 3", "fd 4", "socket"}},
+	{"inotify", []string{"fd 3", "inotify"}},
+	{"timerfd", []string{"fd 3", "timerfd"}},
+	{"signalfd", []string{"fd 3", "signalfd"}},
+	{"io_uring", []string{"fd 3", "io_uring"}},
+	{"pidfd", []string{"fd 3", "pidfd"}},
+	{"flock", []string{"fd 3", "lock"}},
+	{"posixlock", []string{"fd 3", "lock"}},
+	{"ofdlock", []string{"fd 3", "lock"}},
+	{"lease", []string{"fd 3", "lease"}},
+}
+
+// TestRefused asks explain and takes a checkpoint, by the command and through the mount. All
+// name the same thing; the program does not notice.
+func TestRefused(t *testing.T) {
+	m := harness.NewMount(t)
+	for _, c := range refusals {
+		t.Run(c.what, func(t *testing.T) {
+			r := harness.Start(t, "refuse", c.what)
+			before := r.Look()
+			words := append([]string{"refused: pid " + itoa(r.PID)}, c.words...)
+
+			explain := harness.Run(t, harness.Binary(), "explain", itoa(r.PID))
+			if explain.Code != 1 {
+				t.Errorf("explain of something refused: %v", explain)
+			}
+			harness.Say(t, "explain", explain.Stdout, words...)
+			remedies(t, explain.Stdout)
+			if file := string(read(t, m.Of(r, "explain"))); file != explain.Stdout {
+				t.Errorf("the file explain says %q, the command %q", file, explain.Stdout)
+			}
+
+			image := filepath.Join(harness.TempDir(t), "image")
+			dump := fails(t, []string{harness.Binary(), "dump", itoa(r.PID), "-o", image}, words...)
+			for line := range strings.Lines(explain.Stdout) {
+				if !strings.Contains(dump.Stderr, strings.TrimSpace(line)) {
+					t.Errorf("explain says %q, dump does not: %q", line, dump.Stderr)
+				}
+			}
+			if entries, _ := os.ReadDir(filepath.Dir(image)); len(entries) > 0 {
+				t.Errorf("a refused dump left %v", entries)
+			}
+			fails(t, []string{"cat", m.Image(r)}, "not supported")
+			if names := m.Images(); len(names) > 0 {
+				t.Errorf("a refused checkpoint is in images/: %q", names)
+			}
+			before.Diff(t, r.Look(), "after refused checkpoints")
+			r.Alive()
+			r.Pass(false)
+		})
+	}
+}
+
+// remedies checks that every refusal tells what to do: something stands behind the last "; ".
+func remedies(t *testing.T, text string) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if _, remedy, ok := strings.Cut(line, "; "); !ok || len(strings.TrimSpace(remedy)) < 5 {
+			t.Errorf("no remedy in %q", line)
+		}
+	}
+}
+
+// TestBlockedAccept has a thread wait in accept while a checkpoint is refused.
+func TestBlockedAccept(t *testing.T) {
+	r := harness.Start(t, "accept")
+	for range 3 {
+		fails(t, []string{harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null"}, "socket", "fd 3")
+	}
+	r.Pass(false)
+}
+
+// TestTraced refuses a tree in which somebody traces somebody.
+func TestTraced(t *testing.T) {
+	r := harness.Start(t, "refuse", "traced")
+	fails(t, []string{harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null"}, "traced", "pid "+itoa(r.Tree()[1]), itoa(r.PID))
+	r.Pass(false)
+}
+
+// TestVfork gives up on a task that waits in vfork, within the time it was given, with
+// everything running again.
+func TestVfork(t *testing.T) {
+	r := harness.Start(t, "refuse", "vfork")
+	got := fails(t, []string{harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null", "--timeout", "500ms"}, "vfork", itoa(r.PID))
+	if got.Code != 7 {
+		t.Errorf("the exit code of a freeze that takes too long is 7: %v", got)
+	}
+	r.Pass(false)
+}
+
+// TestExplainAgrees has explain say nothing of programs that a checkpoint then takes.
+func TestExplainAgrees(t *testing.T) {
+	for _, name := range []string{"files", "signals", "mem_shared", "tree"} {
+		t.Run(name, func(t *testing.T) {
+			r := harness.Start(t, name)
+			before := r.Look()
+			if got := harness.Must(t, harness.Binary(), "explain", itoa(r.PID)); got.Stdout != "" {
+				t.Errorf("explain says %q", got.Stdout)
+			}
+			before.Diff(t, r.Look(), "after explain")
+			r.Dump()
+			r.Pass(false)
+		})
+	}
+}
+
+// TestBadTargets asks for checkpoints of what cannot be one.
+func TestBadTargets(t *testing.T) {
+	m := harness.NewMount(t)
+	r := harness.Start(t, "counter")
+	r.Kill() // a pid that is free now
+	dump := func(pid int, words ...string) {
+		t.Helper()
+		got := fails(t, []string{harness.Binary(), "dump", itoa(pid), "-o", "/dev/null"}, append(words, itoa(pid))...)
+		if got.Code != 4 {
+			t.Errorf("the exit code of a pid that cannot be a target is 4: %v", got)
+		}
+	}
+	dump(r.PID, "no such process")
+	dump(1, "init")
+	dump(kernelThread(t), "kernel thread")
+	fails(t, []string{"cat", m.Image(r)}, "no such file")
+	fails(t, []string{"cat", filepath.Join(m.Dir, "ckpt", itoa(m.Daemon()), "image")})
+	fails(t, []string{"cat", filepath.Join(m.Dir, "ckpt", "1", "image")})
+	if names := m.Images(); len(names) > 0 {
+		t.Errorf("images/ holds %q", names)
+	}
+	for _, args := range [][]string{{"dump"}, {"dump", "x"}, {"dump", "-5"}, {"restore"}, {"nonsense"}, {"dump", "--no-such-flag", "1"}} {
+		if got := harness.Run(t, append([]string{harness.Binary()}, args...)...); got.Code != 2 {
+			t.Errorf("the exit code of a wrong command line is 2: %v", got)
+		}
+	}
+}
+
+// kernelThread finds one: a child of kthreadd.
+func kernelThread(t *testing.T) int {
+	t.Helper()
+	if b, err := os.ReadFile("/proc/2/comm"); err == nil && string(b) == "kthreadd\n" {
+		return 2
+	}
+	t.Log("kernel threads are not visible in this pid namespace; init takes their place")
+	return 1
+}
+
+// TestHelp prints help for the command and each subcommand.
+func TestHelp(t *testing.T) {
+	top := harness.Must(t, harness.Binary(), "--help")
+	for _, sub := range []string{"mount", "umount", "dump", "restore", "show", "check", "explain", "demo"} {
+		harness.Say(t, "--help", top.Stdout, sub)
+		got := harness.Must(t, harness.Binary(), sub, "--help")
+		harness.Say(t, sub+" --help", got.Stdout, "ckptfs "+sub)
+	}
+}
+
+// TestCheck reports what the kernel offers.
+func TestCheck(t *testing.T) {
+	got := harness.Must(t, harness.Binary(), "check")
+	harness.Say(t, "check", got.Stdout, "ptrace", "fuse")
+	harness.Must(t, harness.Binary(), "check", "--json")
+}

@@ -1,0 +1,100 @@
+// A program that holds one thing that no checkpoint keeps yet, named by the argument. It must
+// live on as if nothing had been asked.
+#include "prog.h"
+#include <linux/io_uring.h>
+#include <netinet/in.h>
+#include <sys/file.h>
+#include <sys/inotify.h>
+#include <sys/ptrace.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+
+static int lockfile(void) { return MUST(open("lock", O_RDWR | O_CREAT | O_TRUNC, 0644)); }
+
+static void set_lock(int cmd)
+{
+	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 5, .l_len = 10};
+	MUST(fcntl(lockfile(), cmd, &l));
+}
+
+static pid_t child;
+
+static void make(const char *what)
+{
+	if (strcmp(what, "socket") == 0)
+		MUST(socket(AF_INET, SOCK_DGRAM, 0));
+	else if (strcmp(what, "socketpair") == 0) {
+		int s[2];
+		MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, s));
+	} else if (strcmp(what, "inotify") == 0)
+		MUST(inotify_init1(0));
+	else if (strcmp(what, "timerfd") == 0)
+		MUST(timerfd_create(CLOCK_MONOTONIC, 0));
+	else if (strcmp(what, "signalfd") == 0) {
+		sigset_t s;
+		sigemptyset(&s);
+		sigaddset(&s, SIGUSR1);
+		MUST(signalfd(-1, &s, 0));
+	} else if (strcmp(what, "io_uring") == 0) {
+		struct io_uring_params p;
+		memset(&p, 0, sizeof p);
+		MUST(syscall(SYS_io_uring_setup, 4, &p));
+	} else if (strcmp(what, "pidfd") == 0)
+		MUST(syscall(SYS_pidfd_open, getpid(), 0));
+	else if (strcmp(what, "flock") == 0)
+		MUST(flock(lockfile(), LOCK_EX));
+	else if (strcmp(what, "posixlock") == 0)
+		set_lock(F_SETLK);
+	else if (strcmp(what, "ofdlock") == 0)
+		set_lock(F_OFD_SETLK);
+	else if (strcmp(what, "lease") == 0)
+		MUST(fcntl(lockfile(), F_SETLEASE, F_WRLCK));
+	else if (strcmp(what, "traced") == 0) {
+		child = MUST(fork());
+		if (child == 0)
+			for (;;)
+				nap(10);
+		MUST(ptrace(PTRACE_SEIZE, child, 0, 0));
+	} else if (strcmp(what, "vfork") == 0) {
+		// Another thread sits in vfork until its child ends.
+	} else
+		fail("no such thing: %s", what);
+}
+
+static void *in_vfork(void *arg)
+{
+	(void)arg;
+	pid_t p = vfork();
+	if (p == 0) {
+		while (!gone_ahead())
+			nap(10);
+		_exit(3);
+	}
+	int st;
+	CHECK(waitpid(p, &st, 0) == p && WEXITSTATUS(st) == 3, "vfork child: %#x", st);
+	return NULL;
+}
+
+int main(int argc, char **argv)
+{
+	begin(argc, argv);
+	const char *what = argc > 4 ? argv[4] : "socket";
+	make(what);
+	pthread_t t;
+	int vf = strcmp(what, "vfork") == 0;
+	if (vf) {
+		CHECK(pthread_create(&t, NULL, in_vfork, NULL) == 0, "thread");
+		nap(50);
+	}
+	ready();
+	wait_go();
+	if (vf)
+		pthread_join(t, NULL);
+	if (child) {
+		MUST(kill(child, SIGKILL));
+		int st;
+		CHECK(waitpid(child, &st, 0) == child && WIFSIGNALED(st), "traced child: %#x", st);
+	}
+	pass();
+}
