@@ -89,7 +89,7 @@ func (f *freezer) pass(root int) (fresh int, err error) {
 		waiting = append(waiting, got...)
 	}
 	for _, th := range waiting {
-		if th.stop, err = th.WaitStop(f.deadline); err != nil {
+		if th.stop, err = f.wait(th); err != nil {
 			var g *ptrace.GoneError
 			if errors.As(err, &g) {
 				f.forget(th)
@@ -99,6 +99,23 @@ func (f *freezer) pass(root int) (fresh int, err error) {
 		}
 	}
 	return len(waiting), nil
+}
+
+// vforkPatience is how long a thread may take to stop before it is asked whether it waits in
+// vfork(2): then it never stops, since the child it waits for is frozen with the tree.
+const vforkPatience = 50 * time.Millisecond
+
+// wait waits until a seized thread stops.
+func (f *freezer) wait(th *thread) (ptrace.Stop, error) {
+	early := time.Now().Add(vforkPatience)
+	if early.Before(f.deadline) {
+		stop, err := th.WaitStop(early)
+		var late *ptrace.TimeoutError
+		if !errors.As(err, &late) || late.VFork {
+			return stop, err
+		}
+	}
+	return th.WaitStop(f.deadline)
 }
 
 // seize seizes the threads of one process that are not seized yet.

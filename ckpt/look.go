@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/kind"
@@ -88,6 +89,9 @@ func (s *survey) lookAt(pid int) (*looked, error) {
 	return l, s.checkGuards(l)
 }
 
+// vforkKind is the kind of a finding that goes away by itself, as a rule at once.
+const vforkKind = "vfork"
+
 // checkTraceable finds a process that cannot be stopped as a whole.
 func checkTraceable(l *looked) []image.Finding {
 	f := image.Finding{Severity: image.Refuse, PID: int32(l.pid), FD: image.NoFD}
@@ -113,9 +117,9 @@ func checkTraceable(l *looked) []image.Finding {
 			f.Kind, f.What, f.Remedy = "exited main thread", "its main thread has called pthread_exit while others run on", "wait until it ends"
 			return []image.Finding{f}
 		}
-		if st.State == 'D' && wchan(l.pid, tid) == "kernel_clone" {
+		if st.State == 'D' && vforkWait(wchan(l.pid, tid)) {
 			f.TID = int32(tid)
-			f.Kind, f.What, f.Remedy = "vfork", "it waits in vfork(2) for its child to exec or exit and cannot be stopped until then", "try again in a moment"
+			f.Kind, f.What, f.Remedy = vforkKind, "it waits in vfork(2) for its child to exec or exit and cannot be stopped until then", "try again in a moment"
 			return []image.Finding{f}
 		}
 	}
@@ -126,6 +130,12 @@ func checkTraceable(l *looked) []image.Finding {
 func ours(tracer int) bool {
 	_, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", tracer))
 	return err == nil
+}
+
+// vforkWait reports whether a kernel function is the wait for a vfork child, which depending
+// on the compiler is inlined in kernel_clone or not.
+func vforkWait(wchan string) bool {
+	return strings.Contains(wchan, "kernel_clone") || strings.Contains(wchan, "vfork")
 }
 
 // wchan names the kernel function a thread sleeps in.

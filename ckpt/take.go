@@ -78,15 +78,40 @@ func Take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 		o.Timeout = DefaultTimeout
 	}
 	raiseNoFile()
+	deadline := time.Now().Add(o.Timeout)
 	for try := 1; ; try++ {
 		c, err := take(ctx, pid, o)
-		if err == nil {
+		switch {
+		case err == nil:
 			return c, nil
-		}
-		if !errors.Is(err, errRaced) || try == retries || ctx.Err() != nil {
+		case errors.Is(err, errRaced) && try < retries:
+		case inVfork(err) && time.Now().Before(deadline):
+		default:
 			return nil, err
 		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(vforkPause):
+		}
 	}
+}
+
+// vforkPause is how long a tree is left alone that was found in vfork(2).
+const vforkPause = 10 * time.Millisecond
+
+// inVfork reports whether a checkpoint failed for nothing but a vfork(2), which the next
+// moment ends as a rule: the child execs.
+func inVfork(err error) bool {
+	var late *ptrace.TimeoutError
+	if errors.As(err, &late) {
+		return late.VFork
+	}
+	var refused *image.RefusedError
+	if !errors.As(err, &refused) {
+		return false
+	}
+	return !slices.ContainsFunc(refused.Findings, func(f image.Finding) bool { return f.Kind != vforkKind })
 }
 
 func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {

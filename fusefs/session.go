@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -236,16 +237,21 @@ func (f *filesystem) attach(s *session, m *image.Manifest, root image.Hash) erro
 	for _, l := range m.Lost {
 		s.log.add(l.String())
 	}
-	for _, a := range []struct {
-		name string
-		v    any
-	}{{"info", info}, {"manifest.json", m}} {
-		b, err := json.MarshalIndent(a.v, "", "  ")
-		if err != nil {
-			return fmt.Errorf("%s of %s: %w", a.name, s.name, err)
-		}
-		s.ingest.Attach(a.name, append(b, '\n'))
+	b, err := json.MarshalIndent(info, "", "  ")
+	if err != nil {
+		return fmt.Errorf("info of %s: %w", s.name, err)
 	}
+	s.ingest.Attach("info", append(b, '\n'))
+	// The manifest is read back from what is stored: that also shows that it can be.
+	r, err := image.Open(s.ingest, s.size)
+	if err != nil {
+		return fmt.Errorf("reading the image back from the store: %w", err)
+	}
+	var text bytes.Buffer
+	if err := image.JSON(&text, r); err != nil {
+		return fmt.Errorf("manifest of %s: %w", s.name, err)
+	}
+	s.ingest.Attach("manifest.json", text.Bytes())
 	s.ingest.Attach("log", []byte(s.log.String()))
 	return nil
 }

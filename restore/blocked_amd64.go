@@ -20,13 +20,7 @@ const (
 	restartBlock = -516 // ERESTART_RESTARTBLOCK of linux/errno.h
 	fullTime     = -1   // image.Blocked.Remaining: not known
 	noTimeout    = -2   // image.Blocked.Remaining: the call has none
-	syscallLen   = 2
-	// parkOff is where parkCode lies behind the stub's syscall instruction.
-	parkOff = 64
 )
-
-// parkCode makes a call, and if that returns waits there: syscall; jmp to itself.
-var parkCode = []byte{0x0f, 0x05, 0xeb, 0xfe}
 
 // restartSleeps restarts the timed sleeps of a process's threads.
 func (j *job) restartSleeps(p *proc) error {
@@ -43,7 +37,7 @@ func (j *job) restartSleeps(p *proc) error {
 		if !ok {
 			continue // the registers of the image restart it, or say EINTR
 		}
-		regs, err := j.restartSleep(p, p.threads[i], it, args)
+		regs, err := j.restartSleep(p.threads[i], it, args)
 		if err != nil {
 			return fmt.Errorf("restore thread %d: restart its sleep (system call %d): %w", it.TID, it.Blocked.NR, err)
 		}
@@ -86,7 +80,7 @@ func (j *job) sleepArgs(p *proc, bl *image.Blocked) (args [6]uint64, ok bool, er
 
 // restartSleep puts a thread to sleep and interrupts it. It returns the registers that it is
 // to go on with.
-func (j *job) restartSleep(p *proc, th *ptrace.Thread, it *image.Thread, args [6]uint64) ([]byte, error) {
+func (j *job) restartSleep(th *ptrace.Thread, it *image.Thread, args [6]uint64) ([]byte, error) {
 	want, err := ptrace.BytesRegs(it.Regs)
 	if err != nil {
 		return nil, err
@@ -95,10 +89,7 @@ func (j *job) restartSleep(p *proc, th *ptrace.Thread, it *image.Thread, args [6
 	if want.Rax == uint64(it.Blocked.NR) {
 		after += syscallLen // the registers are set to make the call again
 	}
-	code := j.hole.insn() + parkOff
-	if _, err := p.rem.Mem().WriteAt(parkCode, int64(code)); err != nil {
-		return nil, err
-	}
+	code := j.hole.insn() // a call that returns leaves the thread in the jump behind it
 	regs := want
 	regs.Rip, regs.Rax, regs.Orig_rax = code, uint64(it.Blocked.NR), ^uint64(0)
 	regs.Rdi, regs.Rsi, regs.Rdx, regs.R10, regs.R8, regs.R9 = args[0], args[1], args[2], args[3], args[4], args[5]

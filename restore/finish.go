@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
@@ -34,6 +33,11 @@ func (j *job) finish(alive []*proc) error {
 			return err
 		}
 		if err := j.writeOwners(p); err != nil {
+			return err
+		}
+	}
+	for _, p := range alive {
+		if err := j.stop(p); err != nil {
 			return err
 		}
 	}
@@ -92,14 +96,18 @@ func (j *job) writeOwners(p *proc) error {
 	return nil
 }
 
-// writeLast sets what starts clocks and what can be lost on the way, restarts the sleeps
-// that threads were in, and takes the stub's memory away.
+// writeLast sets what decides about signals, what starts clocks and what can be lost on the
+// way, restarts the sleeps that threads were in, and takes the stub's memory away.
 func (j *job) writeLast(p *proc) error {
 	mm := &j.m.MMs[p.task.MM-1]
 	if err := dropSignals(p); err != nil {
 		return err
 	}
-	err := p.eachThread(func(th *ptrace.Thread, it *image.Thread) error {
+	err := p.batch(func(b *ptrace.Batch) { task.WriteSighand(b, &j.m.Sighands[p.task.Sighand-1]) })
+	if err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	err = p.eachThread(func(th *ptrace.Thread, it *image.Thread) error {
 		leader := th == p.threads[0]
 		if err := p.batch(func(b *ptrace.Batch) { task.WriteLast(b, p.task, it, mm, leader) }); err != nil {
 			return err
@@ -163,13 +171,6 @@ func (j *job) letGo(alive []*proc) error {
 			}
 		}
 	}
-	for _, p := range alive {
-		if j.stops(p) {
-			if err := unix.Kill(p.pid, unix.SIGSTOP); err != nil {
-				return fmt.Errorf("restore pid %d: stop it: %w", p.pid, err)
-			}
-		}
-	}
 	for _, p := range slices.Backward(alive) {
 		for _, th := range slices.Backward(p.threads) {
 			if err := th.Detach(); err != nil {
@@ -181,25 +182,6 @@ func (j *job) letGo(alive []*proc) error {
 		if err := p.rem.Close(); err != nil {
 			j.log("pid %d: %v", p.pid, err) // it runs
 		}
-		if j.stops(p) {
-			j.awaitStopped(p)
-		}
 	}
 	return nil
-}
-
-// stops reports whether a process is to be left stopped.
-func (j *job) stops(p *proc) bool { return j.opt.Stopped || p.task.State == image.TaskStopped }
-
-// awaitStopped waits until a process that was let go has taken its SIGSTOP, so that the
-// caller finds it stopped. It has run nothing before.
-func (j *job) awaitStopped(p *proc) {
-	for until := time.Now().Add(time.Second); time.Now().Before(until); time.Sleep(100 * time.Microsecond) {
-		if st, err := readStat(p.pid); err != nil || st.State == 'T' {
-			break
-		}
-	}
-	if sig := unix.Signal(p.task.StopSignal); p.task.State == image.TaskStopped && sig != 0 && sig != unix.SIGSTOP {
-		j.warn("pid %d was stopped by %s and is now stopped by SIGSTOP", p.pid, unix.SignalName(sig))
-	}
 }

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// buildState gives a process with memory its files, directories, signal handlers and threads.
+// buildState gives a process with memory its files, directories and threads.
 func (j *job) buildState(p *proc) error {
 	if err := j.placeFiles(p); err != nil {
 		return err
@@ -18,11 +18,7 @@ func (j *job) buildState(p *proc) error {
 	if err := j.finishFiles(p); err != nil {
 		return err
 	}
-	t := p.task
-	err := p.batch(func(b *ptrace.Batch) {
-		task.WriteFS(b, &j.m.FSs[t.Threads[0].FS-1])
-		task.WriteSighand(b, &j.m.Sighands[t.Sighand-1])
-	})
+	err := p.batch(func(b *ptrace.Batch) { task.WriteFS(b, &j.m.FSs[p.task.Threads[0].FS-1]) })
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}

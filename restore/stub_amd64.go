@@ -30,8 +30,15 @@ func (h hole) scratch() uint64 { return h.insn() + insnLen }
 func (h hole) data() uint64    { return h.scratch() + scratchLen }
 func (h hole) end() uint64     { return uint64(h) + holeLen }
 
-// syscallInsn is the syscall instruction.
-var syscallInsn = []byte{0x0f, 0x05}
+// syscallInsn is the syscall instruction. In the stub an instruction that jumps to itself
+// stands behind it: there a thread can be left running.
+var (
+	syscallInsn = []byte{0x0f, 0x05}
+	parkInsns   = []byte{0x0f, 0x05, 0xeb, 0xfe}
+)
+
+// syscallLen is the length of the syscall instruction.
+const syscallLen = 2
 
 // stubCode sleeps in pause(2) for ever: mov $34,%eax; syscall; jmp back.
 var stubCode = []byte{0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7}

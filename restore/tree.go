@@ -41,7 +41,7 @@ func (j *job) plant() error {
 	if err := j.checkRegisters(th); err != nil {
 		return err
 	}
-	if _, err := p.rem.Mem().WriteAt(syscallInsn, int64(j.hole.insn())); err != nil {
+	if _, err := p.rem.Mem().WriteAt(parkInsns, int64(j.hole.insn())); err != nil {
 		return fmt.Errorf("restore: write to the stub: %w", err)
 	}
 	return p.batch(func(b *ptrace.Batch) {
@@ -278,15 +278,11 @@ func (j *job) endZombie(p *proc, t *image.Task) error {
 		err = dieOf(th, p.pid, ws.Signal())
 	}
 	var gone *ptrace.GoneError
-	switch {
-	case errors.As(err, &gone):
-		err = nil // we were told in the middle of the call
-	case err != nil:
+	if err != nil && !errors.As(err, &gone) { // it is gone as it should be
 		p.ended = false
 		return err
-	default:
-		err = waitEnd(th, j.deadline)
 	}
+	err = waitEnd(th, j.deadline)
 	if ws.CoreDump() {
 		j.warn("zombie %d: its wait status says that it dumped core; it does not say so any more", p.pid)
 	}

@@ -1,29 +1,37 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
 
 // twoImages makes a store with images a and b that share nothing, each in packs of its
-// own, and closes it. It returns the packs of a.
+// own, and closes it. It returns the packs of a, the largest first.
 func twoImages(t *testing.T) (dir string, packsOfA []string) {
 	t.Helper()
 	dir = t.TempDir()
 	s := open(t, dir, Options{PackSize: 1 << 20})
 	ingest(t, s, "a", testImage(1, 100))
 	packsOfA = files(t, dir, packsName)
+	slices.SortFunc(packsOfA, func(a, b string) int { return cmp.Compare(s.packs[packID(b)].size, s.packs[packID(a)].size) })
 	ingest(t, s, "b", testImage(2, 100))
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
 	return dir, packsOfA
+}
+
+func packID(path string) fileID {
+	id, _ := parseID(filepath.Base(path), packExt)
+	return id
 }
 
 func files(t *testing.T, dir, sub string) (list []string) {

@@ -246,7 +246,7 @@ func (v *verification) chunks() {
 			slices.Sort(names)
 			v.fault("%v; needed by image %q", ce, names)
 		} else {
-			v.fault("%v; no image needs it", ce)
+			v.fault("%v; no image is known to need it", ce)
 		}
 	}
 }

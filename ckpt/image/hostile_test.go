@@ -195,6 +195,8 @@ func TestStructure(t *testing.T) {
 		{image.ErrHostile, "tasks", func(m map[any]any) { m[tasks] = nil }},
 		{image.ErrHostile, "mms[0].vmas[0].thp", func(m map[any]any) { at(m, mms, 0, uint64(14), 0)[uint64(12)] = 1 }},
 		{image.ErrHostile, "files[1].rec", func(m map[any]any) { at(m, files, 1)[uint64(6)] = cbor.Tag{Number: 1, Content: 1} }},
+		{image.ErrHostile, "files[1].rec", func(m map[any]any) { at(m, files, 1)[uint64(6)] = []any{1, 0.5} }},
+		{image.ErrHostile, "files[1].rec[0]", func(m map[any]any) { at(m, files, 1)[uint64(6)] = []any{cbor.SimpleValue(3)} }},
 		{image.ErrHostile, "key after -1", func(m map[any]any) { clear(m); m["a"] = 1 }},
 	} {
 		m := generic(t)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"path/filepath"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
@@ -18,8 +19,8 @@ const maxZstdWindow = 512 << 20
 
 // Plain returns the image in a file that zstd or gzip compressed, told by its first bytes: it
 // is decompressed into a file without a name in dir ("": the system's folder for such files).
-// Other files are returned as they are. The closer frees what Plain made, and never fails to be
-// there. No more is written than the header of the image announces.
+// Other files are returned as they are, with a closer that does nothing. No more is written than
+// the header of the image announces, and an error leaves nothing behind.
 func Plain(r io.ReaderAt, size int64, dir string) (io.ReaderAt, int64, io.Closer, error) {
 	src, err := decompressor(r, size)
 	if err != nil {
@@ -127,9 +128,9 @@ func copyImage(f *os.File, src io.Reader, total int64) (int64, error) {
 // writeError says what to do when the disk is full.
 func writeError(err error, path string, done, total int64) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fmt.Errorf("no room to decompress the image to %s: it needs %d bytes and %d were written; free some space or set TMPDIR to another folder: %w", path, total, done, err)
+		return fmt.Errorf("no room in %s to decompress the image: it needs %d bytes and only %d fit; free some space there or decompress it elsewhere: %w", filepath.Dir(path), total, done, err)
 	}
-	return fmt.Errorf("cannot decompress the image to %s: %w", path, err)
+	return fmt.Errorf("cannot write the decompressed image to %s: %w", filepath.Dir(path), err)
 }
 
 // unpackError tells a cut compressed file from a damaged one.

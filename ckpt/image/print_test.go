@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -14,6 +15,9 @@ import (
 func TestPrint(t *testing.T) {
 	m := imagetest.Manifest()
 	m.Tasks[0].Comm = "evil\x1b[2J"
+	m.Segments = append(m.Segments, image.Segment{Memfd: true, Name: "a name", Size: 5 << 30})
+	m.Files[0].Segment = 2
+	m.Lost[0].What = "a bell \a"
 	r := imagetest.Open(t, imagetest.Bytes(t, m, nil))
 	var out bytes.Buffer
 	if err := image.Print(&out, r); err != nil {
@@ -32,7 +36,9 @@ func TestPrint(t *testing.T) {
 		`file 1: regular "/tmp/not utf-8 \xff", flags 0100002, at 123`,
 		"4.9 KiB in blob 1",
 		"segment 1: anonymous, 300.0 KiB, 244.0 KiB stored",
-		"lost: pid 1000 fd 0 (terminal)",
+		`"lost: pid 1000 fd 0 (terminal): a bell \a;`,
+		"memory in segment 2",
+		"segment 2: memfd a name, 5.0 GiB, 0 B stored",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, out.String())
@@ -44,7 +50,9 @@ func TestPrint(t *testing.T) {
 }
 
 func TestJSON(t *testing.T) {
-	r := imagetest.Open(t, imagetest.Bytes(t, imagetest.Manifest(), nil))
+	m := imagetest.Manifest()
+	m.Files[1].Rec = []byte{0xa2, 0x01, 0x43, 'a', 'b', 'c', 0x02, 0x84, 0xf5, 0x41, 0xff, 0x20, 0x61, 'x'} // {1: 'abc', 2: [true, h'ff', -1, "x"]}
+	r := imagetest.Open(t, imagetest.Bytes(t, m, nil))
 	var out bytes.Buffer
 	if err := image.JSON(&out, r); err != nil {
 		t.Fatal(err)
@@ -66,8 +74,9 @@ func TestJSON(t *testing.T) {
 	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
 		t.Fatal(err)
 	}
+	rec := map[string]any{"1": "abc", "2": []any{true, "/w==", -1.0, "x"}}
 	if got.Image.Size != r.Layout.Total || got.Image.Root != r.Root().String() || len(got.Manifest.Tasks) != 3 || got.Manifest.Tasks[1].PID != 1001 ||
-		got.Manifest.Files[1].Kind != "pipe" || got.Manifest.Files[1].Rec["1"] != 4096.0 || got.Manifest.MMs[0].VMAs[1]["name"] != "[heap]" {
+		got.Manifest.Files[1].Kind != "pipe" || !reflect.DeepEqual(got.Manifest.Files[1].Rec, rec) || got.Manifest.MMs[0].VMAs[1]["name"] != "[heap]" {
 		t.Errorf("%+v", got)
 	}
 }

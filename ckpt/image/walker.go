@@ -29,6 +29,7 @@ const (
 
 	cborFalse = 20
 	cborTrue  = 21
+	cborNull  = 22
 )
 
 // walk checks CBOR against a Go type before anything of it is allocated: that every field is
@@ -124,7 +125,7 @@ func (w *walker) head() (major byte, n uint64, err error) {
 		return major, uint64(info), nil
 	}
 	size := 1 << (info - 24)
-	if info > 27 || len(w.b)-w.off < size {
+	if info > 27 || major == majorOther || len(w.b)-w.off < size { // no floats among others
 		return 0, 0, bad("", "there is no item that begins with byte %#x at byte %d", first, w.off-1)
 	}
 	var le [8]byte
@@ -133,7 +134,7 @@ func (w *walker) head() (major byte, n uint64, err error) {
 	}
 	w.off += size
 	n = binary.LittleEndian.Uint64(le[:])
-	if major != majorOther && (n < 24 || size > 1 && n>>(4*size) == 0) {
+	if n < 24 || size > 1 && n>>(4*size) == 0 {
 		return 0, 0, bad("", "the number %d is not in its shortest form", n)
 	}
 	return major, n, nil
@@ -287,7 +288,12 @@ func (w *walker) any(depth int) error {
 		if n > left {
 			return bad("", "has %d elements in %d bytes", n, left)
 		}
-	case majorUint, majorInt, majorOther:
+	case majorUint, majorInt:
+		return nil
+	case majorOther:
+		if n < cborFalse || n > cborNull {
+			return bad("", "has the simple value %d, which the format does not have", n)
+		}
 		return nil
 	default:
 		return bad("", "has a CBOR tag, which the format does not have")

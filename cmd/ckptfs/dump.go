@@ -56,7 +56,7 @@ func (f *dumpFlags) run(ctx context.Context, c *console, pid int) error {
 	if f.output == "-" && isTerminal(c.Out) {
 		return usagef("dump: an image on a terminal helps nobody; redirect standard output or name a file with -o")
 	}
-	o := ckpt.Options{Timeout: f.timeout, Log: func(s string) { c.notef("%s", s) }}
+	o := ckpt.Options{Version: version, Timeout: f.timeout, Log: func(s string) { c.notef("%s", s) }}
 	switch {
 	case f.kill:
 		o.After = ckpt.Kill

@@ -26,7 +26,7 @@ func sentence(err error) string {
 	case errors.Is(err, context.Canceled):
 		return "interrupted; nothing has changed"
 	case errors.As(err, &locked):
-		return fmt.Sprintf("%v; look into the mount that serves it, or end it with ckptfs umount", err)
+		return fmt.Sprintf("store %s is in use by process %d, most likely a mount: look there, or end it with ckptfs umount", locked.Dir, locked.PID)
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fmt.Sprintf("%v; make room and try again, the processes are as they were", err)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):

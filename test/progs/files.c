@@ -92,7 +92,7 @@ static void directory(int after)
 
 static void pipes(int after)
 {
-	static int p[2], full[2], packet[2], eof[2], fifo_r, fifo_w, fifo_rw;
+	static int p[2], full[2], eof[2], fifo_r, fifo_w, fifo_rw;
 	static size_t content;
 	char b[4096];
 	if (!after) {
@@ -104,9 +104,6 @@ static void pipes(int after)
 		fill(b, sizeof b, 5);
 		while (write(full[1], b, sizeof b) == sizeof b)
 			content++;
-		MUST(pipe2(packet, O_DIRECT));
-		MUST(write(packet[1], "one", 3));
-		MUST(write(packet[1], "three", 5));
 		MUST(pipe(eof));
 		MUST(write(eof[1], "last", 4));
 		close(eof[1]);
@@ -126,7 +123,6 @@ static void pipes(int after)
 		check(b, sizeof b, 5, "full pipe");
 	}
 	CHECK(read(full[0], b, 1) == -1 && errno == EAGAIN, "full pipe holds too much");
-	CHECK(read(packet[0], b, sizeof b) == 3 && read(packet[0], b, sizeof b) == 5, "packets");
 	CHECK(read(eof[0], b, sizeof b) == 4 && read(eof[0], b, sizeof b) == 0, "end of file");
 	CHECK(read(fifo_r, b, sizeof b) == 11 && memcmp(b, "in the fifo", 11) == 0, "fifo");
 	MUST(write(fifo_rw, "x", 1));

@@ -27,6 +27,10 @@ static void make(const char *what)
 	else if (strcmp(what, "socketpair") == 0) {
 		int s[2];
 		MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, s));
+	} else if (strcmp(what, "packetpipe") == 0) {
+		int p[2];
+		MUST(pipe2(p, O_DIRECT));
+		MUST(write(p[1], "a packet", 8));
 	} else if (strcmp(what, "inotify") == 0)
 		MUST(inotify_init1(0));
 	else if (strcmp(what, "timerfd") == 0)

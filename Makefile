@@ -1,0 +1,29 @@
+# What a contributor types. `make demo` and `make test` need root.
+
+GO ?= go
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# How many times the usual work `make soak` does.
+SOAK ?= 40
+
+.PHONY: build demo test bench lint soak
+
+build:
+	$(GO) build -o ckptfs ./cmd/ckptfs
+
+demo:
+	$(GO) run ./cmd/ckptfs demo
+
+test:
+	$(GO) test -count=1 -timeout 40m ./...
+
+bench:
+	$(GO) test -count=1 -timeout 40m -run '^$$' -bench . -benchtime 3x ./test/bench
+
+lint:
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "gofmt -w is due:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+# The tests that count, with numbers that take hours rather than minutes.
+soak:
+	CKPTFS_SOAK=$(SOAK) $(GO) test -count=1 -timeout 24h -v -run 'Killed|Cut|Flipped' ./test/e2e
