@@ -10,6 +10,7 @@ var (
 	ErrNoProcess    = errors.New("no such process")
 	ErrKernelThread = errors.New("it is a kernel thread")
 	ErrInit         = errors.New("it is init, the ancestor of every process")
+	ErrThread       = errors.New("it is one thread of a process")
 	ErrSelf         = errors.New("the tree contains ckptfs itself")
 	ErrZombie       = errors.New("it has exited and waits to be reaped by its parent")
 )

@@ -54,12 +54,19 @@ func look(root int) (*survey, error) {
 		}
 		s.procs = append(s.procs, l)
 	}
-	s.checkShared()
+	if !s.vforking() { // the child has its parent's memory until it execs
+		s.checkShared()
+	}
 	if err := s.lookAtFiles(); err != nil {
 		return nil, err
 	}
 	s.findings = unique(s.findings)
 	return s, nil
+}
+
+// vforking reports whether somebody in the tree waits in vfork(2).
+func (s *survey) vforking() bool {
+	return slices.ContainsFunc(s.findings, func(f image.Finding) bool { return f.Kind == vforkKind })
 }
 
 // lookAt reads one process and finds what of it cannot be kept, its files excepted.
@@ -182,10 +189,13 @@ func (s *survey) pids() []int {
 	return out
 }
 
+// sharedKinds names the findings about shared objects.
+var sharedKinds = map[int]string{kcmpVM: "shared memory (CLONE_VM)", kcmpFiles: "shared descriptor table (CLONE_FILES)",
+	kcmpFS: "shared cwd and umask (CLONE_FS)", kcmpSighand: "shared signal handlers (CLONE_SIGHAND)"}
+
 // checkShared refuses processes that share what only threads may share: the image could hold
 // it, but a restore cannot give it to two processes yet.
 func (s *survey) checkShared() {
-	names := map[int]string{kcmpVM: "memory (CLONE_VM)", kcmpFiles: "descriptor table (CLONE_FILES)", kcmpFS: "cwd and umask (CLONE_FS)", kcmpSighand: "signal handlers (CLONE_SIGHAND)"}
 	pids := s.pids()
 	if parent := s.procs[0].stat.PPID; parent > 1 {
 		pids = append(pids, parent)
@@ -196,7 +206,7 @@ func (s *survey) checkShared() {
 		for i := 1; i < len(sorted); i++ {
 			a, b := sorted[i-1], sorted[i]
 			if c, err := kcmpTasks(a, b, typ); err == nil && c == 0 {
-				s.findings = append(s.findings, image.Finding{Severity: image.Refuse, PID: int32(a), FD: image.NoFD, Kind: "shared " + names[typ],
+				s.findings = append(s.findings, image.Finding{Severity: image.Refuse, PID: int32(a), FD: image.NoFD, Kind: sharedKinds[typ],
 					What: fmt.Sprintf("pid %d and pid %d share it without being threads of one process", a, b), Remedy: "wait until one of them ends or calls exec"})
 			}
 		}

@@ -78,14 +78,14 @@ func Take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 		o.Timeout = DefaultTimeout
 	}
 	raiseNoFile()
-	deadline := time.Now().Add(o.Timeout)
+	start := time.Now()
 	for try := 1; ; try++ {
 		c, err := take(ctx, pid, o)
 		switch {
 		case err == nil:
 			return c, nil
 		case errors.Is(err, errRaced) && try < retries:
-		case inVfork(err) && time.Now().Before(deadline):
+		case time.Since(start) < min(o.Timeout, transient(err)):
 		default:
 			return nil, err
 		}
@@ -100,18 +100,32 @@ func Take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 // vforkPause is how long a tree is left alone that was found in vfork(2).
 const vforkPause = 10 * time.Millisecond
 
-// inVfork reports whether a checkpoint failed for nothing but a vfork(2), which the next
-// moment ends as a rule: the child execs.
-func inVfork(err error) bool {
+// sharedPatience is how long memory that two processes share is taken for a vfork(2) that
+// began between two looks.
+const sharedPatience = 300 * time.Millisecond
+
+// transient says for how long a checkpoint that failed with err is worth trying again: when
+// nothing is in its way but a vfork(2), which the next moment ends as a rule.
+func transient(err error) time.Duration {
 	var late *ptrace.TimeoutError
-	if errors.As(err, &late) {
-		return late.VFork
+	if errors.As(err, &late) && late.VFork {
+		return time.Hour // that is, for as long as the caller has time
 	}
 	var refused *image.RefusedError
 	if !errors.As(err, &refused) {
-		return false
+		return 0
 	}
-	return !slices.ContainsFunc(refused.Findings, func(f image.Finding) bool { return f.Kind != vforkKind })
+	d := time.Hour
+	for _, f := range refused.Findings {
+		switch f.Kind {
+		case vforkKind:
+		case sharedKinds[kcmpVM]:
+			d = min(d, sharedPatience)
+		default:
+			return 0
+		}
+	}
+	return d
 }
 
 func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {

@@ -138,6 +138,9 @@ func rootAllowed(pid int) error {
 	case st.State == 'Z' || st.State == 'X':
 		return &TargetError{pid, ErrZombie, fmt.Sprintf("nothing of it is left; its parent is pid %d", st.PPID)}
 	}
+	if status, err := readStatus(pid); err == nil && status.Tgid != pid {
+		return &TargetError{pid, ErrThread, fmt.Sprintf("name its process, pid %d", status.Tgid)}
+	}
 	return nil
 }
 

@@ -63,8 +63,8 @@ func (s *stage) finish(i int) int {
 	s.t.Cleanup(func() { unix.Close(fd) })
 	pids, err := epoll{}.FinishPIDs(rec)
 	must(s.t, err)
-	for range pids {
-		must(s.t, epoll{}.Finish(rec, fd, &self{}))
+	for _, pid := range pids {
+		must(s.t, epoll{}.Finish(rec, fd, &self{pid: pid}))
 	}
 	return fd
 }
@@ -217,9 +217,15 @@ func TestEpollTwoProcesses(t *testing.T) {
 	if !slices.Equal(pids, []int32{5, me}) {
 		t.Errorf("pids %v", pids)
 	}
-	got := s.finish(0)
+	rec := &s.env.Manifest.Files[0]
+	got := newEpoll(t)
+	must(t, epoll{}.Finish(rec, got, &self{pid: me}))
 	if now := entries(t, got); len(now) != 1 || !strings.Contains(now[0], itoa(a)+" events") {
 		t.Errorf("added by this process: %s", now)
+	}
+	must(t, epoll{}.Finish(rec, got, &self{pid: 5}))
+	if now := entries(t, got); len(now) != 2 {
+		t.Errorf("added by both: %s", now)
 	}
 }
 

@@ -20,7 +20,7 @@ func (fifo) Match(f *Found) bool {
 }
 
 func (fifo) Check(f *Found, s *Scene) []image.Finding {
-	all := append(held(f), packetFindings(f)...)
+	all := append(held(f), packetFindings(f, s)...)
 	path, where := locate(f, s.Root)
 	if where == hidden {
 		return append(all, hiddenFinding(f, path))
@@ -182,11 +182,7 @@ func fillFifo(fd int, r *pipeRec, ends pipeEnds, e *Env) error {
 	if have == 0 {
 		return fillPipe(fd, r, ends, e)
 	}
-	size, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0)
-	if err != nil {
-		return fmt.Errorf("F_GETPIPE_SZ: %w", err)
-	}
-	now, err := peekPipe(fd, size)
+	now, err := peek(fd)
 	if err != nil {
 		return err
 	}

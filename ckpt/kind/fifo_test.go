@@ -16,7 +16,7 @@ func newFifo(t *testing.T, content string) (path string, r, w int) {
 	path = filepath.Join(t.TempDir(), "fifo")
 	must(t, unix.Mkfifo(path, 0o600))
 	r = open(t, path, unix.O_RDONLY|unix.O_NONBLOCK)
-	w = open(t, path, unix.O_WRONLY|unix.O_NOFOLLOW)
+	w = open(t, path, unix.O_WRONLY)
 	_, err := unix.Write(w, []byte(content))
 	must(t, err)
 	return path, r, w
@@ -35,11 +35,12 @@ func TestFifo(t *testing.T) {
 	path, r, w := newFifo(t, "content")
 	_, err := unix.FcntlInt(uintptr(w), unix.F_SETPIPE_SZ, 1<<18)
 	must(t, err)
+	w2 := open(t, path, unix.O_WRONLY|unix.O_NOFOLLOW)
 	s := newStage(t)
-	s.add(w, r)
+	s.add(w, r, w2)
 	must(t, image.Refusals(s.check()))
 	recs := s.dump()
-	gone(t, r, w)
+	gone(t, r, w, w2)
 	got, err := s.open()
 	must(t, err)
 	if pipeSize(t, got[0]) != 1<<18 {
@@ -186,9 +187,9 @@ func TestFifoChanged(t *testing.T) {
 
 func TestFifoPackets(t *testing.T) {
 	path, _, _ := newFifo(t, "")
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	fd := open(t, path, unix.O_RDWR)
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, unix.O_DIRECT)
 	must(t, err)
-	defer unix.Close(fd)
 	s := newStage(t)
 	s.add(fd)
 	refused(t, s.check(), "packet mode (O_DIRECT)")

@@ -12,6 +12,9 @@ const (
 	// open(2) adds it always. Files that other system calls make do not have it, such as
 	// those of pipe2(2) and TIOCGPTPEER. It means nothing once the file is open.
 	largeFile = 0x8000
+	// meaningless are flags that F_GETFL may show but that say nothing about an open file. TIOCGPTPEER
+	// leaves O_CLOEXEC there, which belongs to descriptors.
+	meaningless = largeFile | unix.O_CLOEXEC
 	// tmpFile is __O_TMPFILE, what O_TMPFILE is beside O_DIRECTORY.
 	tmpFile = unix.O_TMPFILE &^ unix.O_DIRECTORY
 	// settable are the status flags that F_SETFL changes; the others are fixed at open.
@@ -44,7 +47,7 @@ func openFlags(flags uint32) int {
 }
 
 // setFlags gives the open file behind fd the status flags want (F_GETFL) and fails if one
-// cannot be had, except those in ignore and O_LARGEFILE.
+// cannot be had, except those in ignore and the meaningless ones.
 func setFlags(fd int, want, ignore uint32) error {
 	have, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	if err != nil {
@@ -58,7 +61,7 @@ func setFlags(fd int, want, ignore uint32) error {
 			return fmt.Errorf("F_GETFL: %w", err)
 		}
 	}
-	if diff := (uint32(have) ^ want) &^ (ignore | largeFile); diff != 0 {
+	if diff := (uint32(have) ^ want) &^ (ignore | meaningless); diff != 0 {
 		return fmt.Errorf("status flags came out as %#o, not %#o", have, want)
 	}
 	return nil

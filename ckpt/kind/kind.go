@@ -122,6 +122,7 @@ type Env struct {
 	Warn func(format string, args ...any)
 	// Shared keeps what several files of one restore share, such as the two ends of a pipe,
 	// under a key that a kind chooses (its name and an inode number). Values that implement
-	// io.Closer are closed by CloseShared when every file has been opened.
+	// io.Closer are closed when every file has been opened: only then is what they make complete,
+	// so that an error of Close fails the restore.
 	Shared map[string]any
 }

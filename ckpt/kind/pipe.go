@@ -28,7 +28,7 @@ func (pipe) Match(f *Found) bool {
 }
 
 func (pipe) Check(f *Found, s *Scene) []image.Finding {
-	all := append(held(f), packetFindings(f)...)
+	all := append(held(f), packetFindings(f, s)...)
 	ends := endsOf(f, s)
 	const remedy = "checkpoint a tree that holds both ends, or send the data to a file"
 	if pid := s.Outside(f.Stat.Dev, f.Stat.Ino, unix.O_WRONLY); pid != 0 && readable(f.Flags) {

@@ -1,6 +1,7 @@
 package kind
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -76,21 +77,30 @@ func allEnds(kind string, e *Env) (map[string]*pipeEnds, error) {
 	return all, nil
 }
 
-// packetFindings refuses packet mode, where the borders between writes count.
-func packetFindings(f *Found) []image.Finding {
-	if f.Flags&unix.O_DIRECT == 0 {
+// packetFindings refuses packet mode, where the borders between writes count. The flag may
+// have been taken off since, or be that of a write end outside the tree; then the content tells.
+func packetFindings(f *Found, s *Scene) []image.Finding {
+	if f.Flags&unix.O_DIRECT != 0 {
+		return []image.Finding{f.refuse("it is in packet mode (O_DIRECT), and the borders between packets cannot be read without taking them out",
+			"use a pipe without O_DIRECT, or a socket pair of type SOCK_SEQPACKET")}
+	}
+	if first(f, s) != f || !endsOf(f, s).read {
 		return nil
 	}
-	return []image.Finding{f.refuse("it is in packet mode (O_DIRECT), and the borders between packets cannot be read without taking them out",
-		"use a pipe without O_DIRECT, or a socket pair of type SOCK_SEQPACKET")}
+	if _, err := peekPipe(f, s); errors.Is(err, errPackets) {
+		return []image.Finding{f.refuse(err.Error(), "read it empty before the checkpoint")}
+	}
+	return nil // anything else is due to a process that still runs, or Dump will say so
 }
+
+var errPackets = errors.New("it holds packets (O_DIRECT was set while they were written), whose borders cannot be kept")
 
 // describePipe makes the record of f, and puts the content of the pipe into the image if f comes
 // first of its open file descriptions and somebody in the tree can read it.
 func describePipe(f *Found, s *Scene, rec *image.File) (*pipeRec, error) {
-	size, err := unix.FcntlInt(uintptr(f.FD), unix.F_GETPIPE_SZ, 0)
+	size, err := capacity(f.FD)
 	if err != nil {
-		return nil, fmt.Errorf("F_GETPIPE_SZ: %w", err)
+		return nil, err
 	}
 	r := &pipeRec{identity: identify(&f.Stat), Capacity: size, UID: f.Stat.Uid, GID: f.Stat.Gid}
 	r.Size, r.MTime = 0, 0 // they say nothing about a pipe
@@ -103,7 +113,7 @@ func describePipe(f *Found, s *Scene, rec *image.File) (*pipeRec, error) {
 	if first(f, s) != f || !ends.read {
 		return r, nil
 	}
-	data, err := peekPipe(readEnd(f, s), size)
+	data, err := peekPipe(f, s)
 	if err != nil {
 		return nil, err
 	}
@@ -123,9 +133,21 @@ func readEnd(f *Found, s *Scene) int {
 	return f.FD
 }
 
-// peekPipe copies what is in a pipe of the given capacity and leaves it there: tee(2) into a
-// pipe of our own, which is then read.
-func peekPipe(fd, capacity int) ([]byte, error) {
+// capacity is how many bytes fit into a pipe.
+func capacity(fd int) (int, error) {
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0)
+	if err != nil {
+		return 0, fmt.Errorf("F_GETPIPE_SZ: %w", err)
+	}
+	return n, nil
+}
+
+// peekPipe copies what is in the pipe f, of which the tree has a read end.
+func peekPipe(f *Found, s *Scene) ([]byte, error) { return peek(readEnd(f, s)) }
+
+// peek copies what is in a pipe and leaves it there: tee(2) into a pipe of our own, which is
+// then read.
+func peek(fd int) ([]byte, error) {
 	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
 	if err != nil {
 		return nil, fmt.Errorf("FIONREAD: %w", err)
@@ -140,8 +162,12 @@ func peekPipe(fd, capacity int) ([]byte, error) {
 	defer unix.Close(own[0]) // it held a copy only
 	defer unix.Close(own[1])
 	// tee always begins at the head, so that everything has to fit at once.
-	if _, err := unix.FcntlInt(uintptr(own[1]), unix.F_SETPIPE_SZ, capacity); err != nil {
-		return nil, fmt.Errorf("F_SETPIPE_SZ %d for a copy of its content: %w", capacity, err)
+	size, err := capacity(fd)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := unix.FcntlInt(uintptr(own[1]), unix.F_SETPIPE_SZ, size); err != nil {
+		return nil, fmt.Errorf("F_SETPIPE_SZ %d for a copy of its content: %w", size, err)
 	}
 	if got, err := unix.Tee(fd, own[1], n, unix.SPLICE_F_NONBLOCK); err != nil || int(got) != n {
 		return nil, fmt.Errorf("tee of %d bytes gave %d: %w", n, got, orShort(err))
@@ -149,7 +175,7 @@ func peekPipe(fd, capacity int) ([]byte, error) {
 	data := make([]byte, n)
 	// One read takes everything, but stops at the end of a packet.
 	if got, err := unix.Read(own[0], data); err != nil || got != n {
-		return nil, fmt.Errorf("it holds packets (O_DIRECT was set while they were written), whose borders cannot be kept; read it empty first: %w", orShort(err))
+		return nil, errPackets
 	}
 	return data, nil
 }
@@ -165,9 +191,9 @@ func orShort(err error) error {
 // fillPipe sets the capacity of the pipe behind the write end fd, which must not
 // block, and writes the recorded content into it.
 func fillPipe(fd int, r *pipeRec, ends pipeEnds, e *Env) error {
-	size, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0)
+	size, err := capacity(fd)
 	if err != nil {
-		return fmt.Errorf("F_GETPIPE_SZ: %w", err)
+		return err
 	}
 	if size != r.Capacity {
 		got, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, r.Capacity)

@@ -2,7 +2,6 @@ package kind
 
 import (
 	"fmt"
-	"io"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,23 +21,6 @@ func shared[T any](e *Env, key string, create func() (T, error)) (T, error) {
 // inodeKey is a key of Env.Shared for one inode of the machine where the image was taken.
 func inodeKey(kind string, dev, ino uint64) string {
 	return fmt.Sprintf("%s %d:%d/%d", kind, unix.Major(dev), unix.Minor(dev), ino)
-}
-
-// CloseShared closes everything in e.Shared that is an io.Closer, and returns the first error.
-// The driver calls it once, when every file has been opened or when it gives up.
-func (e *Env) CloseShared() error {
-	var first error
-	for key, v := range e.Shared {
-		c, ok := v.(io.Closer)
-		if !ok {
-			continue
-		}
-		if err := c.Close(); err != nil && first == nil {
-			first = fmt.Errorf("%s: %w", key, err)
-		}
-		delete(e.Shared, key)
-	}
-	return first
 }
 
 // output is the one open file description through which everything in the restored tree

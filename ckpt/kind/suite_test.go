@@ -3,7 +3,9 @@ package kind
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -55,8 +57,20 @@ func newStage(t *testing.T) *stage {
 		Warn:   func(f string, a ...any) { s.warned = append(s.warned, fmt.Sprintf(f, a...)) },
 		Shared: map[string]any{},
 	}
-	t.Cleanup(func() { s.env.CloseShared() })
+	t.Cleanup(func() { s.closeShared() })
 	return s
+}
+
+// closeShared does what a restore does when every file is open.
+func (s *stage) closeShared() error {
+	var errs []error
+	for _, v := range s.env.Shared {
+		if c, ok := v.(io.Closer); ok {
+			errs = append(errs, c.Close())
+		}
+	}
+	clear(s.env.Shared)
+	return errors.Join(errs...)
 }
 
 // output is what went to NAME.out.
@@ -153,7 +167,7 @@ func (s *stage) open() ([]int, error) {
 		s.t.Cleanup(func() { unix.Close(fd) })
 		fds = append(fds, fd)
 	}
-	return fds, s.env.CloseShared()
+	return fds, s.closeShared()
 }
 
 // roundTrip is the whole way: fds, of which nothing may be refused, come back as equal files.
@@ -241,9 +255,12 @@ func fdinfo(t *testing.T, fd int) []byte {
 }
 
 // self is this process in the place of a restored one.
-type self struct{ mem []byte }
+type self struct {
+	pid int32 // what it says it is
+	mem []byte
+}
 
-func (*self) PID() int { return os.Getpid() }
+func (p *self) PID() int { return int(p.pid) }
 
 func (p *self) Put(b []byte) (uint64, error) {
 	p.mem = slices.Clone(b)

@@ -52,10 +52,17 @@ func (t *Tracer) start(ready chan struct{}) {
 	}
 	t.tid = unix.Gettid()
 	close(ready)
+	defer close(t.done) // not unlocked: the thread ends with the goroutine
 	for j := range t.jobs {
-		j.done <- j.f()
+		j.run()
 	}
-	close(t.done) // not unlocked: the thread ends with the goroutine
+}
+
+// run answers also if f ends the goroutine (runtime.Goexit, as a failing test does).
+func (j job) run() {
+	err := errClosed
+	defer func() { j.done <- err }()
+	err = j.f()
 }
 
 // Do runs f on the tracing thread and returns its error. A switch to that thread costs

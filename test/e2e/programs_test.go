@@ -26,7 +26,7 @@ var programs = []program{
 	{"cpu_avx_x87", "cpu", nil, true},
 	{"cpu_avx512", "cpu", []string{"avx512"}, true},
 	{"signals", "signals", nil, true},
-	{"timers", "timers", nil, true},
+	{"timers", "timers", nil, false},
 	{"robust_rseq", "robust", nil, true},
 	{"creds_user", "creds", []string{"user"}, true},
 	{"creds_caps", "creds", []string{"caps"}, true},

@@ -17,6 +17,7 @@ var refusals = []struct {
 }{
 	{"socket", []string{"fd 3", "socket"}},
 	{"socketpair", []string{"fd 3", "fd 4", "socket"}},
+	{"clonefiles", []string{"CLONE_FILES"}},
 	{"packetpipe", []string{"fd 3", "packet"}},
 	{"inotify", []string{"fd 3", "inotify"}},
 	{"timerfd", []string{"fd 3", "timerfd"}},

@@ -8,7 +8,7 @@
 
 struct board {
 	_Atomic int turn; // 0: parent, 1: child, 2: end
-	_Atomic int bad;
+	_Atomic int up;
 };
 
 static void turn(struct board *b, int me)
@@ -40,6 +40,7 @@ int main(int argc, char **argv)
 	if (child == 0) {
 		// A second view at another address, made after the fork.
 		char *again = mmap(NULL, 64 * PAGE, PROT_READ, MAP_SHARED, mem, 0);
+		atomic_store(&b->up, 1);
 		turn(b, 1);
 		check(anon, 20 * PAGE, 10, "child: shared anonymous");
 		check(dz, PAGE, 11, "child: /dev/zero");
@@ -55,6 +56,8 @@ int main(int argc, char **argv)
 		turn(b, 2);
 		_exit(0);
 	}
+	while (!atomic_load(&b->up))
+		nap(1);
 	ready();
 	wait_go();
 

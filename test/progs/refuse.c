@@ -2,6 +2,7 @@
 // live on as if nothing had been asked.
 #include "prog.h"
 #include <linux/io_uring.h>
+#include <linux/sched.h>
 #include <netinet/in.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
@@ -27,6 +28,13 @@ static void make(const char *what)
 	else if (strcmp(what, "socketpair") == 0) {
 		int s[2];
 		MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, s));
+	} else if (strcmp(what, "clonefiles") == 0) {
+		// Two processes with one table of descriptors.
+		struct clone_args a = {.flags = CLONE_FILES, .exit_signal = SIGCHLD};
+		child = MUST(syscall(SYS_clone3, &a, sizeof a));
+		if (child == 0)
+			for (;;)
+				nap(10);
 	} else if (strcmp(what, "packetpipe") == 0) {
 		int p[2];
 		MUST(pipe2(p, O_DIRECT));
@@ -98,7 +106,7 @@ int main(int argc, char **argv)
 	if (child) {
 		MUST(kill(child, SIGKILL));
 		int st;
-		CHECK(waitpid(child, &st, 0) == child && WIFSIGNALED(st), "traced child: %#x", st);
+		CHECK(waitpid(child, &st, 0) == child && WIFSIGNALED(st), "child: %#x", st);
 	}
 	pass();
 }

@@ -140,6 +140,7 @@ static void check_signals(const sigset_t *want, const stack_t *alt) {
 		if (sigismember(&now, i) != sigismember(want, i)) FAIL("signal mask, signal %d", i);
 	if (sigaltstack(NULL, &s)) FAIL("sigaltstack");
 	if (s.ss_sp != alt->ss_sp || s.ss_size != alt->ss_size || s.ss_flags != alt->ss_flags) FAIL("alternate stack");
+	if (getppid() == 1) _exit(0); // the test is gone
 	if (waitpid(-1, NULL, WNOHANG) != -1 || errno != ECHILD) FAIL("a child appeared");
 }
 
