@@ -147,10 +147,15 @@ func (g *collection) run() error {
 	return g.sweep(chosen)
 }
 
-// markAll marks what images, readers and ingests refer to.
+// markAll marks what ingests, images and readers refer to. The order matters: an ingest
+// that commits meanwhile is among the images when those are listed.
 func (g *collection) markAll() error {
-	recs, live := g.roots()
-	for _, rec := range recs {
+	for _, in := range g.s.live() {
+		if err := g.markIngest(in); err != nil {
+			return err
+		}
+	}
+	for _, rec := range g.records() {
 		err := g.markTree(rec.Data)
 		for i := range rec.Attach {
 			err = errors.Join(err, g.markTree(rec.Attach[i].Data))
@@ -159,15 +164,11 @@ func (g *collection) markAll() error {
 			return fmt.Errorf("cannot tell what image %q needs (remove it, or checkpoint the same again to heal it): %w", rec.Name, err)
 		}
 	}
-	for _, in := range live {
-		if err := g.markIngest(in); err != nil {
-			return err
-		}
-	}
 	return nil
 }
 
-func (g *collection) roots() (recs []*record, live []*Ingest) {
+// records lists the records of all images, listed or still open.
+func (g *collection) records() (recs []*record) {
 	s := g.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -177,10 +178,7 @@ func (g *collection) roots() (recs []*record, live []*Ingest) {
 	for r := range s.readers {
 		recs = append(recs, r.rec)
 	}
-	for in := range s.running {
-		live = append(live, in)
-	}
-	return recs, live
+	return recs
 }
 
 func (g *collection) markTree(t root) error {
@@ -223,12 +221,15 @@ func (g *collection) markRefs(refs []chunkRef) error {
 	return nil
 }
 
-// markIngest marks what a running ingest referred to before GC began.
+// markIngest marks what a running ingest referred to before GC began. A Put or Commit that
+// is under way may have looked a chunk up before GC began and not entered it into the list
+// yet, so it is waited for; a later one marks for itself.
 func (g *collection) markIngest(in *Ingest) error {
+	in.quiesce()
 	in.mu.Lock()
 	spans := in.tree.spans
 	open := slices.Clone(in.tree.open)
-	over := in.state == ingestAborted
+	over := in.state != ingestRunning
 	in.mu.Unlock()
 	if over {
 		return nil

@@ -3,7 +3,9 @@
 // that the process survives the death of its tracer at any instant.
 //
 // ptrace(2) belongs to an OS thread. A [Tracer] owns one, and every method of [Thread],
-// [Remote], [Batch] and [Snapshot] must run inside [Tracer.Do].
+// [Remote], [Batch] and [Snapshot] must run inside [Tracer.Do]. No other goroutine may
+// wait for a traced child of this process meanwhile (os/exec's Wait): any wait(2) of any
+// thread for its number takes its ptrace stops, too.
 //
 // # How a process carries out a system call for us
 //

@@ -183,3 +183,18 @@ func inFrozen(t *testing.T, pid int, f func(f *frozen) error) {
 		t.Fatal(err)
 	}
 }
+
+// startBench starts an idle target for a benchmark.
+func startBench(b *testing.B) *exec.Cmd {
+	b.Helper()
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	time.Sleep(20 * time.Millisecond)
+	return cmd
+}

@@ -162,9 +162,8 @@ func killedAtStep(t *testing.T, pid, k int) (steps int, done bool) {
 
 // soakTarget is a target and the page of counters by which it shows that it lives.
 type soakTarget struct {
-	cmd    *exec.Cmd
-	slots  *os.File
-	exited chan error
+	cmd   *exec.Cmd
+	slots *os.File
 }
 
 func startTarget(t *testing.T, name string, args ...string) *soakTarget {
@@ -176,9 +175,11 @@ func startTarget(t *testing.T, name string, args ...string) *soakTarget {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	s := &soakTarget{cmd: cmd, exited: make(chan error, 1)}
-	go func() { s.exited <- cmd.Wait() }()
-	t.Cleanup(func() { cmd.Process.Kill() })
+	s := &soakTarget{cmd: cmd}
+	t.Cleanup(func() { // not earlier: a wait for a child also takes its ptrace stops
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
 	eventually(t, "the target runs", func() bool {
 		f, err := os.Open(path)
 		if err != nil {
@@ -218,10 +219,8 @@ func (s *soakTarget) check(t *testing.T, after string) {
 	before := s.read()
 	deadline := time.Now().Add(5 * time.Second)
 	for {
-		select {
-		case err := <-s.exited:
-			t.Fatalf("%s: the target died: %v", after, err)
-		default:
+		if st, err := readStat(s.cmd.Process.Pid); err != nil || st.state == 'Z' {
+			t.Fatalf("%s: the target died: wait status %#x (%v)", after, st.exitCode, err)
 		}
 		stuck := []int(nil)
 		for i, v := range s.read() {

@@ -22,6 +22,8 @@ const (
 	dynamicXFeatures = 1 << 18
 
 	cpuidOff = 1 // image.Prctl.CPUID
+
+	ldtSize = 8192 * 8 // LDT_ENTRIES * LDT_ENTRY_SIZE
 )
 
 // Offset of the class in an ELF header, and its value for 64-bit files.
@@ -82,16 +84,17 @@ func writeCPUID(b *ptrace.Batch, th *image.Thread) {
 }
 
 // readCPUProcess queues a look for state of the process that is not kept.
-func readCPUProcess(q *queue, pid int) {
+func readCPUProcess(q *queue) {
 	buf := q.b.Alloc(16)
 	ldt := q.b.Call(unix.SYS_MODIFY_LDT, 0, buf.Addr(), 8).Label("look for a local descriptor table").Ignore()
 	perm := q.b.Call(unix.SYS_ARCH_PRCTL, archGetXcompPerm, buf.Addr()+8).Label("read the vector state permissions").Ignore()
 	q.then(func() error {
-		if ldt.Val() != 0 {
-			return refused(pid, 0, "local descriptor table", "segments of modify_ldt(2) are not kept", "the program cannot be checkpointed; such tables are mostly made by Wine and DOSEMU")
+		// Its errors are 32-bit numbers, which look like large positive ones.
+		if n := ldt.Val(); n != 0 && n <= ldtSize {
+			return q.refused(0, "local descriptor table", "segments of modify_ldt(2) are not kept", "the program cannot be checkpointed; such tables are mostly made by Wine and DOSEMU")
 		}
 		if perm.Err() == nil && le.Uint64(buf.Bytes()[8:])&dynamicXFeatures != 0 {
-			return refused(pid, 0, "AMX state", "its permission to use AMX tiles is not kept", "run the program without AMX")
+			return q.refused(0, "AMX state", "its permission to use AMX tiles is not kept", "run the program without AMX")
 		}
 		return nil
 	})

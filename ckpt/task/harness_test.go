@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -58,7 +59,7 @@ func startCmd(t *testing.T, cmd *exec.Cmd) (pid int, lines []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	if err := startLocked(t, cmd); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -73,6 +74,20 @@ func startCmd(t *testing.T, cmd *exec.Cmd) (pid int, lines []string) {
 	}
 	t.Fatal("the fixture ended early")
 	return 0, nil
+}
+
+// startLocked starts a command from a thread that lives as long as the test: a parent-death
+// signal comes when the thread that forked ends.
+func startLocked(t *testing.T, cmd *exec.Cmd) error {
+	started, end := make(chan error), make(chan struct{})
+	t.Cleanup(func() { close(end) })
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		started <- cmd.Start()
+		<-end
+	}()
+	return <-started
 }
 
 // stopped is a process all of whose threads are seized.

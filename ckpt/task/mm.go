@@ -103,7 +103,7 @@ func readMMInside(q *queue, status procfs.Status, mm *image.MM) {
 		mm.Brk, mm.Dumpable, mm.THPDisable = brk.Val(), uint32(dumpable.Val()), uint32(thp.Val())
 		mm.MDWE, mm.KSM = uint32(mdwe.Val()), ksm.Val() != 0
 		if r := barrier.Val(); r != 0 {
-			return refused(status.Tgid, 0, "membarrier registration", fmt.Sprintf("the process has registered for membarrier(2) (%#x), which is not kept", r),
+			return q.refused(0, "membarrier registration", fmt.Sprintf("the process has registered for membarrier(2) (%#x), which is not kept", r),
 				"this version cannot: let the program do without (liburcu: use another flavour)")
 		}
 		var err error

@@ -54,7 +54,7 @@ func readPrctl(q *queue, th *image.Thread) {
 			p.MCEKill = uint32(mce.Val())
 		}
 		if rseqSlice.Val() != 0 {
-			return refused(0, int(th.TID), "rseq slice extension", "PR_RSEQ_SLICE_EXTENSION is on, which is not kept", "let the program turn it off")
+			return q.refused(th.TID, "rseq slice extension", "PR_RSEQ_SLICE_EXTENSION is on, which is not kept", "let the program turn it off")
 		}
 		return nil
 	})
@@ -129,7 +129,7 @@ func readKeyrings(q *queue, tid int32) {
 		r := q.b.Call(unix.SYS_KEYCTL, unix.KEYCTL_GET_KEYRING_ID, uint64(uint32(k.id)), 0).Label("look for a " + k.name).Ignore()
 		q.then(func() error {
 			if err := r.Err(); err == nil || errors.Is(err, unix.EACCES) {
-				return refused(0, int(tid), k.name, "keys in it cannot be read from outside", "keep the keys in the user or session keyring instead")
+				return q.refused(tid, k.name, "keys in it cannot be read from outside", "keep the keys in the user or session keyring instead")
 			}
 			return nil // ENOKEY: none; ENOSYS: no keyrings here
 		})
@@ -142,7 +142,7 @@ func readMempolicy(q *queue, tid int32) {
 	r := q.b.Call(unix.SYS_GET_MEMPOLICY, buf.Addr(), 0, 0, 0, 0).Label("read the memory policy").Ignore()
 	q.then(func() error {
 		if mode := le.Uint32(buf.Bytes()); r.Err() == nil && mode != 0 { // ENOSYS: no NUMA here
-			return refused(0, int(tid), "memory policy", fmt.Sprintf("a NUMA policy is set (mode %#x), which is not kept", mode), remedyMempolicy)
+			return q.refused(tid, "memory policy", fmt.Sprintf("a NUMA policy is set (mode %#x), which is not kept", mode), remedyMempolicy)
 		}
 		return nil
 	})

@@ -122,6 +122,16 @@ func refused(pid, tid int, kind, what, remedy string) error {
 type queue struct {
 	b     *ptrace.Batch
 	after []func() error
+	pid   *ptrace.Ret // getpid(2), for findings
+}
+
+func newQueue(b *ptrace.Batch) *queue {
+	return &queue{b: b, pid: b.Call(unix.SYS_GETPID).Label("getpid")}
+}
+
+// refused is the error for state of the thread (tid 0: of the process) that is not kept.
+func (q *queue) refused(tid int32, kind, what, remedy string) error {
+	return refused(int(q.pid.Val()), int(tid), kind, what, remedy)
 }
 
 // then adds a step that runs when the batch has run.

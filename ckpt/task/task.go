@@ -116,7 +116,7 @@ func writeAutogroup(pid int, t *image.Task, warn func(string)) error {
 // /proc/PID/status and /proc/PID/timers of now. done takes the results after Batch.Run; it may
 // return *image.RefusedError, see the package comment.
 func ReadTaskInside(b *ptrace.Batch, status procfs.Status, timers []procfs.Timer, t *image.Task, mm *image.MM, sh *image.Sighand) (done func() error) {
-	q := &queue{b: b}
+	q := newQueue(b)
 	readITimers(q, t)
 	readTimers(q, timers, t)
 	readSighand(q, sh)
@@ -124,7 +124,7 @@ func ReadTaskInside(b *ptrace.Batch, status procfs.Status, timers []procfs.Timer
 	if mm != nil {
 		readMMInside(q, status, mm)
 	}
-	readCPUProcess(q, status.Tgid)
+	readCPUProcess(q)
 	return q.done
 }
 

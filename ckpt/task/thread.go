@@ -65,7 +65,7 @@ func robustList(tid int) (uint64, error) {
 // clear_child_tid, parent-death signal, securebits, timer slack and the like. done takes the
 // results after Batch.Run; it may return *image.RefusedError, see the package comment.
 func ReadThreadInside(b *ptrace.Batch, th *image.Thread) (done func() error) {
-	q := &queue{b: b}
+	q := newQueue(b)
 	readAltStack(q, &th.AltStack)
 	readSecurebits(q, &th.Creds)
 	readPrctl(q, th)

@@ -78,7 +78,7 @@ func install(t *testing.T, program string) {
 
 // takeImage starts the program under imagePID and takes its image.
 func takeImage(t *testing.T, image string) {
-	line := "cd " + imageHome + " && exec 3>/proc/sys/kernel/ns_last_pid && echo " + strconv.Itoa(imagePID-1) +
+	line := "cd " + imageHome + " && exec 3>/proc/sys/kernel/ns_last_pid && echo " + strconv.Itoa(imagePID-2) + // the subshell takes one
 		" >&3 && exec 3>&- && (setsid env -i ./tick </dev/null >/dev/null 2>&1 & echo $!)"
 	pid := strings.TrimSpace(harness.Must(t, "sh", "-c", line).Stdout)
 	if pid != strconv.Itoa(imagePID) {

@@ -55,6 +55,7 @@ var programs = []program{
 	{"perl", "work.pl", nil, false},
 	{"ring50", "ring", []string{"50"}, false},
 	{"many", "many", nil, false},
+	{"vforks", "vforks", nil, false},
 	{"ram_huge", "ram", []string{"128"}, false},
 	{"ram_small", "ram", []string{"128", "small"}, false},
 }

@@ -49,7 +49,8 @@ func Run(t testing.TB, argv ...string) Result {
 // RunIn runs a command in a folder with an input.
 func RunIn(t testing.TB, dir string, stdin io.Reader, argv ...string) Result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	// Not t.Context: a cleanup runs commands too.
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 	c := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	var out, errs bytes.Buffer
