@@ -24,7 +24,7 @@ type filesystem struct {
 	logf    func(format string, args ...any)
 	timeout time.Duration // for one restore
 	ctx     context.Context
-	stop    context.CancelFunc
+	stop    context.CancelCauseFunc
 
 	taking   chan struct{}  // holds a token while a checkpoint is taken
 	streams  sync.WaitGroup // checkpoints that are being stored

@@ -265,8 +265,11 @@ func (h *imageHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.Re
 		return nil, errno(err)
 	}
 	n, err := s.readAt(ctx, dest, off)
+	if err == syscall.EINTR { // the caller's own interrupt: it comes back if it wants to
+		return nil, syscall.EINTR
+	}
 	if err != nil {
-		return nil, errno(err)
+		return nil, neverEINTR(errno(err))
 	}
 	if s.complete() {
 		h.n.f.wasRead(h.n.key)

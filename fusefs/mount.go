@@ -49,7 +49,7 @@ func Mount(o Options) (*Server, error) {
 	if o.RestoreTimeout == 0 {
 		o.RestoreTimeout = 2 * time.Minute
 	}
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancelCause(context.Background())
 	f := &filesystem{engine: o.Engine, store: o.Store, spool: o.Spool, logf: o.Logf, timeout: o.RestoreTimeout, ctx: ctx, stop: stop,
 		taking: make(chan struct{}, 1), records: make(map[procID]*record), imageOf: make(map[reader]*imageNode),
 		frozenBy: make(map[procID]*frozenTree)}
@@ -57,7 +57,7 @@ func Mount(o Options) (*Server, error) {
 	f.uploads.byName = make(map[string]*upload)
 	srv, err := fs.Mount(dir, &rootDir{f: f}, mountOptions(o))
 	if err != nil {
-		stop()
+		stop(err)
 		return nil, fmt.Errorf("mounting on %s: %w", dir, err)
 	}
 	s := &Server{f: f, fuse: srv, dir: dir}
@@ -155,11 +155,14 @@ func closeOnExec() error {
 	return nil
 }
 
+// errEnds is why checkpoints are given up that are being stored when the mount ends.
+var errEnds = failf(syscall.ECONNABORTED, "the mount ends")
+
 // Wait blocks until the filesystem is no longer mounted, then ends what still goes on:
 // checkpoints that are being stored are given up and frozen trees run on.
 func (s *Server) Wait() {
 	s.fuse.Wait()
-	s.f.stop()
+	s.f.stop(errEnds)
 	s.f.streams.Wait()
 	s.f.thawAll()
 }
@@ -167,7 +170,7 @@ func (s *Server) Wait() {
 // Unmount unmounts. If somebody uses the mount it vanishes from the tree nevertheless, and
 // its users get an error as soon as this process exits.
 func (s *Server) Unmount() error {
-	s.f.stop()
+	s.f.stop(errEnds)
 	err := s.fuse.Unmount()
 	if errors.Is(err, syscall.EBUSY) {
 		err = unix.Unmount(s.dir, unix.MNT_DETACH)

@@ -2,7 +2,6 @@ package restore
 
 import (
 	"fmt"
-	"os"
 	"os/user"
 	"runtime"
 	"slices"
@@ -136,11 +135,3 @@ func becomeUser(c *image.Creds) error {
 	}
 	return nil
 }
-
-// ownCreds reports whether c opens files just as we do.
-func ownCreds(c *image.Creds) bool {
-	return os.Geteuid() == 0 && c.UID[3] == 0 && c.GID[3] == 0 && len(c.Groups) == 0 && c.Eff&capDACOverride != 0
-}
-
-// capDACOverride is the bit of CAP_DAC_OVERRIDE.
-const capDACOverride = 1 << unix.CAP_DAC_OVERRIDE

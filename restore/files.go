@@ -1,7 +1,6 @@
 package restore
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -75,20 +74,8 @@ func (j *job) eachUser(f func(refs []image.ObjRef) error) error {
 // somebody who could open them anyway.
 func (j *job) mayHelp() bool { return j.opt.CallerUID <= 0 }
 
-// openAll opens every file and makes the shared memory. Opening can block (a network
-// filesystem), so it is given up when the time is over.
-func (j *job) openAll(ctx context.Context) error {
-	done := make(chan error, 1)
-	go func() { done <- j.openEverything() }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("restore: opening its files: %w", ctx.Err())
-	}
-}
-
-func (j *job) openEverything() error {
+// openAll makes the shared memory and opens every file.
+func (j *job) openAll() error {
 	if err := j.makeSegments(); err != nil {
 		return err
 	}
@@ -168,7 +155,7 @@ func (j *job) openMapped() error {
 			if v.Kind != image.VMAFilePrivate && v.Kind != image.VMAFileShared {
 				continue
 			}
-			if err := j.openMap(int(t.PID), &v.File, writesFile(v)); err != nil {
+			if err := j.openMap(int(t.PID), &v.File, writes(v)); err != nil {
 				return err
 			}
 		}
@@ -176,15 +163,18 @@ func (j *job) openMapped() error {
 	return nil
 }
 
-// writesFile reports whether the mapping could write to its file ("mw" says it may be made
-// writable), so that its file was open for writing.
-func writesFile(v *image.VMA) bool {
-	return v.Kind == image.VMAFileShared && (v.Prot&unix.PROT_WRITE != 0 || slices.Contains(v.VMFlags, "mw"))
+// writes reports whether the mapping could write to its file or segment ("mw" says it may be
+// made writable), so that this was open for writing.
+func writes(v *image.VMA) bool {
+	return v.Flags&unix.MAP_SHARED != 0 && (v.Prot&unix.PROT_WRITE != 0 || slices.Contains(v.VMFlags, "mw"))
 }
 
 func (j *job) openMap(pid int, f *image.MappedFile, write bool) error {
+	if f.Path == "" {
+		return &ImageError{pid, "it maps or executes a file without a name"}
+	}
 	key := mapKey{f.Path, write}
-	if _, ok := j.mapped[key]; ok || f.Path == "" {
+	if _, ok := j.mapped[key]; ok {
 		return nil
 	}
 	flags := unix.O_RDONLY
@@ -236,8 +226,11 @@ func (j *job) closeFiles() {
 	for _, fd := range j.segs {
 		closeFD(fd)
 	}
+	for _, fd := range j.readable {
+		closeFD(fd)
+	}
 	for _, fd := range j.mapped {
 		closeFD(fd)
 	}
-	j.files, j.segs, j.mapped = nil, nil, nil
+	j.files, j.segs, j.readable, j.mapped = nil, nil, nil, nil
 }

@@ -16,7 +16,8 @@ import (
 // processes, and they are only held by ptrace.
 func (j *job) finish(alive []*proc) error {
 	for _, p := range alive {
-		if err := j.writeOutside(p); err != nil {
+		warn := func(s string) { j.warn("%s", s) }
+		if err := task.WriteTaskOutside(p.pid, p.task, &j.m.MMs[p.task.MM-1], warn); err != nil {
 			return err
 		}
 	}
@@ -47,22 +48,15 @@ func (j *job) finish(alive []*proc) error {
 		}
 	}
 	for _, p := range alive {
-		if err := j.verify(p); err != nil {
-			return err
+		for i := range p.task.Threads {
+			th := &p.task.Threads[i]
+			if err := task.WriteThreadOutside(int(th.TID), th, func(s string) { j.warn("%s", s) }); err != nil {
+				return err
+			}
 		}
 	}
-	return nil
-}
-
-// writeOutside sets what is set from outside a process.
-func (j *job) writeOutside(p *proc) error {
-	warn := func(s string) { j.warn("%s", s) }
-	mm := &j.m.MMs[p.task.MM-1]
-	if err := task.WriteTaskOutside(p.pid, p.task, mm, warn); err != nil {
-		return err
-	}
-	for i := range p.task.Threads {
-		if err := task.WriteThreadOutside(int(p.task.Threads[i].TID), &p.task.Threads[i], warn); err != nil {
+	for _, p := range alive {
+		if err := j.verify(p); err != nil {
 			return err
 		}
 	}

@@ -128,9 +128,9 @@ type mmKey struct {
 
 func fdKey(v *image.VMA) mmKey {
 	if v.Kind == image.VMASegment {
-		return mmKey{segment: v.Segment}
+		return mmKey{segment: v.Segment, write: writes(v)}
 	}
-	return mmKey{path: v.File.Path, write: writesFile(v)}
+	return mmKey{path: v.File.Path, write: writes(v)}
 }
 
 // mapFiles lists our descriptors of all that an address space maps, each once, and of its
@@ -148,9 +148,13 @@ func (j *job) mapFiles(mm *image.MM) (index map[mmKey]int, fds []int) {
 		v := &mm.VMAs[i]
 		switch v.Kind {
 		case image.VMASegment:
-			add(fdKey(v), j.segs[v.Segment-1])
+			fd := j.segs[v.Segment-1]
+			if ro, ok := j.readable[v.Segment]; ok && !writes(v) {
+				fd = ro
+			}
+			add(fdKey(v), fd)
 		case image.VMAFilePrivate, image.VMAFileShared:
-			add(fdKey(v), j.mapped[mapKey{v.File.Path, writesFile(v)}])
+			add(fdKey(v), j.mapped[mapKey{v.File.Path, writes(v)}])
 		}
 	}
 	return index, fds

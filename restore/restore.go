@@ -88,28 +88,29 @@ type job struct {
 	deadline time.Time
 	warnings []string
 
-	env    *kind.Env
-	out    int                   // descriptor of Options.OutPath; -1: not made yet
-	files  []int                 // our descriptors of m.Files; -1: not open
-	users  []fileUser            // who opens which files
-	holder map[image.ObjRef]slot // where each file is found first
-	segs   []int                 // our descriptors of m.Segments
-	mapped map[mapKey]int        // our descriptors of mapped files
+	env      *kind.Env
+	files    []int                 // our descriptors of m.Files; -1: not open
+	users    []fileUser            // who opens which files
+	holder   map[image.ObjRef]slot // where each file is found first
+	segs     []int                 // our descriptors of m.Segments, for reading and writing
+	readable map[image.ObjRef]int  // and those that can only be read, for mappings that could not be written
+	mapped   map[mapKey]int        // our descriptors of mapped files
 
 	hole    hole
 	channel [2]int // our end, the stubs' end
 	tr      *ptrace.Tracer
 	procs   []*proc // every process that was made and has not been let go or ended
 	byNode  map[int]*proc
-	xlen    int // bytes of this machine's XSTATE regset
+	blocked chan error // tells when a guarded step that was given up returns
+	xlen    int        // bytes of this machine's XSTATE regset
 }
 
 func newJob(r *image.Reader, o Options) *job {
 	if o.Timeout <= 0 {
 		o.Timeout = DefaultTimeout
 	}
-	j := &job{r: r, m: r.Manifest, opt: o, deadline: time.Now().Add(o.Timeout), out: -1, channel: [2]int{-1, -1},
-		mapped: map[mapKey]int{}, byNode: map[int]*proc{}}
+	j := &job{r: r, m: r.Manifest, opt: o, deadline: time.Now().Add(o.Timeout), channel: [2]int{-1, -1},
+		mapped: map[mapKey]int{}, readable: map[image.ObjRef]int{}, byNode: map[int]*proc{}}
 	j.env = &kind.Env{Manifest: j.m, Blob: r.Blob, Segment: j.segment, Out: j.openOut, Strict: o.Strict, Warn: j.warn, Shared: map[string]any{}}
 	return j
 }
@@ -123,7 +124,7 @@ func (j *job) run(ctx context.Context) error {
 		return &ImageError{int(j.m.Tasks[0].PID), "the root of the tree has exited, so there is nothing to restore"}
 	}
 	j.planFiles()
-	if err := j.checkAll(ctx, j.deadline); err != nil {
+	if err := j.guard(ctx, "checking", func() error { return j.checkAll(ctx, j.deadline) }); err != nil {
 		return err
 	}
 	at, err := pickHole(j.m.MMs, holeLen)
@@ -139,7 +140,7 @@ func (j *job) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := j.openAll(ctx); err != nil {
+	if err := j.guard(ctx, "opening its files", j.openAll); err != nil {
 		return err
 	}
 	j.log("checked: %d processes, %d open files", len(j.m.Tasks), len(j.m.Files))
@@ -158,6 +159,20 @@ func (j *job) run(ctx context.Context) error {
 		j.warn("%s", w)
 	}
 	return nil
+}
+
+// guard runs f, which looks at or opens files, and gives up waiting when the time is over: a
+// network filesystem can block for ever. What f has opened by then is closed when it returns.
+func (j *job) guard(ctx context.Context, doing string, f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		j.blocked = done
+		return fmt.Errorf("restore: %s: %w", doing, ctx.Err())
+	}
 }
 
 // build makes the processes and lets them go. It runs on the tracing thread.
@@ -215,6 +230,13 @@ func (j *job) close() {
 	}
 	for _, fd := range j.channel {
 		closeFD(fd)
+	}
+	if j.blocked != nil {
+		go func() {
+			<-j.blocked
+			j.closeFiles()
+		}()
+		return
 	}
 	j.closeFiles()
 }

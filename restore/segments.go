@@ -24,6 +24,25 @@ func (j *job) makeSegments() error {
 			return fmt.Errorf("shared memory %d (%q, %d bytes): %w", ref, seg.Name, seg.Size, err)
 		}
 	}
+	return j.reopenSegments()
+}
+
+// reopenSegments opens for reading what is mapped without the right to write: a memfd cannot
+// be sealed against writing while a mapping of it may be made writable.
+func (j *job) reopenSegments() error {
+	for i := range j.m.MMs {
+		for k := range j.m.MMs[i].VMAs {
+			v := &j.m.MMs[i].VMAs[k]
+			if v.Kind != image.VMASegment || writes(v) || j.readable[v.Segment] != 0 {
+				continue
+			}
+			fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", j.segs[v.Segment-1]), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return fmt.Errorf("shared memory %d: open it for reading: %w", v.Segment, err)
+			}
+			j.readable[v.Segment] = fd
+		}
+	}
 	return nil
 }
 

@@ -92,8 +92,8 @@ func TestGrowTree(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range j.m.Tasks {
-		if _, err := readStat(int(j.m.Tasks[i].PID)); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("pid %d is still there: %v", j.m.Tasks[i].PID, err)
+		if st, err := readStat(int(j.m.Tasks[i].PID)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("pid %d is still there: %+v, %v", j.m.Tasks[i].PID, st, err)
 		}
 	}
 }

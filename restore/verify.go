@@ -5,6 +5,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
@@ -120,7 +121,7 @@ func viewOfMapping(m *procfs.Mapping) view {
 	}
 	if m.Ino != 0 {
 		w.Offset, w.Backed = m.Offset, true
-		if m.Deleted { // shared memory: its name is not that of a file
+		if m.Deleted || strings.HasPrefix(m.Path, "[") { // shared memory: its name is not that of a file
 			w.Path = ""
 		}
 	}

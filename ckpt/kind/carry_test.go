@@ -164,18 +164,49 @@ func TestCarriedRefusals(t *testing.T) {
 	refused(t, s.check(), "shared memory opened as a file")
 }
 
-// TestCarriedTooBig fills more than fits, where the disk has room for it as unwritten blocks.
+// TestCarriedTooBig: what counts is data, not length.
 func TestCarriedTooBig(t *testing.T) {
-	path := file(t, filepath.Join(t.TempDir(), "f"), "")
+	path := file(t, filepath.Join(t.TempDir(), "f"), "x")
+	must(t, os.Truncate(path, 100*maxCarried))
 	fd := open(t, path, unix.O_RDWR)
 	must(t, os.Remove(path))
-	s := newStage(t)
-	f := s.add(fd)[0]
-	f.Stat.Blocks = maxCarried/512 + 1 // what fstat says of such a file
-	f.Stat.Size = maxCarried + 4096
-	if all := s.check(); len(all) != 0 {
-		t.Fatalf("refused by its blocks although its data is short: %v", all)
+	roundTrip(t, fd)
+	if err := tooMuch(maxCarried); err != nil {
+		t.Error(err)
 	}
+	wantWords(t, tooMuch(maxCarried+1).Error(), "it holds 1073741825 bytes of data, more than the 1073741824 that an image carries")
+}
+
+// TestCarriedOverlay: an overlay shows a link count for a deleted file of the layer below.
+func TestCarriedOverlay(t *testing.T) {
+	dir := t.TempDir()
+	var layers []string
+	for _, name := range []string{"lower", "upper", "work", "merged"} {
+		layers = append(layers, filepath.Join(dir, name))
+		must(t, os.Mkdir(filepath.Join(dir, name), 0o700))
+	}
+	file(t, filepath.Join(layers[0], "f"), "from below")
+	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", layers[0], layers[1], layers[2])
+	if err := unix.Mount("overlay", layers[3], "overlay", 0, opts); err != nil {
+		t.Logf("no overlay can be mounted on the temporary folder: %v", err)
+		return
+	}
+	defer unix.Unmount(layers[3], unix.MNT_DETACH)
+	path := filepath.Join(layers[3], "f")
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(fd)
+	must(t, os.Remove(path))
+	s := newStage(t)
+	s.add(fd)
+	must(t, image.Refusals(s.check()))
+	s.dump()
+	got, err := s.open()
+	must(t, err)
+	if string(content(t, got[0])) != "from below" {
+		t.Errorf("content %q", content(t, got[0]))
+	}
+	unix.Close(got[0]) // before the mount goes
 }
 
 // TestCarriedHostile: an image that describes more data than it holds.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -78,6 +79,9 @@ func (epoll) Check(f *Found, s *Scene) []image.Finding {
 	disarmed, pids := int32(-1), map[int32]bool{}
 	for i, w := range watched {
 		num := f.Info.Epoll[i].FD
+		if errors.Is(errs[i], unix.ENOENT) {
+			continue // taken out since fdinfo was read, by a process that runs
+		}
 		if errs[i] != nil {
 			all = append(all, f.refuse(errs[i].Error(), "take the entry out with EPOLL_CTL_DEL before the number is closed"))
 			continue
@@ -162,7 +166,7 @@ func epollWatched(f *Found, s *Scene) (all []watchedFile, errs []error) {
 			}
 			same, kerr := watches(f.FD, e.FD, nth, g.FD)
 			if kerr != nil {
-				err = fmt.Errorf("its entry for fd %d cannot be compared with the file there: kcmp: %w", e.FD, kerr)
+				err = fmt.Errorf("its entry for fd %d cannot be compared with the file there (it needs CONFIG_KCMP in the kernel): kcmp: %w", e.FD, kerr)
 			}
 			if same {
 				w.entry.PID, w.entry.File, w.entry.MayLose = sl.PID, g.Ref, mayBecomeOut(g, s)
@@ -176,14 +180,12 @@ func epollWatched(f *Found, s *Scene) (all []watchedFile, errs []error) {
 }
 
 // watches tells whether the nth entry of the epoll ep for number num watches the file behind
-// our descriptor fd. Inode numbers would not tell: all anonymous files share one.
+// our descriptor fd; ENOENT: there is no such entry. Inode numbers would not tell: all
+// anonymous files share one.
 func watches(ep int, num int32, nth, fd int) (bool, error) {
 	slot := struct{ efd, tfd, toff uint32 }{uint32(ep), uint32(num), uint32(nth)}
 	pid := uintptr(os.Getpid())
 	r, _, errno := unix.Syscall6(unix.SYS_KCMP, pid, pid, kcmpEpollTFD, uintptr(fd), uintptr(unsafe.Pointer(&slot)), 0)
-	if errno == unix.ENOENT {
-		return false, nil // taken out meanwhile, by a process that runs
-	}
 	if errno != 0 {
 		return false, errno
 	}
@@ -234,10 +236,8 @@ func (epoll) FinishPIDs(rec *image.File) ([]int32, error) {
 		return nil, err
 	}
 	var pids []int32
-	seen := map[int32]bool{}
 	for _, en := range r.Entries {
-		if !seen[en.PID] {
-			seen[en.PID] = true
+		if !slices.Contains(pids, en.PID) {
 			pids = append(pids, en.PID)
 		}
 	}
@@ -252,6 +252,9 @@ func (epoll) Finish(rec *image.File, fd int, p Process) error {
 		return err
 	}
 	var fired, armed []epollEntry
+	if pids, err := (epoll{}).FinishPIDs(rec); err != nil || len(pids) > 0 && !slices.Contains(pids, int32(p.PID())) {
+		return fmt.Errorf("epoll fd %d: its entries belong to the pids %v, not to %d", fd, pids, p.PID())
+	}
 	for _, en := range r.Entries {
 		switch {
 		case int(en.PID) != p.PID():

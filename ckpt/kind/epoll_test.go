@@ -198,6 +198,21 @@ func TestEpollRefusals(t *testing.T) {
 	}
 }
 
+// TestEpollRunning: an entry that is taken out while we look is no reason to refuse.
+func TestEpollRunning(t *testing.T) {
+	ep, ev := newEpoll(t), newEventFD(t, 0)
+	watch(t, ep, ev, unix.EPOLLIN, 1)
+	s := newStage(t)
+	s.add(ep, ev)
+	must(t, unix.EpollCtl(ep, unix.EPOLL_CTL_DEL, ev, nil))
+	if all := s.check(); len(all) != 0 {
+		t.Error(all)
+	}
+	if err := (epoll{}).Dump(s.scene.Files[0], s.scene, &image.File{}); err == nil {
+		t.Error("an entry that is gone was dumped")
+	}
+}
+
 // TestEpollTwoProcesses: each process adds the entries that it has the files of.
 func TestEpollTwoProcesses(t *testing.T) {
 	ep := newEpoll(t)
@@ -224,6 +239,9 @@ func TestEpollTwoProcesses(t *testing.T) {
 		t.Errorf("added by this process: %s", now)
 	}
 	must(t, epoll{}.Finish(rec, got, &self{pid: 5}))
+	if err := (epoll{}).Finish(rec, got, &self{pid: 6}); err == nil {
+		t.Error("a process without entries finished it")
+	}
 	if now := entries(t, got); len(now) != 2 {
 		t.Errorf("added by both: %s", now)
 	}

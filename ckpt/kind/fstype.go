@@ -84,7 +84,11 @@ func ownMount(id int) bool {
 	if err != nil {
 		return false
 	}
-	mounts, err := procfs.ParseMountInfo(b)
+	return isOwn(b, id)
+}
+
+func isOwn(mountinfo []byte, id int) bool {
+	mounts, err := procfs.ParseMountInfo(mountinfo)
 	if err != nil {
 		return false // then the file is handled as on any other FUSE filesystem
 	}

@@ -86,31 +86,35 @@ func (pipe) Open(rec *image.File, e *Env) (int, error) {
 type pipePair struct {
 	fd    [2]int  // read and write end
 	given [2]bool // whether a record has got this very description already
+	rec   *pipeRec
+	warn  func(format string, args ...any)
 }
 
+// Close gives the pipe its owner and mode, which decide who can open it anew through
+// /proc/PID/fd, and closes our ends. We had to do that until now; and what closes the files has
+// our own credentials, not those of the user.
 func (p *pipePair) Close() error {
-	err := unix.Close(p.fd[0])
-	if err2 := unix.Close(p.fd[1]); err == nil {
-		err = err2
+	if err := giveTo(p.fd[1], p.rec.UID, p.rec.GID); err != nil {
+		p.warn("pipe:[%d]: %v", p.rec.Ino, err)
+	}
+	err := unix.Fchmod(p.fd[1], p.rec.Mode&07777)
+	for _, fd := range p.fd {
+		if err2 := unix.Close(fd); err == nil {
+			err = err2
+		}
 	}
 	return err
 }
 
 // makePipe makes the pipe of r with its capacity, content and owner.
 func makePipe(r *pipeRec, ends pipeEnds, e *Env) (*pipePair, error) {
-	var p pipePair
+	p := pipePair{rec: r, warn: e.Warn}
 	if err := unix.Pipe2(p.fd[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("pipe2: %w", err)
 	}
-	err := fillPipe(p.fd[1], r, ends, e)
-	if err == nil {
-		if own := giveTo(p.fd[1], r.UID, r.GID); own != nil {
-			e.Warn("pipe:[%d]: %v", r.Ino, own) // matters only to who opens it again through /proc
-		}
-		err = unix.Fchmod(p.fd[1], r.Mode&07777)
-	}
-	if err != nil {
-		p.Close() // never used
+	if err := fillPipe(p.fd[1], r, ends, e); err != nil {
+		unix.Close(p.fd[0]) // never used
+		unix.Close(p.fd[1])
 		return nil, err
 	}
 	return &p, nil

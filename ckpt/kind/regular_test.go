@@ -232,6 +232,36 @@ func TestRegularSpecial(t *testing.T) {
 	roundTrip(t, open(t, "/sys/kernel/mm/transparent_hugepage/enabled", unix.O_RDONLY))
 }
 
+// TestOwnMount reads a mountinfo; a question to the mount itself would never be answered.
+func TestOwnMount(t *testing.T) {
+	info := []byte("27 1 0:25 / / rw - ext4 /dev/root rw\n" +
+		"61 27 0:50 / /mnt/ckpt rw,nosuid shared:9 - fuse.ckptfs ckptfs rw\n62 27 0:51 / /mnt/ssh rw - fuse.sshfs host: rw\n")
+	if !isOwn(info, 61) || isOwn(info, 62) || isOwn(info, 99) || isOwn([]byte("damaged"), 61) {
+		t.Error("wrong")
+	}
+}
+
+// TestSpecialFilesystems opens a directory of each that is mounted here.
+func TestSpecialFilesystems(t *testing.T) {
+	for path, words := range map[string]string{
+		"/sys/kernel/debug": "debugfs and tracefs", "/sys/kernel/tracing": "debugfs and tracefs",
+		"/sys/kernel/security": "security module", "/sys/fs/bpf": "bpffs", "/sys/kernel/config": "configfs", "/dev/mqueue": "message queues",
+	} {
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == unix.ENOENT {
+			continue // this kernel has none
+		}
+		must(t, err)
+		defer unix.Close(fd)
+		s := newStage(t)
+		f := s.add(fd)[0]
+		if fs := fsType(f); fs == unix.SYSFS_MAGIC || fs == unix.TMPFS_MAGIC {
+			continue // only the mount point is here
+		}
+		refused(t, s.check(), words)
+	}
+}
+
 func TestRegularHint(t *testing.T) {
 	fd := open(t, file(t, filepath.Join(t.TempDir(), "f"), "x"), unix.O_RDWR)
 	if writeHint(fd) != 0 {

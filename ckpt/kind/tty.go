@@ -17,7 +17,8 @@ type terminal struct{}
 
 type terminalRec struct {
 	identity
-	UID uint32 `cbor:"8,keyasint"`
+	UID  uint32 `cbor:"8,keyasint"`
+	Gone bool   `cbor:"9,keyasint,omitempty"` // hung up at the checkpoint: whatever has its path since is another terminal
 }
 
 func (terminal) Name() string { return "tty" }
@@ -61,7 +62,7 @@ func (terminal) Check(f *Found, s *Scene) []image.Finding {
 
 func (terminal) Dump(f *Found, s *Scene, rec *image.File) error {
 	path, st := realTerminal(f, s)
-	r := terminalRec{identity: identify(st), UID: st.Uid}
+	r := terminalRec{identity: identify(st), UID: st.Uid, Gone: st.Nlink == 0}
 	r.Size, r.MTime = 0, 0 // they change with every key
 	rec.Path = path
 	return encodeRec(rec, &r)
@@ -106,7 +107,7 @@ func (terminal) Open(rec *image.File, e *Env) (int, error) {
 // and never makes it anybody's controlling terminal.
 func (r *terminalRec) reattach(rec *image.File) (int, bool) {
 	var st unix.Stat_t
-	if err := unix.Stat(rec.Path, &st); err != nil || !r.same(&st) || r.Rdev == unix.Mkdev(5, 0) {
+	if err := unix.Stat(rec.Path, &st); err != nil || r.Gone || !r.same(&st) || r.Rdev == unix.Mkdev(5, 0) {
 		return -1, false
 	}
 	fd, now, err := openPath(rec, &r.identity)

@@ -2,7 +2,9 @@ package kind
 
 import (
 	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -85,6 +87,61 @@ func TestTerminalGone(t *testing.T) {
 			watch(t, ep, got[1], unix.EPOLLIN, 0) // /dev/null could not be watched
 			wantWords(t, strings.Join(s.warned, "\n"), "is gone or belongs to someone else")
 		})
+	}
+}
+
+// TestTerminalHungUp: a new terminal that has got the old one's number is not the old one.
+func TestTerminalHungUp(t *testing.T) {
+	master, path := newTerminal(t)
+	fd := open(t, path, unix.O_RDWR|unix.O_NOCTTY)
+	gone(t, master)
+	s := newStage(t)
+	s.add(fd)
+	rec := s.dump()[0]
+	if rec.Path != path {
+		t.Errorf("path %q", rec.Path)
+	}
+	var r terminalRec
+	must(t, decodeRec(&rec, &r))
+	if _, ok := r.reattach(&rec); !r.Gone || ok {
+		t.Errorf("%+v: reattached: %v", r, ok)
+	}
+}
+
+// TestTerminalControlling: /dev/tty stands for the terminal of its session.
+func TestTerminalControlling(t *testing.T) {
+	_, path := newTerminal(t)
+	slave, err := os.OpenFile(path, unix.O_RDWR|unix.O_NOCTTY, 0)
+	must(t, err)
+	defer slave.Close()
+	cmd := exec.Command("sh", "-c", "exec </dev/tty; echo ready >&2; exec sleep 60")
+	cmd.Stdin = slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	stderr, err := cmd.StderrPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	_, err = stderr.Read(make([]byte, 9))
+	must(t, err)
+	pidfd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+	must(t, err)
+	defer unix.Close(pidfd)
+	fd, err := unix.PidfdGetfd(pidfd, 0, 0)
+	must(t, err)
+	defer unix.Close(fd)
+	s := newStage(t)
+	f := s.add(fd)[0]
+	if f.Link != "/dev/tty" {
+		t.Fatalf("link %q", f.Link)
+	}
+	if rec := s.dump()[0]; rec.Path != path {
+		t.Errorf("path %q, want %q", rec.Path, path)
+	}
+	got, err := s.open()
+	must(t, err)
+	if link, _ := os.Readlink("/proc/self/fd/" + itoa(got[0])); link != path {
+		t.Errorf("link %q", link)
 	}
 }
 

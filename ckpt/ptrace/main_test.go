@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,15 +23,33 @@ func TestMain(m *testing.M) {
 	case "gotarget":
 		goTargetMain()
 	}
-	os.Exit(m.Run())
+	dir, err := os.MkdirTemp("", "ptrace")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	programs.dir = dir
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
 }
 
-// compile builds testdata/NAME.c.
-func compile(t *testing.T, name string, flags ...string) string {
+// programs are the compiled targets.
+var programs struct {
+	sync.Mutex
+	dir string
+}
+
+// compile builds testdata/NAME.c, once for all tests.
+func compile(t *testing.T, name string) string {
 	t.Helper()
-	out := filepath.Join(t.TempDir(), name)
-	args := append([]string{"-O1", "-o", out, "testdata/" + name + ".c", "-lpthread"}, flags...)
-	if b, err := exec.Command("gcc", args...).CombinedOutput(); err != nil {
+	programs.Lock()
+	defer programs.Unlock()
+	out := filepath.Join(programs.dir, name)
+	if _, err := os.Stat(out); err == nil {
+		return out
+	}
+	if b, err := exec.Command("gcc", "-O1", "-o", out, "testdata/"+name+".c", "-lpthread").CombinedOutput(); err != nil {
 		t.Fatalf("gcc %s: %v\n%s", name, err, b)
 	}
 	return out

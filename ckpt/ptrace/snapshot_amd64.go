@@ -158,16 +158,29 @@ func (r *Remote) cloneUnlimited(flags uint64) (*Thread, int, error) {
 	if !errors.Is(err, unix.EAGAIN) {
 		return h, nspid, err
 	}
-	var old unix.Rlimit
-	inf := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
-	if unix.Prlimit(r.pid, unix.RLIMIT_NPROC, &inf, &old) != nil {
-		return nil, 0, err // not allowed: the first error says it
+	old, ok := r.liftLimit()
+	if !ok {
+		return nil, 0, err // pids.max, or not allowed: the first error says it
 	}
 	h, nspid, err = r.Clone(unix.SYS_CLONE, flags, 0, 0, 0, 0)
 	if e := unix.Prlimit(r.pid, unix.RLIMIT_NPROC, &old, nil); e != nil {
 		err = errors.Join(err, fmt.Errorf("pid %d: set RLIMIT_NPROC back to %d: %w", r.pid, old.Cur, e))
 	}
 	return h, nspid, err
+}
+
+// liftLimit lifts the target's RLIMIT_NPROC as far as we may and returns what it was.
+func (r *Remote) liftLimit() (old unix.Rlimit, ok bool) {
+	if unix.Prlimit(r.pid, unix.RLIMIT_NPROC, nil, &old) != nil {
+		return old, false
+	}
+	for _, most := range []uint64{unix.RLIM_INFINITY, old.Max} { // beyond Max it takes CAP_SYS_RESOURCE
+		l := unix.Rlimit{Cur: most, Max: most}
+		if most > old.Cur && unix.Prlimit(r.pid, unix.RLIMIT_NPROC, &l, nil) == nil {
+			return old, true
+		}
+	}
+	return old, false
 }
 
 // copyFrom makes the copy a child of the helper.

@@ -76,6 +76,9 @@ func seizeError(tid int, err error) error {
 		return &GoneError{TID: tid, Doing: "seize it"}
 	}
 	if n, _ := strconv.Atoi(by); n != 0 { // not a number: not traced
+		if tgid, err := statusField(n, "Tgid"); err == nil { // the kernel names a thread
+			n, _ = strconv.Atoi(tgid)
+		}
 		return &TracedError{TID: tid, By: n, Comm: comm(n)}
 	}
 	if st, _ := statusField(tid, "State"); st == "" || strings.ContainsAny(st[:1], "ZX") {

@@ -3,6 +3,7 @@ package ptrace
 import (
 	"errors"
 	"runtime"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -87,13 +88,19 @@ func (t *Tracer) Do(f func() error) error {
 
 // Close ends the tracing thread. The kernel detaches every tracee that is left, whatever
 // it is doing (those seized with PTRACE_O_EXITKILL are killed). It must not be called
-// while another goroutine calls Do.
+// inside Do, nor while another goroutine calls Do.
 func (t *Tracer) Close() {
 	select {
 	case <-t.done:
 	default:
 		close(t.jobs)
 		<-t.done
+	}
+	// The tracees are detached when the thread is gone, some µs after its goroutine.
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(50 * time.Microsecond) {
+		if unix.Tgkill(unix.Getpid(), t.tid, 0) != nil {
+			return
+		}
 	}
 }
 

@@ -13,10 +13,12 @@ import (
 
 // checker collects the findings about one process.
 type checker struct {
-	pid      int
-	tids     []int // the leader first
-	status   procfs.Status
-	findings func(image.Finding)
+	pid         int
+	tids        []int // the leader first
+	status      procfs.Status
+	personality uint32 // of the leader
+	labelled    bool   // some security module keeps labels
+	findings    func(image.Finding)
 }
 
 // Check lists what of a process and its threads cannot be kept: kernel threads, zombies
@@ -55,6 +57,9 @@ func (c *checker) check() (err error) {
 		return nil
 	}
 	if c.tids, err = threads(c.pid); err != nil {
+		return err
+	}
+	if c.personality, err = readPersonality(c.pid, 0); err != nil {
 		return err
 	}
 	for _, f := range []func() error{c.namespaces, c.labels, c.dirs, c.program, c.aio, c.mempolicy, c.undo, c.timers, c.losses} {

@@ -98,7 +98,7 @@ func TestNoImages(t *testing.T) {
 		{"zeros", make([]byte, 1<<20)},
 		{"empty", nil},
 	} {
-		refused(t, nil, r, c.bytes, c.name, "not an image")
+		refused(t, nil, r, c.bytes, c.name, "not a ckptfs image")
 		if len(c.bytes) == 0 {
 			continue // an empty file that is closed may still be written
 		}
@@ -260,7 +260,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	t.Cleanup(func() { unix.Unmount(small, unix.MNT_DETACH) })
 	m := harness.NewMount(t)
-	r := harness.Start(t, "ram", "32")
+	r := harness.Start(t, "pause", "32") // its memory does not compress
 
 	fails(t, []string{"cp", m.Image(r), filepath.Join(small, "image")}, "no space left")
 	r.Alive()

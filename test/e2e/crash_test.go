@@ -18,7 +18,8 @@ var victims = []program{
 	{name: "single thread with a timer", prog: "timers"},
 	{name: "registers", prog: "cpu"},
 	{name: "threads on mutexes", prog: "threads", args: []string{"8"}},
-	{name: "sees its children", prog: "lonely"},
+	{name: "asks for children", prog: "lonely", args: []string{"killed"}},
+	{name: "blocked in system calls", prog: "blocked", args: []string{"100000"}},
 	{name: "go", prog: "godaemon"},
 }
 

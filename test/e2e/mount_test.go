@@ -94,7 +94,7 @@ func TestWriters(t *testing.T) {
 			}
 			r.Restored()
 			before.Diff(t, r.Look(), "after a restore by "+tool.name)
-			harness.Say(t, "status", m.Status("by-"+tool.name), "running", itoa(r.PID))
+			harness.Say(t, "status", m.Status("by-"+tool.name), `"restored"`, itoa(r.PID))
 			r.Pass(true)
 		})
 	}

@@ -104,7 +104,7 @@ func (p *Program) DumpTo(image string, args ...string) {
 	p.t.Helper()
 	argv := append([]string{run.binary, "dump", fmt.Sprint(p.PID), "-o", image}, args...)
 	Must(p.t, argv...)
-	if fi, err := os.Stat(image); err != nil || fi.Size() == 0 {
+	if fi, err := os.Stat(image); err != nil || fi.Mode().IsRegular() && fi.Size() == 0 {
 		p.t.Fatalf("dump succeeded without an image: %v", err)
 	}
 }
@@ -132,12 +132,17 @@ func Background(t testing.TB, c *exec.Cmd) {
 	if err := start(c); err != nil {
 		t.Fatal(err)
 	}
+	done := make(chan struct{})
+	go func() {
+		wait(c) // at once: a zombie of ours would hide the orphans behind it from the reaper
+		close(done)
+	}()
 	t.Cleanup(func() {
 		if c.SysProcAttr != nil && (c.SysProcAttr.Setsid || c.SysProcAttr.Setpgid) {
 			unix.Kill(-c.Process.Pid, unix.SIGKILL)
 		}
 		c.Process.Kill()
-		wait(c) // the status of a killed command says nothing
+		<-done
 	})
 }
 

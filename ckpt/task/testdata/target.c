@@ -172,7 +172,7 @@ static void setattr(struct attr a) {
 static void one_cpu(void) {
 	cpu_set_t one;
 	CPU_ZERO(&one);
-	CPU_SET(1, &one);
+	CPU_SET(0, &one);
 	CHECK(sched_setaffinity(0, sizeof one, &one));
 }
 
@@ -199,6 +199,20 @@ static void seccomp(void) {
 
 static const char *thread_does;
 
+// wait_for_leader waits until the first thread has ended.
+static void wait_for_leader(void) {
+	char buf[512] = "";
+	while (!strstr(buf, ") Z")) {
+		usleep(1000);
+		int fd = open("/proc/self/stat", O_RDONLY);
+		CHECK(fd);
+		CHECK(read(fd, buf, sizeof buf - 1));
+		close(fd);
+	}
+	puts("ready");
+	fflush(stdout);
+}
+
 static void *thread(void *x) {
 	if (!strcmp(thread_does, "own-fs"))
 		CHECK(unshare(CLONE_FS));
@@ -216,7 +230,7 @@ static void *thread(void *x) {
 	} else if (!strcmp(thread_does, "thread-policy"))
 		CHECK(syscall(SYS_set_mempolicy, 2, &(unsigned long){1}, 64));
 	else if (!strcmp(thread_does, "zombie-leader"))
-		puts("ready"), fflush(stdout);
+		wait_for_leader();
 	if (strcmp(thread_does, "zombie-leader"))
 		pthread_barrier_wait(x);
 	for (;;)
