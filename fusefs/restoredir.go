@@ -271,6 +271,12 @@ func (n *uploadNode) Setattr(_ context.Context, _ fs.FileHandle, in *fuse.SetAtt
 	return 0
 }
 
+// Setxattr says what a filesystem without access control lists says, which cp -a and install
+// take for an answer.
+func (n *uploadNode) Setxattr(context.Context, string, []byte, uint32) syscall.Errno {
+	return syscall.EOPNOTSUPP
+}
+
 func (n *uploadNode) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		n.u.mu.Lock()

@@ -107,6 +107,8 @@ func (u *upload) write(data []byte, off int64) error {
 		return failf(syscall.EBUSY, "%s is being restored", u.name)
 	case u.state == uploadFailed && u.spool != nil: // refused in mid-upload
 		return u.err
+	case u.state == uploadRestored && off > 0 && off == u.size: // a writer that goes on
+		return u.writeBehind(data)
 	case u.over():
 		u.reset()
 	}
@@ -124,6 +126,18 @@ func (u *upload) write(data []byte, off int64) error {
 		u.fail(err)
 		return err
 	}
+	return nil
+}
+
+// writeBehind takes what comes after an image that was complete, and restored, at an earlier
+// close: zeros are padding, as at the end of any image.
+func (u *upload) writeBehind(data []byte) error {
+	for _, b := range data {
+		if b != 0 {
+			return failf(syscall.EINVAL, "%s was complete and is restored; what is written behind its end is no padding", u.name)
+		}
+	}
+	u.size += int64(len(data))
 	return nil
 }
 

@@ -55,6 +55,7 @@ func waitPIDs(ctx context.Context, want map[int]bool, deadline time.Time) error 
 // takenPID returns the first of the ids that is in use, or nil. Those of living processes
 // come before others.
 func takenPID(want map[int]bool) (*PIDTakenError, error) {
+	var late *PIDTakenError
 	for pid := range want {
 		st, err := readStat(pid)
 		if errors.Is(err, os.ErrNotExist) {
@@ -63,11 +64,35 @@ func takenPID(want map[int]bool) (*PIDTakenError, error) {
 		if err != nil {
 			return nil, err
 		}
-		if st.State != 'Z' && st.State != 'X' {
+		switch {
+		case st.State == 'Z' || st.State == 'X':
+		case ending(pid, &st):
+			late = holder(pid, "by a process that is about to end,")
+		default:
 			return holder(pid, ""), nil
 		}
 	}
+	if late != nil {
+		return late, nil
+	}
 	return indirectlyTaken(want)
+}
+
+// pfExiting is PF_EXITING of linux/sched.h, in the flags of /proc/PID/stat.
+const pfExiting = 4
+
+// ending reports whether a process or thread has begun to exit, or has been killed and will
+// as soon as it runs: the tree that was just checkpointed and killed may be like that.
+func ending(pid int, st *procfs.Stat) bool {
+	if st.Flags&pfExiting != 0 {
+		return true
+	}
+	b, err := os.ReadFile(procPath(pid, "status"))
+	if err != nil {
+		return isGone(err)
+	}
+	status, err := procfs.ParseStatus(b)
+	return err == nil && (status.SigPnd|status.ShdPnd)&(1<<(unix.SIGKILL-1)) != 0
 }
 
 // indirectlyTaken looks for ids whose processes have ended, or that are only the number of a

@@ -188,7 +188,7 @@ func (g *collection) markTree(t root) error {
 	return g.s.walkLeaves(span{t.Hash, t.Size}, t.Level, g.seen, g.markLeaf)
 }
 
-// seen marks a node and reports whether it was marked before; all below it is then too.
+// seen marks a node and reports whether GC was there before and follows it already.
 func (g *collection) seen(h *Hash) (bool, error) {
 	if err := g.ctx.Err(); err != nil {
 		return false, err
@@ -261,7 +261,7 @@ func (g *collection) count() error {
 			if !more {
 				break
 			}
-			if g.s.ix.marks.has(r, it.pos) {
+			if g.s.ix.marks.alive[r].has(it.pos) {
 				g.live[it.loc.p] += int64(it.loc.stored)
 			}
 		}
@@ -367,7 +367,7 @@ func (g *collection) alive(p *pack, e *entry) (bool, error) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	_, r, pos, ok, err := x.findRun(&e.hash, func(l loc, _ *run, _ int) bool { return l.p == p && l.off == e.off })
-	return ok && x.marks.has(r, pos), err
+	return ok && x.marks.alive[r].has(pos), err
 }
 
 // copyChunk writes a chunk of p into a pack of ours, as it is stored, if it is whole.

@@ -33,26 +33,32 @@ type index struct {
 	marks  *marks // what a running GC found alive
 }
 
-// marks is one bit per entry of every run that a GC looks at.
-type marks struct{ bits map[*run][]uint32 }
+// marks tells what a running GC knows of every entry of the runs, a bit for each.
+type marks struct {
+	alive map[*run]bitmap // somebody refers to it
+	// walked: GC itself got there and follows what the entry, as a node, refers to. A node
+	// that is only alive was put by an ingest, whose chunks GC may not have come to yet.
+	walked map[*run]bitmap
+}
+
+type bitmap []uint32
 
 func newMarks(runs []*run) *marks {
-	m := &marks{bits: make(map[*run][]uint32, len(runs))}
+	m := &marks{alive: make(map[*run]bitmap, len(runs)), walked: make(map[*run]bitmap, len(runs))}
 	for _, r := range runs {
-		m.bits[r] = make([]uint32, (r.n+31)/32)
+		m.alive[r] = make(bitmap, (r.n+31)/32)
+		m.walked[r] = make(bitmap, (r.n+31)/32)
 	}
 	return m
 }
 
-// set marks an entry and reports whether it was marked before.
-func (m *marks) set(r *run, pos int) bool {
+// set sets a bit and reports whether it was set before.
+func (b bitmap) set(pos int) bool {
 	bit := uint32(1) << (pos & 31)
-	return atomic.OrUint32(&m.bits[r][pos/32], bit)&bit != 0
+	return atomic.OrUint32(&b[pos/32], bit)&bit != 0
 }
 
-func (m *marks) has(r *run, pos int) bool {
-	return atomic.LoadUint32(&m.bits[r][pos/32])&(1<<(pos&31)) != 0
-}
+func (b bitmap) has(pos int) bool { return atomic.LoadUint32(&b[pos/32])&(1<<(pos&31)) != 0 }
 
 func newIndex() *index {
 	return &index{mem: map[Hash]loc{}, fresh: map[*pack]struct{}{}, queued: map[Hash]*job{}, bad: map[place]struct{}{}}
@@ -101,15 +107,15 @@ func (x *index) reuse(h *Hash) (bool, error) {
 		return true, nil
 	}
 	_, r, pos, ok, err := x.findRun(h, func(l loc, r *run, pos int) bool {
-		return x.usable(l) && (!l.p.condemned.Load() || x.marks == nil || x.marks.has(r, pos))
+		return x.usable(l) && (!l.p.condemned.Load() || x.marks == nil || x.marks.alive[r].has(pos))
 	})
 	if ok && x.marks != nil {
-		x.marks.set(r, pos)
+		x.marks.alive[r].set(pos)
 	}
 	return ok, err
 }
 
-// mark tells a running GC that a chunk is alive and reports whether it knew. Chunks that
+// mark is how GC enters that a chunk is alive; it reports whether GC was there before. Chunks that
 // only memory knows are younger than the GC and none of its business.
 func (x *index) mark(h *Hash) (known, found bool, err error) {
 	x.mu.RLock()
@@ -124,7 +130,8 @@ func (x *index) mark(h *Hash) (known, found bool, err error) {
 	if !ok || err != nil {
 		return false, false, err
 	}
-	return x.marks.set(r, pos), true, nil
+	x.marks.alive[r].set(pos)
+	return x.marks.walked[r].set(pos), true, nil
 }
 
 // enqueue joins an ingest to the job that is about to store h, or makes j that job. It

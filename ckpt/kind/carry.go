@@ -101,15 +101,11 @@ func carry(f *Found, s *Scene, rec *image.File) (*carried, error) {
 
 // first returns the first of the tree's open file descriptions of the inode of f.
 func first(f *Found, s *Scene) *Found {
-	for _, g := range s.Files {
-		if sameInode(f, g) && g.Flags&unix.O_PATH == 0 {
-			return g
-		}
+	if all := s.sharing(f); len(all) > 0 {
+		return all[0]
 	}
 	return f
 }
-
-func sameInode(f, g *Found) bool { return f.Stat.Dev == g.Stat.Dev && f.Stat.Ino == g.Stat.Ino }
 
 // openCarried makes the deleted file of rec, or opens it anew if another record of
 // it came first.
@@ -131,6 +127,7 @@ func openCarried(rec *image.File, r *regularRec, e *Env) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("deleted file %s: %w", rec.Path, err)
 	}
+	setWriteHint(fd, r.Hint, rec.Path, e)
 	return fd, nil
 }
 

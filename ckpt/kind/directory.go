@@ -77,7 +77,7 @@ func openByPath(rec *image.File, e *Env, j judge) (int, error) {
 	if fd, err = finished(fd, rec.Flags, 0, rec.Pos); err != nil {
 		return -1, fmt.Errorf("open file %s: %w", rec.Path, err)
 	}
-	if warn != "" {
+	if warn = once(e, warn); warn != "" {
 		e.Warn("%s", warn)
 	}
 	return fd, nil
@@ -97,7 +97,7 @@ func checkOpenByPath(rec *image.File, e *Env, j judge) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return warn, mayOpen(rec.Path, rec.Flags)
+	return once(e, warn), mayOpen(rec.Path, rec.Flags)
 }
 
 func (id *identity) judgeBy(j judge, rec *image.File, now *unix.Stat_t, strict bool) (string, error) {

@@ -91,7 +91,7 @@ func (fifo) CheckOpen(rec *image.File, e *Env) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return warn, mayOpen(rec.Path, rec.Flags)
+	return once(e, warn), mayOpen(rec.Path, rec.Flags)
 }
 
 // judge compares a fifo with the record.
@@ -143,7 +143,7 @@ func openHolder(rec *image.File, r *pipeRec, e *Env) (*fifoHolder, error) {
 	if err != nil {
 		return nil, err
 	}
-	if warn != "" {
+	if warn = once(e, warn); warn != "" {
 		e.Warn("%s", warn)
 	}
 	fd, err := unix.Open(rec.Path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)

@@ -179,8 +179,10 @@ func TestFifoChanged(t *testing.T) {
 	must(t, unix.Stat(path, &now))
 	if now.Ino != s.scene.Files[0].Stat.Ino {
 		sameVerdict(t, "CheckOpen", warn, err, "was replaced", "")
-		_, err := s.open()
+		clear(s.env.Shared)
+		got, err := fifo{}.Open(&recs[0], s.env)
 		must(t, err)
+		unix.Close(got)
 		wantWords(t, strings.Join(s.warned, "\n"), "was replaced")
 	}
 }

@@ -100,6 +100,9 @@ func dup(fd int) (int, error) {
 	return n, nil
 }
 
+// What the kernel lets nobody read is not kept: posix_fadvise(2) and readahead, which only
+// steer caching, and F_NOTIFY of a directory.
+
 // finished returns fd once its status flags and position are as recorded, or closes it.
 func finished(fd int, flags, ignore uint32, pos int64) (int, error) {
 	err := setPos(fd, pos)

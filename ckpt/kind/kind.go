@@ -98,6 +98,24 @@ type Scene struct {
 	Segment func(f *Found) (image.ObjRef, error)
 	// Root leads from here to the root directory of the tree: "/", or /proc/PID/root.
 	Root string
+
+	inodes map[[2]uint64][]*Found // Files by device and inode, see sharing
+	sorted int                    // how many of Files are in it
+}
+
+// sharing returns every open file description of the inode of f, f among them if it is one of
+// Files, in their order; those opened with O_PATH do not count.
+func (s *Scene) sharing(f *Found) []*Found {
+	if s.sorted != len(s.Files) {
+		s.inodes, s.sorted = map[[2]uint64][]*Found{}, len(s.Files)
+		for _, g := range s.Files {
+			if g.Flags&unix.O_PATH == 0 {
+				key := [2]uint64{g.Stat.Dev, g.Stat.Ino}
+				s.inodes[key] = append(s.inodes[key], g)
+			}
+		}
+	}
+	return s.inodes[[2]uint64{f.Stat.Dev, f.Stat.Ino}]
 }
 
 // Finding starts a finding about f with its first slot filled in.

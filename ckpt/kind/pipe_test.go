@@ -308,6 +308,17 @@ func TestPipeHostile(t *testing.T) {
 	}
 }
 
+// TestPipeAsync: O_ASYNC is a status flag as any other; who gets the signal is the driver's part.
+func TestPipeAsync(t *testing.T) {
+	r, w := newPipe(t, 0, 65536, nil)
+	_, err := unix.FcntlInt(uintptr(r), unix.F_SETFL, unix.O_ASYNC|unix.O_NONBLOCK)
+	must(t, err)
+	_, got := roundTrip(t, r, w)
+	if flagsOf(t, got[0])&unix.O_ASYNC == 0 {
+		t.Error("O_ASYNC is lost")
+	}
+}
+
 func TestPipeOwner(t *testing.T) {
 	r, w := newPipe(t, 0, 65536, nil)
 	must(t, unix.Fchown(r, 1234, 1235))

@@ -35,10 +35,8 @@ func (p *pipeEnds) add(flags uint32) {
 func endsOf(f *Found, s *Scene) pipeEnds {
 	var p pipeEnds
 	p.add(f.Flags)
-	for _, g := range s.Files {
-		if sameInode(f, g) {
-			p.add(g.Flags)
-		}
+	for _, g := range s.sharing(f) {
+		p.add(g.Flags)
 	}
 	return p
 }
@@ -125,8 +123,8 @@ func describePipe(f *Found, s *Scene, rec *image.File) (*pipeRec, error) {
 
 // readEnd returns a descriptor of the pipe f that can read.
 func readEnd(f *Found, s *Scene) int {
-	for _, g := range s.Files {
-		if sameInode(f, g) && readable(g.Flags) {
+	for _, g := range s.sharing(f) {
+		if readable(g.Flags) {
 			return g.FD
 		}
 	}

@@ -79,7 +79,7 @@ func (regular) Open(rec *image.File, e *Env) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("open file %s: %w", rec.Path, err)
 	}
-	if warn != "" {
+	if warn = once(e, warn); warn != "" {
 		e.Warn("%s", warn)
 	}
 	setWriteHint(fd, r.Hint, rec.Path, e)
@@ -102,7 +102,7 @@ func (regular) CheckOpen(rec *image.File, e *Env) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return warn, mayOpen(rec.Path, rec.Flags)
+	return once(e, warn), mayOpen(rec.Path, rec.Flags)
 }
 
 // judge compares what the path leads to now with the record. fd is the opened file, or -1

@@ -100,6 +100,10 @@ func TestRegularChanged(t *testing.T) {
 				}
 				warn, err := regular{}.CheckOpen(&recs[0], s.env)
 				sameVerdict(t, "CheckOpen", warn, err, c.warn, wantErr)
+				if warn, _ := (regular{}).CheckOpen(&recs[0], s.env); warn != "" {
+					t.Errorf("said twice: %s", warn)
+				}
+				clear(s.env.Shared) // as if CheckOpen had seen nothing
 				got, err := regular{}.Open(&recs[0], s.env)
 				if err == nil {
 					defer unix.Close(got)
@@ -263,6 +267,14 @@ func TestSpecialFilesystems(t *testing.T) {
 }
 
 func TestRegularHint(t *testing.T) {
+	path := file(t, filepath.Join(t.TempDir(), "deleted"), "x")
+	ghost := open(t, path, unix.O_RDWR)
+	must(t, os.Remove(path))
+	setWriteHint(ghost, 2, path, newStage(t).env)
+	_, ghosts := roundTrip(t, ghost)
+	if h := writeHint(ghosts[0]); h != 2 {
+		t.Errorf("hint %d of a deleted file", h)
+	}
 	fd := open(t, file(t, filepath.Join(t.TempDir(), "f"), "x"), unix.O_RDWR)
 	if writeHint(fd) != 0 {
 		t.Fatal("a new file has a hint")

@@ -18,6 +18,17 @@ func shared[T any](e *Env, key string, create func() (T, error)) (T, error) {
 	return v, err
 }
 
+// once is warn, or "" if it was said before: for another description of the same file, or by
+// CheckOpen.
+func once(e *Env, warn string) string {
+	key := "said: " + warn
+	if _, ok := e.Shared[key]; ok {
+		return ""
+	}
+	e.Shared[key] = true
+	return warn
+}
+
 // inodeKey is a key of Env.Shared for one inode of the machine where the image was taken.
 func inodeKey(kind string, dev, ino uint64) string {
 	return fmt.Sprintf("%s %d:%d/%d", kind, unix.Major(dev), unix.Minor(dev), ino)

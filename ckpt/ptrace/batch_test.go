@@ -242,7 +242,7 @@ func TestFindHole(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 100 {
-		a, err := findHole(os.Getpid(), scratchSize)
+		a, err := findHole(os.Getpid(), maps, scratchSize)
 		if err != nil || a%pageSize != 0 {
 			t.Fatalf("%#x, %v", a, err)
 		}

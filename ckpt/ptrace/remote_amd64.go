@@ -30,7 +30,8 @@ type Remote struct {
 	th *Thread // that has foreign registers; nil: none
 	st *State  // what it goes on with
 
-	// In a target: where its frame goes.
+	// In a target: its mappings when we came, and where its frame goes.
+	maps   []vma
 	vdso   *vdso
 	frame  *frame
 	dirty  bool // the tail of the vdso is not as the kernel made it
@@ -56,12 +57,15 @@ func NewRemote(pid int) (*Remote, error) {
 	if err != nil {
 		return nil, err
 	}
-	v, err := findVDSO(pid, mem)
+	r := &Remote{Timeout: callTimeout, pid: pid, mem: mem}
+	if r.maps, err = readMaps(pid); err == nil {
+		r.vdso, err = findVDSO(pid, mem, r.maps)
+	}
 	if err != nil {
 		mem.Close()
 		return nil, err
 	}
-	return &Remote{Timeout: callTimeout, pid: pid, mem: mem, vdso: v}, nil
+	return r, nil
 }
 
 // Mem is the process's memory, /proc/PID/mem.
@@ -81,6 +85,9 @@ func (r *Remote) Enter(th *Thread, st *State) error {
 	f, err := buildFrame(st, addr, room, r.scratch.addr)
 	if err != nil {
 		return fmt.Errorf("thread %d: %w", th.TID, err)
+	}
+	if err := th.suspendSeccomp(); err != nil {
+		return err
 	}
 	r.dirty = true
 	if err := r.write(th.t, f.bytes, f.addr); err != nil {
@@ -123,7 +130,7 @@ func (r *Remote) Leave() error {
 		return r.lost(errors.Join(err, e))
 	}
 	r.th, r.st = nil, nil
-	return err
+	return errors.Join(err, th.resumeSeccomp())
 }
 
 // lost handles a thread that could not be put back. If it is alive (a call that hangs)
@@ -139,7 +146,7 @@ func (r *Remote) lost(err error) error {
 // Syscall carries out one system call in the entered thread and returns its result; the
 // error is a unix.Errno if the call itself failed.
 func (r *Remote) Syscall(nr uintptr, args ...uint64) (uint64, error) {
-	ret, _, err := r.callAt(stubCall, nr, args)
+	ret, _, err := r.callAt(stubCall, nr, args, r.deadline())
 	return ret, err
 }
 
@@ -147,7 +154,11 @@ func (r *Remote) Syscall(nr uintptr, args ...uint64) (uint64, error) {
 // children (PTRACE_O_TRACECLONE, …). It returns the child in its first stop, before it has
 // run anything, and its id as the process sees it.
 func (r *Remote) Clone(nr uintptr, args ...uint64) (th *Thread, nsid int, err error) {
-	ret, child, err := r.callAt(stubClone, nr, args)
+	return r.cloneUntil(r.deadline(), nr, args)
+}
+
+func (r *Remote) cloneUntil(deadline time.Time, nr uintptr, args []uint64) (th *Thread, nsid int, err error) {
+	ret, child, err := r.callAt(stubClone, nr, args, deadline)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -155,7 +166,7 @@ func (r *Remote) Clone(nr uintptr, args ...uint64) (th *Thread, nsid int, err er
 		return nil, int(ret), fmt.Errorf("pid %d: %s made %d, which is not traced", r.pid, callName(nr), ret)
 	}
 	th = r.th.child(child)
-	_, err = th.WaitStop(r.deadline())
+	_, err = th.WaitStop(deadline)
 	return th, int(ret), err
 }
 
@@ -169,7 +180,7 @@ func (th *Thread) child(tid int) *Thread {
 func (r *Remote) deadline() time.Time { return time.Now().Add(r.Timeout) }
 
 // callAt carries out a call through one of the entries of the stub.
-func (r *Remote) callAt(entry int, nr uintptr, args []uint64) (uint64, int, error) {
+func (r *Remote) callAt(entry int, nr uintptr, args []uint64, deadline time.Time) (uint64, int, error) {
 	if r.th == nil {
 		return 0, 0, fmt.Errorf("pid %d: %s: no thread is entered", r.pid, callName(nr))
 	}
@@ -178,7 +189,7 @@ func (r *Remote) callAt(entry int, nr uintptr, args []uint64) (uint64, int, erro
 		regs, rip = r.foreign(r.st), r.frame.code(entry)
 	}
 	setCall(&regs, rip, nr, args)
-	return r.th.call(&regs, r.deadline(), callName(nr))
+	return r.th.call(&regs, deadline, callName(nr))
 }
 
 // Close unmaps the scratch memory and puts the bytes of the vdso back; after it the

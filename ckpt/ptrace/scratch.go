@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,7 +30,7 @@ const (
 // never merges with a neighbour, and its address goes into the frame first, so that
 // whoever comes after our death knows whose it is.
 func (r *Remote) mapScratch() error {
-	addr, err := findHole(r.pid, scratchSize)
+	addr, err := findHole(r.pid, r.maps, scratchSize)
 	if err != nil {
 		return err
 	}
@@ -82,14 +83,10 @@ const (
 
 // findHole returns a random page-aligned address in the middle of the largest gap of the
 // address space: random, so that a later mapping of the target's own is never mistaken for ours.
-func findHole(pid, size int) (uint64, error) {
-	maps, err := readMaps(pid)
-	if err != nil {
-		return 0, err
-	}
+func findHole(pid int, maps []vma, size int) (uint64, error) {
 	var from, length uint64
 	prev := uint64(lowest)
-	for _, v := range append(maps, vma{start: highest, end: highest}) {
+	for _, v := range append(slices.Clip(maps), vma{start: highest, end: highest}) {
 		if end := min(v.start, highest); end > prev && end-prev > length {
 			from, length = prev, end-prev
 		}

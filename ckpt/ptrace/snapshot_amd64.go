@@ -138,7 +138,7 @@ func (r *Remote) singleClone(deadline time.Time) (*Snapshot, error) {
 // cloneHelper makes a child of the target, which is stopped, named and dies with us. The
 // child is returned also with an error, if there is one.
 func (r *Remote) cloneHelper(flags uint64, deadline time.Time) (*Thread, int, error) {
-	h, nspid, err := r.cloneUnlimited(flags)
+	h, nspid, err := r.cloneUnlimited(flags, deadline)
 	if h == nil {
 		return nil, 0, err
 	}
@@ -153,8 +153,8 @@ func (r *Remote) cloneHelper(flags uint64, deadline time.Time) (*Thread, int, er
 
 // cloneUnlimited clones, and lifts the target's limit of processes for the moment if
 // that is in the way.
-func (r *Remote) cloneUnlimited(flags uint64) (*Thread, int, error) {
-	h, nspid, err := r.Clone(unix.SYS_CLONE, flags, 0, 0, 0, 0)
+func (r *Remote) cloneUnlimited(flags uint64, deadline time.Time) (*Thread, int, error) {
+	h, nspid, err := r.cloneUntil(deadline, unix.SYS_CLONE, []uint64{flags})
 	if !errors.Is(err, unix.EAGAIN) {
 		return h, nspid, err
 	}
@@ -162,7 +162,7 @@ func (r *Remote) cloneUnlimited(flags uint64) (*Thread, int, error) {
 	if !ok {
 		return nil, 0, err // pids.max, or not allowed: the first error says it
 	}
-	h, nspid, err = r.Clone(unix.SYS_CLONE, flags, 0, 0, 0, 0)
+	h, nspid, err = r.cloneUntil(deadline, unix.SYS_CLONE, []uint64{flags})
 	if e := unix.Prlimit(r.pid, unix.RLIMIT_NPROC, &old, nil); e != nil {
 		err = errors.Join(err, fmt.Errorf("pid %d: set RLIMIT_NPROC back to %d: %w", r.pid, old.Cur, e))
 	}

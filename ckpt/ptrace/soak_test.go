@@ -259,20 +259,25 @@ func (s *soakTarget) checkClean(t *testing.T) {
 // checkUntouched fails the test if anything of ours is left in a process.
 func checkUntouched(t *testing.T, pid int) {
 	t.Helper()
-	own, _, err := readVDSO(os.Getpid(), nil)
+	own, err := ownVDSO()
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, _, err := readVDSO(pid, nil)
+	maps, err := readMaps(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem, err := openMem(pid, os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	got, _, err := readVDSO(pid, mem, maps)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if string(own) != string(got) {
 		t.Error("the vdso is not as it was")
-	}
-	maps, err := readMaps(pid)
-	if err != nil {
-		t.Fatal(err)
 	}
 	for _, v := range maps {
 		if isSharedAnon(v) || strings.HasPrefix(v.path, "/dev/zero") {

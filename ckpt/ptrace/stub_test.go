@@ -2,6 +2,7 @@ package ptrace
 
 import (
 	"bytes"
+	"os"
 	"strconv"
 	"testing"
 	"time"
@@ -19,7 +20,16 @@ func stubOf(t *testing.T, tr *Tracer, pid int, scratch uint64) (*Thread, *Remote
 	if _, err := th.WaitStop(time.Now().Add(time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	v, start, err := readVDSO(pid, nil)
+	maps, err := readMaps(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem, err := openMem(pid, os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	v, start, err := readVDSO(pid, mem, maps)
 	if err != nil {
 		t.Fatal(err)
 	}

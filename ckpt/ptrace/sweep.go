@@ -24,13 +24,9 @@ func (r *Remote) Sweep(pid int) error {
 
 // sweepMaps unmaps scratch mappings that are not this Remote's.
 func (r *Remote) sweepMaps(pid int) error {
-	maps, err := readMaps(pid)
-	if err != nil {
-		return fmt.Errorf("pid %d: look for leftovers: %w", pid, err)
-	}
-	noted := r.leftNote()
+	noted, maps := r.leftNote(), r.maps // which do not hold our own
 	for i, v := range maps {
-		if v.start == r.scratch.addr || !isSharedAnon(v) || !r.isLeftover(v, noted) {
+		if !isSharedAnon(v) || !r.isLeftover(v, noted) {
 			continue
 		}
 		end := v.end

@@ -21,18 +21,20 @@ type Thread struct {
 }
 
 // Seize attaches to the thread tid and asks it to stop; WaitStop waits until it has. options
-// are PTRACE_O_* (PTRACE_O_TRACESYSGOOD is always added, PTRACE_O_SUSPEND_SECCOMP if we
-// may). Without PTRACE_O_EXITKILL the thread survives us. Errors: *GoneError,
-// *TracedError, *SeccompError.
+// are PTRACE_O_*; PTRACE_O_TRACESYSGOOD is always added. Without PTRACE_O_EXITKILL the
+// thread survives us; with it, it is a process of our own making, which never runs its own
+// code under a filter, so its seccomp filters are suspended for good, if we may. Errors:
+// *GoneError, *TracedError.
 func (t *Tracer) Seize(tid int, options int) (*Thread, error) {
-	options |= unix.PTRACE_O_TRACESYSGOOD
-	th := &Thread{TID: tid, t: t, options: options | unix.PTRACE_O_SUSPEND_SECCOMP}
+	th := &Thread{TID: tid, t: t, options: options | unix.PTRACE_O_TRACESYSGOOD}
+	own := options&unix.PTRACE_O_EXITKILL != 0
+	if own {
+		th.options |= unix.PTRACE_O_SUSPEND_SECCOMP
+	}
 	err := t.ptrace(unix.PTRACE_SEIZE, tid, 0, uintptr(th.options))
-	if errors.Is(err, unix.EPERM) { // also: the option is not for us
-		th.options = options
-		if err = t.ptrace(unix.PTRACE_SEIZE, tid, 0, uintptr(options)); err == nil {
-			err = th.refuseSeccomp()
-		}
+	if own && errors.Is(err, unix.EPERM) { // the option needs CAP_SYS_ADMIN
+		th.options &^= unix.PTRACE_O_SUSPEND_SECCOMP
+		err = t.ptrace(unix.PTRACE_SEIZE, tid, 0, uintptr(th.options))
 	}
 	if err != nil {
 		return nil, seizeError(tid, err)
@@ -43,31 +45,34 @@ func (t *Tracer) Seize(tid int, options int) (*Thread, error) {
 	return th, nil
 }
 
-// refuseSeccomp lets a filtered thread go again: its filter would see our calls.
-func (th *Thread) refuseSeccomp() error {
-	mode, err := statusField(th.TID, "Seccomp")
-	if err != nil || mode == "0" || mode == "" {
-		return nil // unreadable: it is gone, which the next call will say
+// suspendSeccomp keeps the thread's filter from seeing our calls. It is for the time in
+// which only our code runs: else the target could do what its filter forbids.
+func (th *Thread) suspendSeccomp() error {
+	if th.options&unix.PTRACE_O_SUSPEND_SECCOMP != 0 {
+		return nil
 	}
-	if err := th.Interrupt(); err != nil {
+	err := th.SetOptions(th.options | unix.PTRACE_O_SUSPEND_SECCOMP)
+	if !errors.Is(err, unix.EPERM) {
 		return err
 	}
-	if _, err := th.WaitStop(time.Now().Add(time.Second)); err != nil {
-		return err
-	}
-	if err := th.Detach(); err != nil {
-		return err
+	if mode, err := statusField(th.TID, "Seccomp"); err != nil || mode == "0" || mode == "" {
+		return nil // no filter; or it is gone, which the next call will say
 	}
 	return &SeccompError{TID: th.TID}
+}
+
+// resumeSeccomp undoes suspendSeccomp.
+func (th *Thread) resumeSeccomp() error {
+	if th.options&unix.PTRACE_O_SUSPEND_SECCOMP == 0 {
+		return nil
+	}
+	th.options &^= unix.PTRACE_O_SUSPEND_SECCOMP
+	return th.SetOptions(th.options)
 }
 
 // seizeError says why a thread could not be seized. EPERM also means that it is a
 // zombie or that another traces it.
 func seizeError(tid int, err error) error {
-	var se *SeccompError
-	if errors.As(err, &se) {
-		return err
-	}
 	if !errors.Is(err, unix.EPERM) {
 		return wrap(tid, "seize it", err)
 	}

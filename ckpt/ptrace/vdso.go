@@ -21,8 +21,8 @@ type vdso struct {
 
 // findVDSO finds the vdso of a process and compares it with ours, which the same kernel
 // made. mem is its /proc/PID/mem.
-func findVDSO(pid int, mem *os.File) (*vdso, error) {
-	own, _, err := readVDSO(os.Getpid(), nil)
+func findVDSO(pid int, mem *os.File, maps []vma) (*vdso, error) {
+	own, err := ownVDSO()
 	if err != nil {
 		return nil, err
 	}
@@ -33,7 +33,7 @@ func findVDSO(pid int, mem *os.File) (*vdso, error) {
 	if bytes.Contains(own[tail:], frameMagic) {
 		return nil, fmt.Errorf("the vdso of this process (pid %d) holds a killed checkpoint's leftovers: start it anew", os.Getpid())
 	}
-	got, start, err := readVDSO(pid, mem)
+	got, start, err := readVDSO(pid, mem, maps)
 	if err != nil {
 		return nil, err
 	}
@@ -43,18 +43,23 @@ func findVDSO(pid int, mem *os.File) (*vdso, error) {
 	return &vdso{start: start, bytes: own, tail: tail, left: got[tail:]}, nil
 }
 
-// readVDSO returns the bytes and the address of a process's vdso. mem nil: opened here.
-func readVDSO(pid int, mem *os.File) ([]byte, uint64, error) {
-	maps, err := readMaps(pid)
+// ownVDSO returns the vdso of this process.
+func ownVDSO() ([]byte, error) {
+	mem, err := os.Open("/proc/self/mem")
 	if err != nil {
-		return nil, 0, fmt.Errorf("pid %d: find its vdso: %w", pid, err)
+		return nil, err
 	}
-	if mem == nil {
-		if mem, err = os.Open(fmt.Sprintf("/proc/%d/mem", pid)); err != nil {
-			return nil, 0, err
-		}
-		defer mem.Close()
+	defer mem.Close()
+	maps, err := readMaps(os.Getpid())
+	if err != nil {
+		return nil, err
 	}
+	b, _, err := readVDSO(os.Getpid(), mem, maps)
+	return b, err
+}
+
+// readVDSO returns the bytes and the address of a process's vdso.
+func readVDSO(pid int, mem *os.File, maps []vma) ([]byte, uint64, error) {
 	for _, v := range maps {
 		if v.path != "[vdso]" {
 			continue

@@ -34,7 +34,8 @@ const (
 
 func realtime(policy uint32) bool { return policy == schedFIFO || policy == schedRR }
 
-// readSched reads what the scheduler knows about a thread, from outside.
+// readSched reads what the scheduler knows about a thread, from outside, but for AllCPUs:
+// see markAllCPUs.
 func readSched(tid int) (image.Sched, error) {
 	var s image.Sched
 	a, err := unix.SchedGetAttr(tid, 0)
@@ -53,15 +54,24 @@ func readSched(tid int) (image.Sched, error) {
 	if s.Affinity, err = affinity(tid); err != nil {
 		return s, err
 	}
-	online, err := readCPUs()
-	if err != nil {
-		return s, err
-	}
-	s.AllCPUs = len(subtract(online, s.Affinity)) == 0
 	if s.IOPrio, err = ioPrio(tid); err != nil {
 		return s, err
 	}
 	return s, nil
+}
+
+// markAllCPUs finds the threads that may run on every CPU of this machine, which on another one
+// means every CPU of that.
+func markAllCPUs(all []image.Thread) error {
+	online, err := readCPUs()
+	if err != nil {
+		return err
+	}
+	for i := range all {
+		s := &all[i].Sched
+		s.AllCPUs = len(subtract(online, s.Affinity)) == 0
+	}
+	return nil
 }
 
 // niceOf asks getpriority(2), since sched_getattr(2) hides the nice value of a thread that is
@@ -117,7 +127,7 @@ func subtract(a, b []byte) []byte {
 
 // readCPUs returns the CPUs of this machine that are online.
 func readCPUs() ([]byte, error) {
-	b, err := os.ReadFile(onlineCPUs)
+	b, err := readFile(onlineCPUs)
 	if err != nil {
 		return nil, err
 	}

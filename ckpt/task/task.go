@@ -113,8 +113,9 @@ func writeAutogroup(pid int, t *image.Task, warn func(string)) error {
 
 // ReadTaskInside queues, for the leader, what only the process itself can ask: signal
 // actions, timers, subreaper, brk and the settings of its address space. status and timers are
-// /proc/PID/status and /proc/PID/timers of now. done takes the results after Batch.Run; it may
-// return *image.RefusedError, see the package comment.
+// /proc/PID/status and /proc/PID/timers of now. done takes the results after Batch.Run, while
+// the scratch memory still is where it was; it may return *image.RefusedError, see the package comment. It also sets
+// Sched.AllCPUs of all t.Threads, which ReadThreadOutside has filled in: once per process, not per thread.
 func ReadTaskInside(b *ptrace.Batch, status procfs.Status, timers []procfs.Timer, t *image.Task, mm *image.MM, sh *image.Sighand) (done func() error) {
 	q := newQueue(b)
 	readITimers(q, t)
@@ -125,6 +126,7 @@ func ReadTaskInside(b *ptrace.Batch, status procfs.Status, timers []procfs.Timer
 		readMMInside(q, status, mm)
 	}
 	readCPUProcess(q)
+	q.then(func() error { return markAllCPUs(t.Threads) })
 	return q.done
 }
 

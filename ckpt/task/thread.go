@@ -15,7 +15,8 @@ const (
 )
 
 // ReadThreadOutside fills in what other processes can ask about a thread: name, credentials
-// but for securebits, scheduling, robust list and IO_FLUSHER.
+// but for securebits, scheduling but for
+// AllCPUs (see ReadTaskInside), robust list and IO_FLUSHER.
 func ReadThreadOutside(pid, tid int, th *image.Thread) error {
 	th.TID = int32(tid)
 	err := readThreadOutside(pid, tid, th)
