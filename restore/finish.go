@@ -11,13 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// finish does what must come last: limits and scheduling, credentials, then what a change of
-// credentials would undo and what starts a clock. After it nothing of ours is left in the
-// processes, and they are only held by ptrace.
+// finish does what must come last: limits, credentials, then what a change of credentials
+// would undo and what starts a clock, and scheduling, which could slow the rest down. After it
+// nothing of ours is left in the processes, and they are only held by ptrace.
 func (j *job) finish(alive []*proc) error {
-	for _, p := range alive {
-		warn := func(s string) { j.warn("%s", s) }
-		if err := task.WriteTaskOutside(p.pid, p.task, &j.m.MMs[p.task.MM-1], warn); err != nil {
+	for _, stage := range []func(p *proc) error{j.writeLimits, j.writeCreds} {
+		if err := each(alive, stage); err != nil {
 			return err
 		}
 	}
@@ -26,41 +25,49 @@ func (j *job) finish(alive []*proc) error {
 	if err := j.byNode[seed].kill(j.deadline); err != nil {
 		return err
 	}
-	for _, p := range alive {
-		err := p.eachThread(func(_ *ptrace.Thread, th *image.Thread) error {
-			return p.batch(func(b *ptrace.Batch) { task.WriteCreds(b, th) })
-		})
-		if err != nil {
-			return err
-		}
-		if err := j.writeOwners(p); err != nil {
-			return err
-		}
-	}
-	for _, p := range alive {
-		if err := j.stop(p); err != nil {
-			return err
-		}
-	}
-	for _, p := range alive {
-		if err := j.writeLast(p); err != nil {
-			return err
-		}
-	}
-	for _, p := range alive {
-		for i := range p.task.Threads {
-			th := &p.task.Threads[i]
-			if err := task.WriteThreadOutside(int(th.TID), th, func(s string) { j.warn("%s", s) }); err != nil {
-				return err
-			}
-		}
-	}
-	for _, p := range alive {
-		if err := j.verify(p); err != nil {
+	for _, stage := range []func(p *proc) error{j.stop, j.writeLast, j.writeSched, j.verify} {
+		if err := each(alive, stage); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// each runs a stage for every process before the next one begins.
+func each(ps []*proc, stage func(p *proc) error) error {
+	for _, p := range ps {
+		if err := stage(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeLimits sets limits and other things of the process that are set from outside.
+func (j *job) writeLimits(p *proc) error {
+	return task.WriteTaskOutside(p.pid, p.task, &j.m.MMs[p.task.MM-1], func(s string) { j.warn("%s", s) })
+}
+
+// writeSched sets the scheduling of its threads.
+func (j *job) writeSched(p *proc) error {
+	for i := range p.task.Threads {
+		th := &p.task.Threads[i]
+		if err := task.WriteThreadOutside(int(th.TID), th, func(s string) { j.warn("%s", s) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeCreds sets the credentials of its threads, and what remembers them.
+func (j *job) writeCreds(p *proc) error {
+	err := p.eachThread(func(_ *ptrace.Thread, th *image.Thread) error {
+		return p.batch(func(b *ptrace.Batch) { task.WriteCreds(b, th) })
+	})
+	if err != nil {
+		return err
+	}
+	return j.writeOwners(p)
 }
 
 // writeOwners sets who gets SIGIO for the files that p is the first to have (F_SETOWN_EX and

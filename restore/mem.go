@@ -71,6 +71,9 @@ func (f *feeder) each(mm *image.MM, add func(b *ptrace.Batch, i int, v *image.VM
 
 // buildMemory gives a stub the address space of its process.
 func (j *job) buildMemory(ctx context.Context, p *proc) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("restore pid %d: %w", p.pid, err)
+	}
 	mm := &j.m.MMs[p.task.MM-1]
 	fds, own := j.mapFiles(mm)
 	areas, err := j.openAreas(p, j.highestFD(p.task), len(own))

@@ -1,6 +1,7 @@
 package restore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -166,10 +167,16 @@ const killPatience = 5 * time.Second
 // way back from an error, so its own errors only matter for the log.
 func (j *job) killAll() {
 	deadline := time.Now().Add(killPatience)
+	made := map[int]bool{}
 	for i := len(j.procs) - 1; i >= 0; i-- {
+		made[j.procs[i].pid] = true
 		if err := j.procs[i].kill(deadline); err != nil {
 			j.log("giving up: %v", err)
 		}
+	}
+	// What the seed has not outlived comes to init, which may take its time.
+	if err := waitPIDs(context.Background(), made, deadline); err != nil {
+		j.log("giving up: %v", err)
 	}
 }
 

@@ -185,25 +185,15 @@ func (j *job) build(ctx context.Context, p *plan) error {
 	}
 	j.log("made %d processes", len(j.m.Tasks))
 	alive := j.alive()
-	for _, pr := range alive {
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("restore pid %d: %w", pr.pid, err)
-		}
-		if err := j.buildMemory(ctx, pr); err != nil {
-			return err
-		}
+	if err := each(alive, func(p *proc) error { return j.buildMemory(ctx, p) }); err != nil {
+		return err
 	}
 	j.log("restored memory")
 	if err := j.sealSegments(); err != nil {
 		return err
 	}
-	for _, pr := range alive {
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("restore pid %d: %w", pr.pid, err)
-		}
-		if err := j.buildState(pr); err != nil {
-			return err
-		}
+	if err := each(alive, func(p *proc) error { return j.buildState(ctx, p) }); err != nil {
+		return err
 	}
 	j.log("restored files and threads")
 	if err := j.finish(alive); err != nil {

@@ -1,7 +1,9 @@
 package restore
 
 import (
+	"context"
 	"fmt"
+	"slices"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/kind"
@@ -11,7 +13,10 @@ import (
 )
 
 // buildState gives a process with memory its files, directories and threads.
-func (j *job) buildState(p *proc) error {
+func (j *job) buildState(ctx context.Context, p *proc) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("restore pid %d: %w", p.pid, err)
+	}
 	if err := j.placeFiles(p); err != nil {
 		return err
 	}
@@ -25,9 +30,25 @@ func (j *job) buildState(p *proc) error {
 	if err := j.makeThreads(p); err != nil {
 		return err
 	}
-	return p.eachThread(func(_ *ptrace.Thread, th *image.Thread) error {
-		return p.batch(func(b *ptrace.Batch) { task.WriteThread(b, th) })
+	return p.eachThread(func(th *ptrace.Thread, it *image.Thread) error {
+		if err := j.tryRegisters(th, it); err != nil {
+			return err
+		}
+		return p.batch(func(b *ptrace.Batch) { task.WriteThread(b, it) })
 	})
+}
+
+// tryRegisters sets a thread's registers although it will get them last of all, so that
+// those which the kernel does not take are found out while all can be undone without a trace.
+func (j *job) tryRegisters(th *ptrace.Thread, it *image.Thread) error {
+	regs, err := ptrace.BytesRegs(it.Regs)
+	if err != nil {
+		return err
+	}
+	if err := th.SetRegs(&regs); err != nil {
+		return err
+	}
+	return th.SetXState(fitXState(it.XState, j.xlen))
 }
 
 // placeFiles sends a process its files and moves them to their numbers.
@@ -85,20 +106,26 @@ func (j *job) takeTerminal(p *proc, ref image.ObjRef, num int) {
 	}
 }
 
-// finishFiles takes the late steps of the files that p is the first to have.
+// finishFiles takes the late steps of p's files: each kind says for which processes.
 func (j *job) finishFiles(p *proc) error {
+	done := map[image.ObjRef]bool{} // a file may have several numbers here
 	for _, fd := range j.m.FDTables[p.task.Threads[0].FDTable-1].FDs {
-		if j.holder[fd.File] != (slot{p.pid, int(fd.Num)}) {
-			continue
-		}
 		rec := &j.m.Files[fd.File-1]
 		f, ok := kind.ByName(rec.Kind).(kind.Finisher)
-		if !ok {
+		if !ok || done[fd.File] {
+			continue
+		}
+		pids, err := f.FinishPIDs(rec)
+		if err != nil {
+			return j.fileError(fd.File, "", "", err)
+		}
+		if !slices.Contains(pids, int32(p.pid)) {
 			continue
 		}
 		if err := f.Finish(rec, int(fd.Num), remoteProcess{j, p}); err != nil {
 			return j.fileError(fd.File, "", "", err)
 		}
+		done[fd.File] = true
 	}
 	return nil
 }

@@ -93,10 +93,8 @@ func TestGrowTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range j.m.Tasks {
-		if st, err := readStat(int(j.m.Tasks[i].PID)); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("pid %d is still there: %+v, %v", j.m.Tasks[i].PID, st, err)
-		}
+	if err := waitPIDs(t.Context(), wantedPIDs(j.m), time.Now().Add(reapPatience)); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -137,8 +135,8 @@ func TestPIDTakenWhileGrowing(t *testing.T) {
 	if !errors.As(err, &taken) || taken.PID != os.Getpid() || taken.Comm == "" {
 		t.Errorf("got %v", err)
 	}
-	if _, err := readStat(int(j.m.Tasks[0].PID)); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the root is still there: %v", err)
+	if err := waitPIDs(t.Context(), map[int]bool{int(j.m.Tasks[0].PID): true}, time.Now().Add(reapPatience)); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -166,8 +164,7 @@ func TestTracerDies(t *testing.T) {
 	if err := reap(seedPID); err != nil {
 		t.Error(err)
 	}
-	want := map[int]bool{int(j.m.Tasks[0].PID): true, int(j.m.Tasks[1].PID): true}
-	if err := waitPIDs(t.Context(), want, time.Now().Add(reapPatience)); err != nil {
+	if err := waitPIDs(t.Context(), wantedPIDs(j.m), time.Now().Add(reapPatience)); err != nil {
 		t.Error(err)
 	}
 }

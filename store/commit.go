@@ -59,6 +59,7 @@ func (in *Ingest) list(im *imageRec) {
 	s.mu.Unlock()
 	in.mu.Lock()
 	in.state, in.err = ingestDone, nil // an Abort that came too late changes nothing
+	in.win.clear()
 	in.wake()
 	in.mu.Unlock()
 	s.flushLater(flushAt)

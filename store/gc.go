@@ -36,21 +36,30 @@ const (
 func (s *Store) GC(ctx context.Context) (GCReport, error) {
 	s.maint.Lock()
 	defer s.maint.Unlock()
+	for {
+		report, err := s.collect(ctx)
+		var re *runError
+		if err == nil {
+			return report, nil
+		}
+		if !errors.As(err, &re) || !s.heal(re) {
+			return report, fmt.Errorf("gc: %w", err)
+		}
+	}
+}
+
+func (s *Store) collect(ctx context.Context) (GCReport, error) {
 	if err := s.stillDamaged(); err != nil {
-		return GCReport{}, fmt.Errorf("gc: %w", err)
+		return GCReport{}, err
 	}
 	if err := s.flushIndex(false); err != nil {
-		return GCReport{}, fmt.Errorf("gc: %w", err)
+		return GCReport{}, err
 	}
 	g := &collection{s: s, ctx: ctx}
-	err := g.run()
-	if ierr := s.flushIndex(true); err == nil {
-		err = ierr
+	if err := g.run(); err != nil {
+		return g.report, err
 	}
-	if err != nil {
-		return g.report, fmt.Errorf("gc: %w", err)
-	}
-	return g.report, nil
+	return g.report, s.flushIndex(true)
 }
 
 // stillDamaged looks again at records that could not be read.
@@ -292,133 +301,4 @@ func (g *collection) choose() []*pack {
 	}
 	slices.SortFunc(chosen, func(a, b *pack) int { return cmp.Compare(g.live[a], g.live[b]) })
 	return chosen
-}
-
-// sweep writes what is alive in the chosen packs elsewhere, and removes them.
-func (g *collection) sweep(chosen []*pack) error {
-	w := newPackWriter(g.s.files, g.s.o.PackSize, g)
-	var moved []*pack
-	err := func() error {
-		for _, p := range chosen {
-			n, err := g.move(w, p)
-			switch {
-			case errors.Is(err, errGone):
-			case isKept(err):
-				g.report.Kept = append(g.report.Kept, fmt.Sprintf("%s: %v", p.name(), err))
-			case err != nil:
-				return err
-			case n == 0:
-				if err := g.drop(p); err != nil {
-					return err
-				}
-			default:
-				moved = append(moved, p)
-			}
-		}
-		return nil
-	}()
-	w.flush()
-	g.mu.Lock()
-	err = errors.Join(err, g.err)
-	g.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	for _, p := range moved {
-		if err := g.drop(p); err != nil {
-			return err
-		}
-	}
-	return syncDir(filepath.Join(g.s.dir, packsName))
-}
-
-// isKept reports whether a pack stays because it is damaged.
-func isKept(err error) bool { return err != nil && errors.Is(err, ErrDamaged) }
-
-// move copies what is alive in a pack and returns the number of chunks.
-func (g *collection) move(w *packWriter, p *pack) (n int, err error) {
-	info, err := g.s.readFooter(p)
-	if err != nil {
-		if isDamage(err) && !errors.Is(err, errGone) {
-			err = fmt.Errorf("%w: %w", ErrDamaged, err)
-		}
-		return 0, err
-	}
-	for i := range info.entries {
-		e := &info.entries[i]
-		alive, err := g.alive(p, e)
-		if err == nil && alive {
-			n++
-			err = g.copyChunk(w, p, e)
-		}
-		if err == nil {
-			err = g.ctx.Err()
-		}
-		if err != nil {
-			return n, err
-		}
-	}
-	return n, nil
-}
-
-// alive reports whether the copy of a chunk in p is the one that is needed.
-func (g *collection) alive(p *pack, e *entry) (bool, error) {
-	x := g.s.ix
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	_, r, pos, ok, err := x.findRun(&e.hash, func(l loc, _ *run, _ int) bool { return l.p == p && l.off == e.off })
-	return ok && x.marks.alive[r].has(pos), err
-}
-
-// copyChunk writes a chunk of p into a pack of ours, as it is stored, if it is whole.
-func (g *collection) copyChunk(w *packWriter, p *pack, e *entry) error {
-	s := g.s
-	stored, raw := s.bufs.get(int(e.stored)), s.bufs.get(int(e.raw))
-	defer stored.release()
-	defer raw.release()
-	if err := s.files.readAt(p, stored.data, int64(e.off)); err != nil {
-		return err
-	}
-	if err := s.dec.decode(raw.data, stored.data, e.codec, e.hash); err != nil {
-		s.ix.condemnCopy(loc{p: p, off: e.off})
-		return &ChunkError{Hash: e.hash, Pack: p.name(), Err: err}
-	}
-	_, err := w.append(entry{hash: e.hash, raw: e.raw, codec: e.codec}, stored.data)
-	return err
-}
-
-// drop removes a pack of which nothing is needed any more.
-func (g *collection) drop(p *pack) error {
-	s := g.s
-	s.mu.Lock()
-	delete(s.packs, p.id)
-	s.mu.Unlock()
-	if err := s.files.drop(p); err != nil {
-		return err
-	}
-	g.report.Packs++
-	g.report.Freed += p.size
-	return nil
-}
-
-// What the packs that GC writes tell it.
-
-func (g *collection) opened(*pack) {}
-
-func (g *collection) added(p *pack, e *entry) { g.s.ix.added(p, e) }
-
-func (g *collection) sealed(p *pack) {
-	g.s.packSealed(p)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.report.Written++
-	g.report.Freed -= p.size
-}
-
-// failed: the copies are lost; the originals are still where they were.
-func (g *collection) failed(p *pack, err error) {
-	g.s.ix.lose(p)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.err = errors.Join(g.err, err)
 }

@@ -98,6 +98,10 @@ func Open(dir string, o Options) (*Store, error) {
 	s.jobs.New = func() any { return new(job) }
 	s.bufs.init()
 	if err := s.open(); err != nil {
+		s.ix.close() // read only
+		if s.files != nil {
+			s.files.close()
+		}
 		if s.lock != nil {
 			s.lock.Close()
 		}
@@ -110,6 +114,7 @@ func (s *Store) open() (err error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
+	_ = syncDir(filepath.Dir(filepath.Clean(s.dir))) // we may not be allowed to read it
 	if s.lock, err = lockDir(s.dir); err != nil {
 		return err
 	}

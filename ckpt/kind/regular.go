@@ -71,12 +71,11 @@ func (regular) Open(rec *image.File, e *Env) (int, error) {
 		return -1, err
 	}
 	warn, err := r.judge(rec, fd, st, e.Strict)
-	if err == nil {
-		fd, err = finished(fd, rec.Flags, 0, rec.Pos)
-	} else {
-		unix.Close(fd) // never used
-	}
 	if err != nil {
+		unix.Close(fd) // never used
+		return -1, err
+	}
+	if fd, err = finished(fd, rec.Flags, 0, rec.Pos); err != nil {
 		return -1, fmt.Errorf("open file %s: %w", rec.Path, err)
 	}
 	if warn = once(e, warn); warn != "" {

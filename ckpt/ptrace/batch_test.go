@@ -136,33 +136,36 @@ func TestBatch(t *testing.T) {
 	}
 }
 
-func BenchmarkRemote(b *testing.B) {
+func BenchmarkSyscall(b *testing.B) {
+	benchmark(b, func(f *frozen) error {
+		_, err := f.r.Syscall(unix.SYS_GETPID)
+		return err
+	})
+}
+
+func BenchmarkBatch100(b *testing.B) {
+	benchmark(b, func(f *frozen) error { return batchOf(f, 100) })
+}
+
+// benchmark measures f in an idle target.
+func benchmark(b *testing.B, f func(f *frozen) error) {
 	cmd := startBench(b)
 	tr := NewTracer()
 	defer tr.Close()
 	err := tr.Do(func() error {
-		f, err := freeze(tr, cmd.Process.Pid)
+		fz, err := freeze(tr, cmd.Process.Pid)
 		if err != nil {
 			return err
 		}
-		if err := f.r.Enter(f.threads[0], f.states[0]); err != nil {
+		if err := fz.r.Enter(fz.threads[0], fz.states[0]); err != nil {
 			return err
 		}
-		b.Run("Syscall", func(b *testing.B) {
-			for b.Loop() {
-				if _, err := f.r.Syscall(unix.SYS_GETPID); err != nil {
-					b.Fatal(err)
-				}
+		for b.Loop() {
+			if err := f(fz); err != nil {
+				return err
 			}
-		})
-		b.Run("Batch100", func(b *testing.B) {
-			for b.Loop() {
-				if err := batchOf(f, 100); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-		return f.thaw()
+		}
+		return fz.thaw()
 	})
 	if err != nil {
 		b.Fatal(err)

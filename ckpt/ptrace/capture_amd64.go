@@ -176,15 +176,7 @@ func (th *Thread) settle(mem *os.File, r *Regs) error {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("thread %d does not leave the code of a killed checkpoint (rip %#x)", th.TID, r.Rip)
 		}
-		if err := th.Cont(0); err != nil {
-			return err
-		}
-		ts := unix.NsecToTimespec(int64(pause)) // an interrupt at once would stop it where it is
-		unix.Nanosleep(&ts, nil)                // cut short: the next round is longer
-		if err := th.Interrupt(); err != nil {
-			return err
-		}
-		if _, err := th.WaitStop(deadline); err != nil {
+		if err := th.runFor(pause, deadline); err != nil {
 			return err
 		}
 		var err error
@@ -193,6 +185,31 @@ func (th *Thread) settle(mem *os.File, r *Regs) error {
 		}
 	}
 	return nil
+}
+
+// runFor lets the thread run for a moment: an interrupt at once would stop it where it
+// is. It may stop by itself before, since an interrupt of a thread that has stopped (by
+// job control) stays pending; a further one would be the same for the next time.
+func (th *Thread) runFor(d time.Duration, deadline time.Time) error {
+	if err := th.Cont(0); err != nil {
+		return err
+	}
+	ts := unix.NsecToTimespec(int64(d))
+	unix.Nanosleep(&ts, nil) // cut short: the next round is longer
+	s, stopped, err := th.poll("let it leave the code of a killed checkpoint")
+	if err != nil || stopped && !s.signal() {
+		return err
+	}
+	if stopped {
+		if err := th.Cont(s.Signal); err != nil {
+			return err
+		}
+	}
+	if err := th.Interrupt(); err != nil {
+		return err
+	}
+	_, err = th.WaitStop(deadline)
+	return err
 }
 
 // inForeignCode reports whether rip is inside code of ours, which carries a mark before it.

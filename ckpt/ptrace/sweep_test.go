@@ -72,3 +72,56 @@ func TestSweepLeavesOthers(t *testing.T) {
 		t.Errorf("%d mappings are left, want all 3", m)
 	}
 }
+
+// A thread that was let go inside our code, and stopped by job control before it could
+// leave it, is let out by the next Capture.
+func TestSettle(t *testing.T) {
+	s := startTarget(t, compile(t, "regs"), "locks")
+	pid := s.cmd.Process.Pid
+	for i := range 10 {
+		tr := NewTracer()
+		var rip uint64
+		err := tr.Do(func() error {
+			f, err := freeze(tr, pid)
+			if err != nil {
+				return err
+			}
+			if err := f.r.Enter(f.threads[0], f.states[0]); err != nil {
+				return err
+			}
+			if err := batchOf(f, 2); err != nil {
+				return err
+			}
+			regs := f.r.foreign(f.states[0])
+			regs.Rip, regs.Rbp = f.r.frame.code(stubReturn), f.r.frame.uc
+			if i%2 == 1 {
+				regs.Rip = f.r.scratch.code + batchEnd
+			}
+			rip = regs.Rip
+			if err := f.threads[0].SetRegs(&regs); err != nil {
+				return err
+			}
+			return unix.Kill(pid, unix.SIGSTOP)
+		})
+		tr.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is stopped", func() bool {
+			st, _ := readStat(pid)
+			return st.state == 'T'
+		})
+		inFrozen(t, pid, func(f *frozen) error {
+			if !f.states[0].GroupStop {
+				t.Error("the group stop is gone")
+			}
+			if f.states[0].Regs.Rip == rip {
+				t.Error("the thread was captured in our code")
+			}
+			return f.r.Sweep(pid)
+		})
+		checkUntouched(t, pid)
+		unix.Kill(pid, unix.SIGCONT)
+		s.check(t, "settle")
+	}
+}

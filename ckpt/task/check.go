@@ -18,24 +18,33 @@ type checker struct {
 	status      procfs.Status
 	personality uint32 // of the leader
 	labelled    bool   // some security module keeps labels
+	said        map[[3]string]bool
 	findings    func(image.Finding)
 }
 
-// Check lists what of a process and its threads cannot be kept: kernel threads, zombies
-// whose threads live, namespaces unlike ours, seccomp filters, security labels, directories and
-// executables that are gone, threads with directories or descriptors of their own, io_uring and vhost workers,
-// asynchronous I/O contexts, SysV semaphore undo, timers of dead threads, NUMA policies, scheduling that has no place in
-// an image, shadow stacks, 32-bit programs; and as losses, by policy, cgroup and audit login id.
-// It changes nothing, works on running processes and needs the right to ptrace them.
+// Check lists what of a process and its threads cannot be kept: kernel threads, zombies whose
+// threads live, namespaces unlike ours, seccomp filters, security labels, directories and
+// executables that are gone, threads with directories or descriptors of their own, io_uring and
+// vhost workers, asynchronous I/O contexts, SysV semaphore undo, timers of dead threads, NUMA
+// policies, scheduling that has no place in an image, shadow stacks, 32-bit programs; and as
+// losses, by policy, cgroup and audit login id. It changes nothing, works on running processes and
+// needs the right to ptrace them.
 func Check(pid int, findings func(image.Finding)) error {
-	c := &checker{pid: pid, findings: findings}
+	c := &checker{pid: pid, said: make(map[[3]string]bool), findings: findings}
 	if err := c.check(); err != nil {
 		return fmt.Errorf("pid %d: %w", pid, err)
 	}
 	return nil
 }
 
+// add adds a finding about a thread, or with tid 0 about the process. What has been said of one
+// thread, the leader in most cases, is not said again of each other one.
 func (c *checker) add(sev image.Severity, tid int, kind, what, remedy string) {
+	key := [3]string{kind, what, remedy}
+	if c.said[key] {
+		return
+	}
+	c.said[key] = true
 	c.findings(image.Finding{Severity: sev, PID: int32(c.pid), TID: int32(tid), FD: image.NoFD, Kind: kind, What: what, Remedy: remedy})
 }
 

@@ -16,7 +16,7 @@ import (
 
 // TestCheckNothing: an ordinary process is not complained about, whatever of this package's state it has.
 func TestCheckNothing(t *testing.T) {
-	for _, pieces := range [][]string{nil, {"signals", "timers"}, {"creds"}, {"prctl"}, {"batch"}, {"fifo"}, {"limits"}} {
+	for _, pieces := range [][]string{nil, {"signals", "timers"}, {"prctl"}, {"batch"}, {"fifo"}, {"limits"}} {
 		t.Run(strings.Join(pieces, "+"), func(t *testing.T) {
 			t.Parallel()
 			pid, _ := start(t, pieces...)
@@ -93,6 +93,24 @@ func TestCheckNamespaces(t *testing.T) {
 			t.Errorf("%q does not say %q", all, w)
 		}
 	}
+}
+
+// TestCheckLandlock: where there may be a sandbox that nobody can see, it is said to be lost.
+func TestCheckLandlock(t *testing.T) {
+	pid, _ := start(t, "creds", "thread=plain")
+	if !hasLandlock() {
+		if all := check(t, pid); len(all) != 0 {
+			t.Error(all)
+		}
+		return
+	}
+	one(t, check(t, pid), "lost: pid "+strconv.Itoa(pid)+" (Landlock)", "no_new_privs", "start it anew")
+}
+
+// TestCheckOnce: what all threads have in common is said once.
+func TestCheckOnce(t *testing.T) {
+	pid, _ := start(t, "seccomp", "thread=plain")
+	one(t, check(t, pid), "refused: pid "+strconv.Itoa(pid)+" (seccomp)")
 }
 
 // TestCheckUndo: a process that may hold a semaphore adjustment, and one beside it that does not.

@@ -44,6 +44,7 @@ func (c *checker) thread(tid int) error {
 	if status.Seccomp != 0 {
 		add("seccomp", "its system call filter is not kept by this version", "start it without the filter (containers: --security-opt seccomp=unconfined, systemd: an empty SystemCallFilter=)")
 	}
+	c.landlock(tid, status.NoNewPrivs)
 	if err := checkSched(c.pid, tid, add); err != nil {
 		return err
 	}

@@ -116,9 +116,9 @@ const needToWrite = 1<<unix.CAP_SETPCAP | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGI
 //     the bounding set and these securebits while CAP_SETPCAP is still effective;
 //  5. the final capabilities, then no_new_privs.
 //
-// Filesystem ids go through another value on the way: each change of the effective or filesystem id sets
-// the dumpable flag to fs.suid_dumpable, so that WriteLast finds a known value.
-// The limit RLIMIT_NPROC does not stop setresuid, but the next clone: threads exist before.
+// Filesystem ids go through another value on the way: each change of the effective or filesystem id
+// sets the dumpable flag to fs.suid_dumpable, so that WriteLast finds a known value. The limit
+// RLIMIT_NPROC does not stop setresuid, but the next clone: threads exist before.
 func WriteCreds(b *ptrace.Batch, th *image.Thread) {
 	c := &th.Creds
 	own, err := readOwnCaps()

@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ReadFS reads working directory, root directory and umask of a thread; tid may be 0 for the leader.
-// Both paths are as seen from here. It returns *image.RefusedError for a directory that no path leads to any more.
+// ReadFS reads working directory, root directory and umask of a thread; tid may be 0 for the
+// leader. Both paths are as seen from here. It returns *image.RefusedError for a directory that no
+// path leads to any more.
 func ReadFS(pid, tid int) (image.FS, error) {
 	var f image.FS
 	st, err := readStatus(pid, tid)
@@ -57,8 +58,8 @@ func leadsTo(path, magic string) (bool, error) {
 }
 
 // WriteFS queues working directory, root directory and umask, while the process still has our
-// credentials and our root. The working directory comes first: both paths are ours, and chroot(2) leaves
-// it where it is.
+// credentials and our root. The working directory comes first: both paths are ours, and chroot(2)
+// leaves it where it is.
 func WriteFS(b *ptrace.Batch, fs *image.FS) {
 	b.Call(unix.SYS_CHDIR, b.Put(append([]byte(fs.Cwd), 0)).Addr()).Label("change to the working directory " + fs.Cwd)
 	if fs.Root != "/" {

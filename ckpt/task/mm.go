@@ -146,8 +146,9 @@ func lockFuture(pid int, addr uint64) (uint32, error) {
 }
 
 // WriteMM queues the fields of the address space, the exe link and its settings. exeFD is a
-// descriptor, in the process, of the executable. All VMAs must stand and the executable the process had
-// before must be unmapped (else EBUSY); mappings made afterwards are locked if mlockall(MCL_FUTURE) was.
+// descriptor, in the process, of the executable. All VMAs must stand and the executable the process
+// had before must be unmapped (else EBUSY); mappings made afterwards are locked if
+// mlockall(MCL_FUTURE) was.
 func WriteMM(b *ptrace.Batch, mm *image.MM, exeFD int) {
 	m := encodeMMMap(mm, b.Put(mm.Auxv).Addr(), exeFD)
 	b.Call(unix.SYS_PRCTL, unix.PR_SET_MM, unix.PR_SET_MM_MAP, b.Put(m).Addr(), mmMapSize).Label("set the fields of the address space")

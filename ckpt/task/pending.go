@@ -157,7 +157,8 @@ type Process interface {
 }
 
 // WriteUrgent queues SIGURG, if it was pending, by single calls: a batch ends with that signal and
-// would take a pending one for it. It comes after WriteLast's batch, as the last calls of the thread.
+// would take a pending one for it. It comes after WriteLast's batch, as the last calls of the
+// thread.
 func WriteUrgent(p Process, t *image.Task, th *image.Thread, leader bool) error {
 	return forPending(t, th, leader, func(nr uintptr, sig int, info []byte, args ...uint64) error {
 		if sig != int(unix.SIGURG) {

@@ -22,8 +22,8 @@ const (
 // settable says whether sigaction(2) takes the signal.
 func settable(sig int) bool { return sig != int(unix.SIGKILL) && sig != int(unix.SIGSTOP) }
 
-// readSighand queues rt_sigaction for every signal. Asking only for those that
-// /proc/PID/status shows as caught or ignored would miss flags on a default action, such as SA_NOCLDWAIT.
+// readSighand queues rt_sigaction for every signal. Asking only for those that /proc/PID/status
+// shows as caught or ignored would miss flags on a default action, such as SA_NOCLDWAIT.
 func readSighand(q *queue, sh *image.Sighand) {
 	buf := q.b.Alloc(lastSignal * sigactionSize)
 	for sig := 1; sig <= lastSignal; sig++ {

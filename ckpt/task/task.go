@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ReadTaskOutside fills in what other processes can ask about a process: limits,
-// oom_score_adj, personality, autogroup; and if mm is not nil the fields of the address space, its auxiliary
+// ReadTaskOutside fills in what other processes can ask about a process: limits, oom_score_adj,
+// personality, autogroup; and if mm is not nil the fields of the address space, its auxiliary
 // vector, coredump_filter and executable. t.PID need not be set.
 func ReadTaskOutside(pid int, t *image.Task, mm *image.MM) error {
 	if err := readTaskOutside(pid, t, mm); err != nil {
@@ -111,11 +111,12 @@ func writeAutogroup(pid int, t *image.Task, warn func(string)) error {
 	return writeFile(taskPath(pid, 0, "autogroup"), strconv.Itoa(int(t.AutoNice)))
 }
 
-// ReadTaskInside queues, for the leader, what only the process itself can ask: signal
-// actions, timers, subreaper, brk and the settings of its address space. status and timers are
-// /proc/PID/status and /proc/PID/timers of now. done takes the results after Batch.Run, while
-// the scratch memory still is where it was; it may return *image.RefusedError, see the package comment. It also sets
-// Sched.AllCPUs of all t.Threads, which ReadThreadOutside has filled in: once per process, not per thread.
+// ReadTaskInside queues, for the leader, what only the process itself can ask: signal actions,
+// timers, subreaper, brk and the settings of its address space. status and timers are
+// /proc/PID/status and /proc/PID/timers of now. done takes the results after Batch.Run, while the
+// scratch memory still is where it was; it may return *image.RefusedError, see the package comment.
+// It also sets Sched.AllCPUs of all t.Threads, which ReadThreadOutside has filled in: once per
+// process, not per thread.
 func ReadTaskInside(b *ptrace.Batch, status procfs.Status, timers []procfs.Timer, t *image.Task, mm *image.MM, sh *image.Sighand) (done func() error) {
 	q := newQueue(b)
 	readITimers(q, t)
@@ -140,10 +141,10 @@ func readSubreaper(q *queue, t *image.Task) {
 	})
 }
 
-// WriteTaskOutside sets limits, oom_score_adj, coredump_filter and the nice value of
-// the autogroup. It comes before WriteCreds: the limits of another user's process may only be set with
-// CAP_SYS_RESOURCE; and after memory and descriptors, which the limits may forbid. A hard limit that cannot be
-// raised is a *LimitError. warn is for what NAME.log should say.
+// WriteTaskOutside sets limits, oom_score_adj, coredump_filter and the nice value of the autogroup.
+// It comes before WriteCreds: the limits of another user's process may only be set with
+// CAP_SYS_RESOURCE; and after memory and descriptors, which the limits may forbid. A hard limit
+// that cannot be raised is a *LimitError. warn is for what NAME.log should say.
 func WriteTaskOutside(pid int, t *image.Task, mm *image.MM, warn func(string)) error {
 	for i := range t.Timers {
 		if pt := &t.Timers[i]; pt.Overrun != 0 {
@@ -165,8 +166,8 @@ func WriteTaskOutside(pid int, t *image.Task, mm *image.MM, warn func(string)) e
 	return writeRlimits(pid, t.Rlimits)
 }
 
-// WriteLast queues what a change of credentials would undo, and what begins to run or to
-// forbid at once: personality, parent-death signal, dumpable; in the leader, which must be the last thread of
+// WriteLast queues what a change of credentials would undo, and what begins to run or to forbid at
+// once: personality, parent-death signal, dumpable; in the leader, which must be the last thread of
 // its process, subreaper, MDWE and timers; and the queued signals. After this batch the thread
 // makes no other one, which SIGURG among them would end early: see WriteUrgent.
 func WriteLast(b *ptrace.Batch, t *image.Task, th *image.Thread, mm *image.MM, leader bool) {

@@ -40,20 +40,33 @@ func readITimers(q *queue, t *image.Task) {
 
 // writeITimers queues setitimer(2). A periodic ITIMER_REAL whose signal is pending is not armed:
 // the kernel arms it when the signal is taken. A queued signal of ours does not do that, so it
-// is armed here, for one period.
+// is armed here, for one period. To the others, which count CPU time, the kernel adds a tick, so
+// that they never fire early; that is taken off before, or they would grow with each restore.
 func writeITimers(b *ptrace.Batch, t *image.Task) {
+	tick := tickMicros()
 	for i, it := range t.ITimers {
 		if it == (image.ITimer{}) {
 			continue
 		}
 		if it.Value == 0 {
 			it.Value = it.Interval
+		} else if i != unix.ITIMER_REAL {
+			it.Value = max(1, it.Value-tick)
 		}
 		p := make([]byte, itimervalSize)
 		putMicros(p, it.Interval)
 		putMicros(p[16:], it.Value)
 		b.Call(unix.SYS_SETITIMER, uint64(i), b.Put(p).Addr(), 0).Label("set " + itimerNames[i])
 	}
+}
+
+// tickMicros is the period of the kernel's tick, which the resolution of the coarse clocks tells.
+func tickMicros() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		return 0 // timers then fire up to a tick late, as the kernel has it anyway
+	}
+	return ts.Nano() / 1e3
 }
 
 // putMicros writes a struct timeval.
@@ -119,8 +132,8 @@ func checkTimerIDs(t *image.Task, exact bool) error {
 
 // writeTimers queues making the timers and arming them for the time that was left.
 //
-// Without exact ids a fresh process gets 0, 1, 2 …: numbers that are not wanted are made and deleted again.
-// If an id still comes out differently, arming it fails with EINVAL.
+// Without exact ids a fresh process gets 0, 1, 2 …: numbers that are not wanted are made and
+// deleted again. If an id still comes out differently, arming it fails with EINVAL.
 func writeTimers(b *ptrace.Batch, t *image.Task, exact bool) {
 	if len(t.Timers) == 0 {
 		return

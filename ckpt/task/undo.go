@@ -15,8 +15,9 @@ const semGetPID = 11
 // undo finds SysV semaphore adjustments that the kernel would undo when the process ends.
 //
 // The kernel shows the list to nobody. But a process that has none compares equal to any other that
-// has none, and two unrelated processes never share one. Where there is a list it may still be empty, as it is in
-// every program with threads: then what counts is whether the process was the last to change a semaphore.
+// has none, and two unrelated processes never share one. Where there is a list it may still be
+// empty, as it is in every program with threads: then what counts is whether the process was the
+// last to change a semaphore.
 func (c *checker) undo() error {
 	sems, err := readFile("/proc/sysvipc/sem")
 	if err != nil || bytes.Count(sems, []byte("\n")) <= 1 {

@@ -280,6 +280,28 @@ func TestTimerIDs(t *testing.T) {
 	}
 }
 
+// TestITimersDoNotGrow: the kernel adds a tick to a CPU-time timer each time one is set.
+func TestITimersDoNotGrow(t *testing.T) {
+	pid, _ := start(t)
+	const left = 2000e6
+	want := &image.Task{PID: int32(pid), ITimers: [3]image.ITimer{{Value: left}, {Value: left}, {Value: left}}}
+	err := freeze(t, pid, func(s *stopped) error {
+		return s.batch(0, func(b *ptrace.Batch) { writeITimers(b, want) })
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := readAll(t, pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, it := range e.Task.ITimers {
+		if it.Value > left || it.Value < left-1e6 {
+			t.Errorf("%s: %d us left, want at most %d", itimerNames[i], it.Value, int64(left))
+		}
+	}
+}
+
 // TestThreads reads a process with two threads, each by itself.
 func TestThreads(t *testing.T) {
 	pid, _ := start(t, "batch", "thread=plain")

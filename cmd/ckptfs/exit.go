@@ -6,6 +6,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt"
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"github.com/ckptfs/ckptfs/restore"
 	"github.com/ckptfs/ckptfs/store"
 	"golang.org/x/sys/unix"
@@ -50,11 +51,15 @@ func (statusError) Error() string { return "" }
 // before general ones.
 func exitCode(err error) int {
 	var (
-		usage  *usageError
-		status statusError
-		target *ckpt.TargetError
-		taken  *restore.PIDTakenError
-		locked *store.LockedError
+		usage   *usageError
+		status  statusError
+		target  *ckpt.TargetError
+		taken   *restore.PIDTakenError
+		access  *restore.AccessError
+		host    *restore.HostError
+		slow    *ptrace.TimeoutError
+		seccomp *ptrace.SeccompError
+		locked  *store.LockedError
 	)
 	switch {
 	case err == nil:
@@ -70,12 +75,12 @@ func exitCode(err error) int {
 		return exitBadImage
 	case errors.As(err, &taken), errors.As(err, &target), errors.Is(err, unix.ESRCH):
 		return exitPID
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, unix.ETIMEDOUT):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, restore.ErrTimeout), errors.As(err, &slow), errors.Is(err, unix.ETIMEDOUT):
 		return exitTimeout
 	case errors.As(err, &locked), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EIO),
 		errors.Is(err, unix.EFBIG), errors.Is(err, unix.EROFS):
 		return exitStorage
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES), errors.Is(err, unix.ENOSYS):
+	case errors.As(err, &access), errors.As(err, &seccomp), errors.As(err, &host), errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES), errors.Is(err, unix.ENOSYS):
 		return exitPrivilege
 	}
 	return exitFailed

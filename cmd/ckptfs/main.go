@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"math"
 	"os"
 	"os/signal"
 
@@ -11,7 +12,11 @@ import (
 )
 
 func main() {
+	// What a shell or terminal leaks to us stays here: processes we start or restore would
+	// otherwise hold it for ever. That it fails has no effect on anything we do.
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	context.AfterFunc(ctx, stop) // a second ctrl-C ends us at once
 	code := run(ctx, &console{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}, os.Args[1:])
 	stop()
 	os.Exit(code)

@@ -176,19 +176,22 @@ static void one_cpu(void) {
 	CHECK(sched_setaffinity(0, sizeof one, &one));
 }
 
+static void tell(const char *file, const char *value) {
+	int fd = open(file, O_WRONLY);
+	CHECK(fd);
+	CHECK(write(fd, value, strlen(value)));
+	CHECK(close(fd));
+}
+
 static void limits(void) {
 	struct rlimit l = {77, 99}, core = {1 << 20, RLIM_INFINITY};
 	CHECK(setrlimit(RLIMIT_NOFILE, &l));
 	CHECK(setrlimit(RLIMIT_CORE, &core));
 	CHECK(personality(ADDR_NO_RANDOMIZE | SHORT_INODE));
-	int fd = open("/proc/self/coredump_filter", O_WRONLY);
-	CHECK(write(fd, "0x7f", 4));
-	fd = open("/proc/self/oom_score_adj", O_WRONLY);
-	CHECK(write(fd, "123", 3));
+	tell("/proc/self/coredump_filter", "0x7f");
+	tell("/proc/self/oom_score_adj", "123");
 	CHECK(setsid());
-	fd = open("/proc/self/autogroup", O_WRONLY);
-	if (fd >= 0)
-		CHECK(write(fd, "4", 1));
+	tell("/proc/self/autogroup", "4");
 }
 
 static void seccomp(void) {
