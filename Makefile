@@ -1,5 +1,6 @@
 # What a contributor types. `make demo` and `make test` need root.
 
+export CGO_ENABLED = 0
 GO ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # How many times the usual work `make soak` does.

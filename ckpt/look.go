@@ -236,7 +236,7 @@ func (s *survey) treePIDs() []int {
 
 // scene is what the kinds may ask while nothing is dumped.
 func (s *survey) scene(set *fileSet) *kind.Scene {
-	return &kind.Scene{Files: set.found, Outside: s.out.fd, Root: procPath(s.root, "root"),
+	return &kind.Scene{Files: set.found, Outside: s.out.fd, Root: "/", // paths in /proc are as we see them
 		Blob:    func([]byte) image.ObjRef { return 0 },
 		Segment: func(*kind.Found) (image.ObjRef, error) { return 0, nil }}
 }

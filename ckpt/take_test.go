@@ -28,13 +28,33 @@ func startSleep(t *testing.T) int {
 		_ = cmd.Process.Kill() // a test may have killed it already
 		_ = cmd.Wait()
 	})
-	for {
-		b, err := os.ReadFile(procPath(cmd.Process.Pid, "comm"))
-		if err == nil && string(b) == "sleep\n" {
-			return cmd.Process.Pid
+	pid := cmd.Process.Pid
+	eventually(t, "sleep to sleep", func() bool {
+		b, _ := os.ReadFile(procPath(pid, "syscall"))
+		return strings.HasPrefix(string(b), strconv.Itoa(unix.SYS_CLOCK_NANOSLEEP)+" ")
+	})
+	return pid
+}
+
+// eventually waits for something that is bound to happen.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for range 30000 {
+		if cond() {
+			return
 		}
 		time.Sleep(time.Millisecond)
 	}
+	t.Fatalf("waited 30 s for %s", what)
+}
+
+// dies waits until a process has ended.
+func dies(t *testing.T, pid int) {
+	t.Helper()
+	eventually(t, "pid "+strconv.Itoa(pid)+" to die", func() bool {
+		st, err := readStat(pid)
+		return err != nil || st.State == 'Z'
+	})
 }
 
 // stream takes the whole image and checks it.
@@ -136,9 +156,7 @@ func TestTakeAndKill(t *testing.T) {
 	if err := errors.Join(c.Finish(), c.Close()); err != nil {
 		t.Error(err)
 	}
-	if st, err := readStat(pid); err == nil && st.State != 'Z' {
-		t.Errorf("state %c, want it dead", st.State)
-	}
+	dies(t, pid)
 }
 
 func TestTakeAndStop(t *testing.T) {
@@ -151,14 +169,10 @@ func TestTakeAndStop(t *testing.T) {
 	if err := errors.Join(c.Finish(), c.Close()); err != nil {
 		t.Error(err)
 	}
-	st, err := readStat(pid)
-	for i := 0; err == nil && st.State != 'T' && i < 1000; i++ {
-		time.Sleep(time.Millisecond)
-		st, err = readStat(pid)
-	}
-	if err != nil || st.State != 'T' {
-		t.Errorf("state %c, %v; want it stopped", st.State, err)
-	}
+	eventually(t, "it to be stopped", func() bool {
+		st, err := readStat(pid)
+		return err == nil && st.State == 'T'
+	})
 }
 
 // TestTakeWhenCloneFails keeps the target in a cgroup that has room for no other process, so
@@ -257,9 +271,7 @@ func TestFrozen(t *testing.T) {
 	if err := z.Kill(); err != nil {
 		t.Error(err)
 	}
-	if st, err := readStat(pid); err == nil && st.State != 'Z' {
-		t.Errorf("state %c, want it dead", st.State)
-	}
+	dies(t, pid)
 }
 
 func TestImpossibleRoots(t *testing.T) {
@@ -267,11 +279,7 @@ func TestImpossibleRoots(t *testing.T) {
 	if err := unix.Kill(gonePID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	for {
-		if st, err := readStat(gonePID); err != nil || st.State == 'Z' {
-			break
-		}
-	}
+	dies(t, gonePID)
 	for _, c := range []struct {
 		pid  int
 		want error

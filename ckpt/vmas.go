@@ -133,7 +133,7 @@ func identify(pid int, a *area) (image.Finding, bool) {
 	if err := unix.Stat(link, &mapped); err != nil {
 		return refuse("the kernel does not let us look at it: "+err.Error(), "run ckptfs as root in the initial user namespace")
 	}
-	if err := unix.Stat(procPath(pid, "root")+a.Path, &named); err != nil {
+	if err := unix.Stat(a.Path, &named); err != nil {
 		return refuse("its path leads nowhere: "+err.Error(), "put the file back")
 	}
 	if mapped.Dev != named.Dev || mapped.Ino != named.Ino {

@@ -153,6 +153,7 @@ func (d *imagesDir) Rmdir(_ context.Context, name string) syscall.Errno {
 	}
 	d.f.saved.forget(name)
 	d.f.logf("image %s removed", name)
+	d.f.garbage()
 	return 0
 }
 

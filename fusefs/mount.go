@@ -43,7 +43,7 @@ func Mount(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkDir(dir); err != nil {
+	if err := CheckDir(dir); err != nil {
 		return nil, err
 	}
 	if o.RestoreTimeout == 0 {
@@ -51,7 +51,7 @@ func Mount(o Options) (*Server, error) {
 	}
 	ctx, stop := context.WithCancelCause(context.Background())
 	f := &filesystem{engine: o.Engine, store: o.Store, spool: o.Spool, logf: o.Logf, timeout: o.RestoreTimeout, ctx: ctx, stop: stop,
-		taking: make(chan struct{}, 1), records: make(map[procID]*record), imageOf: make(map[reader]*imageNode),
+		taking: make(chan struct{}, 1), dirty: make(chan struct{}, 1), records: make(map[procID]*record), imageOf: make(map[reader]*imageNode),
 		frozenBy: make(map[procID]*frozenTree)}
 	f.saved.byName = make(map[string]*savedName)
 	f.uploads.byName = make(map[string]*upload)
@@ -60,6 +60,7 @@ func Mount(o Options) (*Server, error) {
 		stop(err)
 		return nil, fmt.Errorf("mounting on %s: %w", dir, err)
 	}
+	f.streams.Go(f.collect)
 	s := &Server{f: f, fuse: srv, dir: dir}
 	if err := closeOnExec(); err != nil {
 		return nil, errors.Join(err, s.Unmount())
@@ -99,8 +100,9 @@ func (w logWriter) Write(b []byte) (int, error) {
 
 var _ io.Writer = logWriter{}
 
-// checkDir refuses what cannot be mounted on with a better sentence than mount(2) has.
-func checkDir(dir string) error {
+// CheckDir refuses what cannot be mounted on with a better sentence than mount(2) has. Mount
+// calls it too; who has to prepare much for a mount may ask before.
+func CheckDir(dir string) error {
 	st, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, syscall.ENOTCONN):

@@ -105,22 +105,24 @@ func (u *upload) sibling(part int) *textNode {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	n := &textNode{mode: 0o400, time: u.changed, logf: u.f.logf}
-	read := u.status
+	var read func() ([]byte, error)
 	switch siblings[part-1] {
+	case ".status":
+		read = u.status
 	case ".log":
 		l := u.log
 		read = func() ([]byte, error) { return []byte(l.String()), nil }
 	case ".out":
 		path := u.outPath
 		read = func() ([]byte, error) { return readTail(path, maxOut) }
+		n.size = func() int64 { return tailSize(path, maxOut) }
 	}
 	n.text = func(context.Context) ([]byte, error) { return read() }
-	n.size = func() int64 {
-		b, err := read()
-		if err != nil {
-			return 0
+	if n.size == nil {
+		n.size = func() int64 {
+			b, _ := read() // made of what is in memory
+			return int64(len(b))
 		}
-		return int64(len(b))
 	}
 	return n
 }
@@ -141,6 +143,15 @@ func readTail(path string, limit int64) ([]byte, error) {
 	}
 	from := max(0, st.Size()-limit)
 	return io.ReadAll(io.NewSectionReader(f, from, st.Size()-from))
+}
+
+// tailSize is the length of what readTail returns.
+func tailSize(path string, limit int64) int64 {
+	st, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return min(st.Size(), limit)
 }
 
 // Create starts an upload.

@@ -181,6 +181,9 @@ func (f *filesystem) stream(ctx context.Context, s *session, cp Checkpoint) {
 		r, err = f.store.OpenImage(s.name)
 	}
 	s.cancel(nil)
+	if err != nil {
+		f.garbage()
+	}
 	f.streamed(s, err)
 	s.finish(r, err)
 }

@@ -137,10 +137,10 @@ func TestClearStale(t *testing.T) {
 	if stale, err := ClearStale(dir); stale || err != nil {
 		t.Errorf("a plain folder: %v, %v", stale, err)
 	}
-	if err := checkDir(dir + "/none"); errno(err) != syscall.ENOENT {
+	if err := CheckDir(dir + "/none"); errno(err) != syscall.ENOENT {
 		t.Error(err)
 	}
-	if err := checkDir("/proc/self/exe"); errno(err) != syscall.ENOTDIR {
+	if err := CheckDir("/proc/self/exe"); errno(err) != syscall.ENOTDIR {
 		t.Error(err)
 	}
 }

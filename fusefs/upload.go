@@ -112,11 +112,14 @@ func (u *upload) write(data []byte, off int64) error {
 	case u.over():
 		u.reset()
 	}
-	if err := u.openSpool(); err != nil {
-		return err
+	err := u.openSpool()
+	if err == nil {
+		_, err = u.spool.WriteAt(data, off)
 	}
-	if _, err := u.spool.WriteAt(data, off); err != nil {
-		return fmt.Errorf("writing to the spool in %s: %w", u.f.spool, err)
+	if err != nil { // a full disk: the rest may still come once there is room
+		u.state, u.err = uploadPartial, fmt.Errorf("keeping the upload in %s: %w", u.f.spool, err)
+		u.f.logf("restore/%s: %v", u.name, u.err)
+		return u.err
 	}
 	end := off + int64(len(data))
 	u.have.add(span{off, end})
@@ -299,7 +302,7 @@ func (u *upload) restore(spool *os.File, size int64, caller int) (*Restored, err
 		return nil, err
 	}
 	u.mu.Lock()
-	u.outPath = filepath.Join(u.f.spool, fmt.Sprintf("%s.%d.out", u.name, u.id))
+	u.outPath = filepath.Join(u.f.spool, fmt.Sprintf("%.100s.%d.out", u.name, time.Now().UnixNano())) // a tree of an earlier mount may still write to its own
 	o := RestoreOptions{OutPath: u.outPath, CallerUID: caller, Log: u.log.add}
 	u.log.addf("image %s verified, %d bytes", r.Root(), n)
 	u.mu.Unlock()
@@ -339,7 +342,7 @@ func (u *upload) release() {
 	if u.state == uploadFailed {
 		u.closeSpool() // the next write starts anew
 	}
-	if u.state != uploadPartial {
+	if u.state != uploadPartial || u.err != nil {
 		return
 	}
 	want := "an unknown number of"

@@ -117,7 +117,7 @@ func interrupted(th *ptrace.Thread, code uint64, deadline time.Time) (ptrace.Reg
 		if err := th.Cont(0); err != nil {
 			return ptrace.Regs{}, err
 		}
-		time.Sleep(20 * time.Microsecond)
+		unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // a sleep would give the tracing thread up
 		if err := th.Interrupt(); err != nil {
 			return ptrace.Regs{}, err
 		}

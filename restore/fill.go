@@ -1,8 +1,12 @@
 package restore
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -18,7 +22,6 @@ const copyLen = 512 << 10
 // written there, whatever its protection.
 type filler struct {
 	p    *proc
-	buf  []byte
 	uffd int  // -1: the kernel gives us none
 	fast bool // the VMA that is open is filled through uffd
 	vma  *image.VMA
@@ -29,7 +32,7 @@ const worthUFFD = 256 << 10
 
 // newFiller prepares for the memory of p.
 func newFiller(p *proc) (*filler, error) {
-	f := &filler{p: p, buf: make([]byte, copyLen), uffd: -1}
+	f := &filler{p: p, uffd: -1}
 	fd, err := takeUFFD(p)
 	if err != nil {
 		return f, nil // without it memory is filled more slowly
@@ -71,7 +74,7 @@ func (f *filler) close() {
 }
 
 // open begins with a VMA.
-func (f *filler) open(v *image.VMA) error {
+func (f *filler) open(v *image.VMA) {
 	f.done()
 	f.vma = v
 	total := uint64(0)
@@ -79,11 +82,10 @@ func (f *filler) open(v *image.VMA) error {
 		total += e.Len
 	}
 	if f.uffd < 0 || v.Kind != image.VMAAnon || v.THP || v.Flags&unix.MAP_HUGETLB != 0 || total < worthUFFD {
-		return nil
+		return
 	}
 	reg := uffdioRegister{start: v.Start, length: v.End - v.Start, mode: uffdModeMissing}
 	f.fast = ioctl(f.uffd, uffdioRegisterCall, unsafe.Pointer(&reg)) == nil // else the slow way
-	return nil
 }
 
 // done ends with a VMA.
@@ -96,21 +98,77 @@ func (f *filler) done() {
 	_ = ioctl(f.uffd, uffdioUnregisterCall, unsafe.Pointer(&r)) // closing the uffd does it as well
 }
 
-// extent copies the pages of an extent from the image.
-func (f *filler) extent(src io.ReaderAt, e image.Extent, off int64) error {
-	for done := uint64(0); done < e.Len; {
-		b := f.buf[:min(e.Len-done, uint64(len(f.buf)))]
-		if n, err := src.ReadAt(b, off+int64(done)); n < len(b) {
-			return fmt.Errorf("read the image at %d: %w", off+int64(done), err)
+// piece is some pages of the image and where they go.
+type piece struct {
+	addr, length uint64
+	off          int64
+}
+
+// hugePage is the size of a huge page. Two goroutines that touch the same one first would
+// both make it, and one of them for nothing.
+const hugePage = 2 << 20
+
+// pieces cuts the extents of a VMA into what is copied at a time, in groups that each lie in
+// one huge page.
+func pieces(extents []image.Extent, offset func(extent int) int64) [][]piece {
+	var out [][]piece
+	for i, e := range extents {
+		for done := uint64(0); done < e.Len; {
+			p := piece{addr: e.Start + done, off: offset(i) + int64(done)}
+			p.length = min(e.Len-done, copyLen-p.addr%copyLen)
+			if n := len(out); n > 0 && out[n-1][0].addr/hugePage == p.addr/hugePage {
+				out[n-1] = append(out[n-1], p)
+			} else {
+				out = append(out, []piece{p})
+			}
+			done += p.length
 		}
-		if err := f.write(e.Start+done, b); err != nil {
+	}
+	return out
+}
+
+// copiers is how many goroutines copy the pages of one VMA: more are slower, as they all
+// wait for memory.
+const copiers = 2
+
+// copy copies pages from the image into the VMA that is open.
+func (f *filler) copy(ctx context.Context, src io.ReaderAt, all [][]piece) error {
+	var next atomic.Int64
+	var group sync.WaitGroup
+	errs := make([]error, min(copiers, len(all)))
+	for i := range errs {
+		group.Go(func() {
+			buf := make([]byte, copyLen)
+			for n := next.Add(1) - 1; n < int64(len(all)) && errs[i] == nil; n = next.Add(1) - 1 {
+				errs[i] = f.copyGroup(ctx, src, all[n], buf)
+			}
+		})
+	}
+	group.Wait()
+	return errors.Join(errs...)
+}
+
+func (f *filler) copyGroup(ctx context.Context, src io.ReaderAt, group []piece, buf []byte) error {
+	for _, p := range group {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-		done += uint64(len(b))
+		if err := f.copyPiece(src, p, buf); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
+func (f *filler) copyPiece(src io.ReaderAt, p piece, buf []byte) error {
+	b := buf[:p.length]
+	if n, err := src.ReadAt(b, p.off); n < len(b) {
+		return fmt.Errorf("read the image at %d: %w", p.off, err)
+	}
+	return f.write(p.addr, b)
+}
+
+// write writes to memory of the process, which is stopped.
 func (f *filler) write(addr uint64, b []byte) error {
 	if f.fast {
 		c := uffdioCopy{dst: addr, src: addressOf(b), length: uint64(len(b))}

@@ -280,16 +280,10 @@ func (j *job) fill(ctx context.Context, p *proc, mm int) error {
 	defer f.close()
 	for i := range j.m.MMs[mm].VMAs {
 		v := &j.m.MMs[mm].VMAs[i]
-		if err := f.open(v); err != nil {
-			return err
-		}
-		for e, ext := range v.Extents {
-			if err := ctx.Err(); err != nil {
-				return fmt.Errorf("restore pid %d: %w", p.pid, err)
-			}
-			if err := f.extent(j.r, ext, j.r.VMAOffset(mm, i, e)); err != nil {
-				return fmt.Errorf("restore pid %d: fill %#x-%#x: %w", p.pid, v.Start, v.End, err)
-			}
+		f.open(v)
+		todo := pieces(v.Extents, func(e int) int64 { return j.r.VMAOffset(mm, i, e) })
+		if err := f.copy(ctx, j.r, todo); err != nil {
+			return fmt.Errorf("restore pid %d: fill %#x-%#x: %w", p.pid, v.Start, v.End, err)
 		}
 	}
 	return nil

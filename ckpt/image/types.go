@@ -221,6 +221,7 @@ type MM struct {
 	KSM        bool       `cbor:"18,keyasint,omitempty" json:"ksm,omitempty"`         // PR_GET_MEMORY_MERGE
 	CoreFilter uint32     `cbor:"19,keyasint" json:"coredump_filter"`
 	LockFuture uint32     `cbor:"20,keyasint,omitempty" json:"lock_future,omitempty"` // MCL_FUTURE|MCL_ONFAULT if mlockall(2) set it
+	Membarrier uint32     `cbor:"21,keyasint,omitempty" json:"membarrier,omitempty"`  // MEMBARRIER_CMD_REGISTER_* commands that were given
 }
 
 // VMAKind says where the pages of a VMA come from.

@@ -32,5 +32,5 @@
 //
 // The one hole is a target under a seccomp filter that kills: while we live its filter is
 // suspended, but if we die between setting the registers and the entry of a call, the
-// filter sees that call.
+// filter sees that call. (And one with syscall user dispatch, prctl(2), loses that.)
 package ptrace

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,8 +25,9 @@ type Remote struct {
 	pid int
 	mem *os.File
 
-	th *Thread // that has foreign registers; nil: none
-	st *State  // what it goes on with
+	th  *Thread // that has foreign registers; nil: none
+	st  *State  // what it goes on with
+	sud []byte  // its syscall user dispatch, which is off meanwhile; nil: it has none
 
 	// In a target: its mappings when we came, and where its frame goes.
 	maps   []vma
@@ -50,9 +49,6 @@ type Remote struct {
 // NewRemote prepares for calls inside the process pid, whose threads are all stopped. It
 // changes nothing yet. Call it before the first Enter and Close it in any case.
 func NewRemote(pid int) (*Remote, error) {
-	if f, err := statusField(pid, "x86_Thread_features"); err == nil && slices.Contains(strings.Fields(f), "shstk") {
-		return nil, fmt.Errorf("pid %d runs with a shadow stack, which cannot be checkpointed: start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off", pid)
-	}
 	mem, err := openMem(pid, os.O_RDWR)
 	if err != nil {
 		return nil, err
@@ -81,12 +77,18 @@ func (r *Remote) Enter(th *Thread, st *State) error {
 	if st.Regs.Cs != userCS {
 		return fmt.Errorf("thread %d runs 32-bit code", th.TID)
 	}
+	if th.hasShadowStack() {
+		return fmt.Errorf("thread %d runs with a shadow stack, which cannot be checkpointed: start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off", th.TID)
+	}
 	addr, room := r.vdso.room()
 	f, err := buildFrame(st, addr, room, r.scratch.addr)
 	if err != nil {
 		return fmt.Errorf("thread %d: %w", th.TID, err)
 	}
 	if err := th.suspendSeccomp(); err != nil {
+		return err
+	}
+	if r.sud, err = th.suspendSUD(); err != nil {
 		return err
 	}
 	r.dirty = true
@@ -130,6 +132,9 @@ func (r *Remote) Leave() error {
 		return r.lost(errors.Join(err, e))
 	}
 	r.th, r.st = nil, nil
+	if r.sud != nil {
+		err = errors.Join(err, th.SetSUD(r.sud))
+	}
 	return errors.Join(err, th.resumeSeccomp())
 }
 

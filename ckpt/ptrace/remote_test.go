@@ -201,7 +201,11 @@ func TestGroupStop(t *testing.T) {
 		if !f.states[0].GroupStop {
 			t.Error("the group stop was not seen")
 		}
-		return batchOf(f, 3)
+		snap, err := f.r.Snapshot(time.Now().Add(5 * time.Second))
+		if err != nil {
+			return err
+		}
+		return errors.Join(snap.Close(), batchOf(f, 3))
 	})
 	if st, err := readStat(pid); err != nil || st.state != 'T' {
 		t.Errorf("state %c after the freeze, want T (%v)", st.state, err)

@@ -248,15 +248,24 @@ func (s *Snapshot) Close() error {
 	if s == nil || s.th == nil {
 		return nil
 	}
-	t := s.th.t
 	err := s.kill()
 	if err == nil && s.parent != 0 {
-		err = notGone(s.reapDirect(t))
+		err = notNow(s.reapDirect())
 	}
 	if err != nil {
 		return fmt.Errorf("end the snapshot process %d: %w", s.PID, err)
 	}
 	return nil
+}
+
+// notNow drops the errors that leave the reaping to the next Sweep.
+func notNow(err error) error {
+	var traced *TracedError
+	var late *TimeoutError
+	if errors.As(err, &traced) || errors.As(err, &late) {
+		return nil
+	}
+	return notGone(err)
 }
 
 // kill ends the copy; reaping is its parent's affair.
@@ -269,16 +278,21 @@ func (s *Snapshot) kill() error {
 	return notGone(th.killAndWait(time.Now().Add(callTimeout)))
 }
 
-// reapDirect makes the target wait for the copy.
-func (s *Snapshot) reapDirect(t *Tracer) error {
-	th, err := t.Seize(s.parent, 0)
-	if err != nil {
-		return err
-	}
-	if _, err := th.WaitStop(time.Now().Add(time.Second)); err != nil {
-		return err
-	}
-	return errors.Join(s.reapIn(th), th.Detach())
+// reapDirect makes the target wait for the copy. It has a tracer of its own: a thread that
+// does not stop in time is only let go by the end of its tracer.
+func (s *Snapshot) reapDirect() error {
+	t := NewTracer()
+	defer t.Close()
+	return t.Do(func() error {
+		th, err := t.Seize(s.parent, 0)
+		if err != nil {
+			return err
+		}
+		if _, err := th.WaitStop(time.Now().Add(time.Second)); err != nil {
+			return err
+		}
+		return errors.Join(s.reapIn(th), th.Detach())
+	})
 }
 
 // reapIn does so in a stopped thread.

@@ -118,6 +118,9 @@ func TestSnapshotOfReaper(t *testing.T) {
 				t.Errorf("the copy's parent is %d", s.parent)
 			}
 			time.Sleep(5 * time.Millisecond)
+			if err := tr.Do(func() error { return closeWhileTraced(tr, pid) }); err != nil {
+				t.Error(err)
+			}
 			if err := tr.Do(s.Close); err != nil {
 				t.Error(err)
 			}
@@ -125,6 +128,29 @@ func TestSnapshotOfReaper(t *testing.T) {
 			checkUntouched(t, pid)
 		})
 	}
+}
+
+// closeWhileTraced makes a second copy and closes it while the target is still stopped:
+// its remains are left to the next Sweep, which is made here.
+func closeWhileTraced(tr *Tracer, pid int) error {
+	f, err := freeze(tr, pid)
+	if err != nil {
+		return err
+	}
+	if err := f.r.Enter(f.threads[0], f.states[0]); err != nil {
+		return err
+	}
+	s, err := f.r.Snapshot(time.Now().Add(5 * time.Second))
+	if err != nil {
+		return err
+	}
+	if err := s.Close(); err != nil {
+		return err
+	}
+	if !isHelperZombie(s.PID) {
+		return fmt.Errorf("the copy %d is not recognized", s.PID)
+	}
+	return errors.Join(f.r.Sweep(pid), f.thaw())
 }
 
 // A process that may not have another process can be copied all the same, if we may lift

@@ -276,7 +276,7 @@ func checkUntouched(t *testing.T, pid int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if string(own) != string(got) {
+	if string(own.bytes) != string(got) {
 		t.Error("the vdso is not as it was")
 	}
 	for _, v := range maps {

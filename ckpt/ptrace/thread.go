@@ -287,6 +287,17 @@ func (th *Thread) SUD() ([]byte, error) {
 	return b, nil
 }
 
+// suspendSUD turns syscall user dispatch off, which would turn our calls into SIGSYS, and
+// returns what it was. Should we die before it is set again it stays off: like a
+// killing seccomp filter, a hole for which no cure is known.
+func (th *Thread) suspendSUD() ([]byte, error) {
+	was, err := th.SUD()
+	if err != nil || was == nil {
+		return nil, err
+	}
+	return was, th.SetSUD(make([]byte, sudSize))
+}
+
 // SetSUD sets what SUD returned.
 func (th *Thread) SetSUD(b []byte) error {
 	if len(b) != sudSize {

@@ -176,6 +176,31 @@ func TestSeccomp(t *testing.T) {
 	checkUntouched(t, pid)
 }
 
+func TestSyscallUserDispatch(t *testing.T) {
+	cmd, _ := startReady(t, nil, "dispatched")
+	for range 20 {
+		inFrozen(t, cmd.Process.Pid, func(f *frozen) error {
+			if err := batchOf(f, 3); err != nil {
+				return err
+			}
+			s, err := f.r.Snapshot(time.Now().Add(5 * time.Second))
+			if err != nil {
+				return err
+			}
+			if err := errors.Join(s.Close(), f.r.Leave()); err != nil {
+				return err
+			}
+			if sud, err := f.threads[0].SUD(); err != nil || sud == nil {
+				t.Errorf("syscall user dispatch %v, %v", sud, err)
+			}
+			return nil
+		})
+		time.Sleep(time.Millisecond)
+		checkAlive(t, cmd.Process.Pid)
+	}
+	checkUntouched(t, cmd.Process.Pid)
+}
+
 func TestUnfiltered(t *testing.T) {
 	cmd, _ := startReady(t, nil, "waitpoll")
 	inFrozen(t, cmd.Process.Pid, func(f *frozen) error {

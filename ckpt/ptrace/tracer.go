@@ -69,15 +69,15 @@ func (j job) run() {
 // Do runs f on the tracing thread and returns its error. A switch to that thread costs
 // some 15 µs: post whole jobs, not single calls. Do inside Do runs f at once.
 func (t *Tracer) Do(f func() error) error {
-	if unix.Gettid() == t.tid {
-		return f()
-	}
-	j := job{f: f, done: make(chan error, 1)}
 	select {
 	case <-t.done:
 		return errClosed
 	default:
 	}
+	if unix.Gettid() == t.tid {
+		return f()
+	}
+	j := job{f: f, done: make(chan error, 1)}
 	select {
 	case t.jobs <- j:
 		return <-j.done

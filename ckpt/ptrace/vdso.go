@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 )
 
 const pageSize = 4096
@@ -22,17 +23,11 @@ type vdso struct {
 // findVDSO finds the vdso of a process and compares it with ours, which the same kernel
 // made. mem is its /proc/PID/mem.
 func findVDSO(pid int, mem *os.File, maps []vma) (*vdso, error) {
-	own, err := ownVDSO()
+	o, err := ownVDSO()
 	if err != nil {
 		return nil, err
 	}
-	tail, err := vdsoTail(own)
-	if err != nil {
-		return nil, err
-	}
-	if bytes.Contains(own[tail:], frameMagic) {
-		return nil, fmt.Errorf("the vdso of this process (pid %d) holds a killed checkpoint's leftovers: start it anew", os.Getpid())
-	}
+	own, tail := o.bytes, o.tail
 	got, start, err := readVDSO(pid, mem, maps)
 	if err != nil {
 		return nil, err
@@ -43,8 +38,11 @@ func findVDSO(pid int, mem *os.File, maps []vma) (*vdso, error) {
 	return &vdso{start: start, bytes: own, tail: tail, left: got[tail:]}, nil
 }
 
-// ownVDSO returns the vdso of this process.
-func ownVDSO() ([]byte, error) {
+// ownVDSO returns the vdso of this process, which is the same as long as the kernel runs,
+// and so is read once.
+var ownVDSO = sync.OnceValues(readOwnVDSO)
+
+func readOwnVDSO() (*vdso, error) {
 	mem, err := os.Open("/proc/self/mem")
 	if err != nil {
 		return nil, err
@@ -54,8 +52,18 @@ func ownVDSO() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, _, err := readVDSO(os.Getpid(), mem, maps)
-	return b, err
+	b, start, err := readVDSO(os.Getpid(), mem, maps)
+	if err != nil {
+		return nil, err
+	}
+	tail, err := vdsoTail(b)
+	if err != nil {
+		return nil, err
+	}
+	if bytes.Contains(b[tail:], frameMagic) {
+		return nil, fmt.Errorf("the vdso of this process (pid %d) holds a killed checkpoint's leftovers: start it anew", os.Getpid())
+	}
+	return &vdso{start: start, bytes: b, tail: tail}, nil
 }
 
 // readVDSO returns the bytes and the address of a process's vdso.

@@ -27,8 +27,8 @@ type checker struct {
 // executables that are gone, threads with directories or descriptors of their own, io_uring and
 // vhost workers, asynchronous I/O contexts, SysV semaphore undo, timers of dead threads, NUMA
 // policies, scheduling that has no place in an image, shadow stacks, 32-bit programs; and as
-// losses, by policy, cgroup and audit login id. It changes nothing, works on running processes and
-// needs the right to ptrace them.
+// losses, by policy, cgroup, audit login id and a Landlock sandbox that there may be. It changes
+// nothing, works on running processes and needs the right to ptrace them.
 func Check(pid int, findings func(image.Finding)) error {
 	c := &checker{pid: pid, said: make(map[[3]string]bool), findings: findings}
 	if err := c.check(); err != nil {

@@ -34,7 +34,7 @@ func TestCheckRefuses(t *testing.T) {
 		"aio":                    {" at 0x", "(AIO context)", "io_setup(2)"},
 		"policy":                 {"(memory policy)", `"bind:0"`, "numactl"},
 		"deadline":               {"(SCHED_DEADLINE)", "chrt -o -p 0 "},
-		"uring":                  {" thread ", "(io_uring worker)", "iou-sqp"},
+		"uring":                  {" thread ", "(io_uring worker)", "the kernel runs"},
 		"thread=own-fs":          {" thread ", "(own working directory)", "CLONE_FS"},
 		"thread=own-files":       {" thread ", "(own descriptor table)", "CLONE_FILES"},
 		"thread=own-personality": {" thread ", "(personality)", "0x40000"},

@@ -33,8 +33,12 @@ const (
 )
 
 // ReadTraced fills in what ptrace(2) tells of a stopped thread: registers, with the restart of an
-// interrupted syscall applied, vector state, signal mask, its own queued signals, rseq and syscall
-// user dispatch. th.TID has to be set.
+// interrupted syscall applied, vector state, signal mask, its own queued signals and rseq. th.TID
+// has to be set.
+//
+// It comes before the first remote system call in the thread. Syscall user dispatch would turn
+// that into a SIGSYS, which, being blocked then, would also reset the program's handler; so a
+// thread that uses it is refused, as *image.RefusedError.
 func ReadTraced(pt *ptrace.Thread, st *ptrace.State, th *image.Thread) error {
 	regs := st.ResumeRegs()
 	th.Regs, th.XState, th.SigMask = ptrace.RegsBytes(&regs), st.XState, st.SigMask
@@ -43,12 +47,30 @@ func ReadTraced(pt *ptrace.Thread, st *ptrace.State, th *image.Thread) error {
 	if th.Pending, err = pt.PeekSiginfo(false); err != nil {
 		return err
 	}
-	th.SUD, err = pt.SUD()
-	return err
+	sud, err := pt.SUD()
+	if err != nil {
+		return err
+	}
+	if sud != nil {
+		pid, err := tgid(pt.TID)
+		if err != nil {
+			return err
+		}
+		return refused(pid, pt.TID, "syscall user dispatch", "its system calls are dispatched to itself (PR_SET_SYSCALL_USER_DISPATCH), which no remote call gets past",
+			"the program cannot be checkpointed; mostly it is Wine")
+	}
+	return nil
+}
+
+// tgid is the process that a thread belongs to.
+func tgid(tid int) (int, error) {
+	st, err := readStatus(tid, 0)
+	return st.Tgid, err
 }
 
 // WriteTraced sets them; it is the last thing before the thread goes on. Own queued signals
-// are WriteLast's. Syscall user dispatch comes now, since it would catch remote system calls.
+// are WriteLast's. Syscall user dispatch, should an image ever hold it, comes now, since it would
+// catch remote system calls.
 func WriteTraced(pt *ptrace.Thread, th *image.Thread) error {
 	regs, err := ptrace.BytesRegs(th.Regs)
 	if err != nil {

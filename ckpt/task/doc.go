@@ -30,9 +30,9 @@
 // timers of timer_create(2) under their ids; all user and group ids, supplementary groups, the five
 // capability sets, securebits, no_new_privs; resource limits, oom_score_adj, personality,
 // coredump_filter, autogroup nice; policy, nice, priority, time slice, affinity, I/O priority and
-// timer slack; working directory, root and umask; name, robust list, clear_child_tid, rseq, syscall
-// user dispatch, parent-death signal, subreaper, dumpable, THP, KSM and MDWE settings,
-// mlockall(MCL_FUTURE), TSC and CPUID faulting, memory-error policy, IO_FLUSHER, speculation
+// timer slack; working directory, root and umask; name, robust list, clear_child_tid, rseq,
+// parent-death signal, subreaper, dumpable, THP, KSM and MDWE settings,
+// mlockall(MCL_FUTURE), TSC and CPUID faulting, membarrier(2) registrations, memory-error policy, IO_FLUSHER, speculation
 // controls; the fields and the auxiliary vector that /proc/PID/stat, cmdline, environ and auxv
 // show, and the exe link.
 //
@@ -43,9 +43,9 @@
 // # What is refused
 //
 // By Check: see there. Some refusals can only be found with a call in the process itself, so
-// explain does not know them; ReadTaskInside and ReadThreadInside return them as
-// *image.RefusedError: a local descriptor table (modify_ldt), permission for AMX state,
-// membarrier(2) registrations, a process or thread keyring, a memory policy of a thread other than
+// explain does not know them; ReadTraced, ReadTaskInside and ReadThreadInside return them as
+// *image.RefusedError: syscall user dispatch, a local descriptor table (modify_ldt), permission for AMX state,
+// a process or thread keyring, a memory policy of a thread other than
 // the leader, the time slice extension of rseq.
 //
 // # What is not kept, since no process can read or set it

@@ -5,10 +5,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// landlock reports that a thread may be in a Landlock domain. Nothing tells: no file of /proc, and no
-// call of the thread itself. What it needs first is no_new_privs (or CAP_SYS_ADMIN, which
-// hides the few that had it then), so a thread without that is taken as free. A sandbox that does
-// not come back must not be lost in silence.
+// landlock reports that a thread may be in a Landlock domain. No file of /proc tells, nor does any
+// call that the thread itself could make. To enter one it needs no_new_privs, so a thread without
+// is taken as free; the few that had CAP_SYS_ADMIN instead are missed. A sandbox that does not come
+// back must not be lost in silence.
 func (c *checker) landlock(tid int, nnp bool) {
 	if nnp && hasLandlock() {
 		c.add(image.Lose, tid, "Landlock", "it has no_new_privs and so may have restricted itself with Landlock, which cannot be seen from outside and would not come back",

@@ -102,10 +102,7 @@ func readMMInside(q *queue, status procfs.Status, mm *image.MM) {
 	q.then(func() error {
 		mm.Brk, mm.Dumpable, mm.THPDisable = brk.Val(), uint32(dumpable.Val()), uint32(thp.Val())
 		mm.MDWE, mm.KSM = uint32(mdwe.Val()), ksm.Val() != 0
-		if r := barrier.Val(); r != 0 {
-			return q.refused(0, "membarrier registration", fmt.Sprintf("the process has registered for membarrier(2) (%#x), which is not kept", r),
-				"this version cannot: let the program do without (liburcu: use another flavour)")
-		}
+		mm.Membarrier = uint32(barrier.Val())
 		var err error
 		mm.LockFuture, err = lockFuture(status.Tgid, probe.Addr())
 		return err
@@ -156,6 +153,9 @@ func WriteMM(b *ptrace.Batch, mm *image.MM, exeFD int) {
 	b.Call(unix.SYS_PRCTL, unix.PR_SET_THP_DISABLE, uint64(mm.THPDisable&1), uint64(mm.THPDisable&^1)).Label("set THP_DISABLE")
 	if mm.KSM {
 		b.Call(unix.SYS_PRCTL, unix.PR_SET_MEMORY_MERGE, 1).Label("set MEMORY_MERGE")
+	}
+	for r := mm.Membarrier; r != 0; r &= r - 1 {
+		b.Call(unix.SYS_MEMBARRIER, uint64(r&-r), 0, 0).Label(fmt.Sprintf("register for membarrier (%#x)", r&-r))
 	}
 	if mm.LockFuture != 0 {
 		b.Call(unix.SYS_MLOCKALL, uint64(mm.LockFuture)).Label("mlockall for future mappings")

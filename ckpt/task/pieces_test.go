@@ -34,6 +34,7 @@ func TestPieces(t *testing.T) {
 		{"batch", []string{"batch"}, wantBatch},
 		{"fifo", []string{"fifo"}, wantFIFO},
 		{"limits", []string{"limits"}, wantLimits},
+		{"membarrier", []string{"membarrier"}, wantMembarrier},
 		{"cwd", []string{"cwd=/usr/lib"}, wantCwd},
 		{"chroot", []string{"cwd=/usr/bin", "chroot=/usr"}, wantChroot},
 	} {
@@ -103,6 +104,13 @@ func differ(t *testing.T, name string, want, got any) {
 			continue
 		}
 		differ(t, f, w.Field(i).Interface(), g.Field(i).Interface())
+	}
+}
+
+// wantMembarrier: MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED is 1<<4.
+func wantMembarrier(t *testing.T, e *everything) {
+	if e.MM.Membarrier != 1<<4 {
+		t.Errorf("membarrier registrations %#x, want 0x10", e.MM.Membarrier)
 	}
 }
 
@@ -307,7 +315,7 @@ func TestFiredTimers(t *testing.T) {
 // TestRefusedInside: what only a call in the process can find.
 func TestRefusedInside(t *testing.T) {
 	for piece, want := range map[string]string{
-		"ldt": "local descriptor table", "membarrier": "membarrier registration", "keyring": "thread keyring",
+		"ldt": "local descriptor table", "keyring": "thread keyring", "sud": "syscall user dispatch",
 		"thread=thread-policy": "memory policy",
 	} {
 		t.Run(piece, func(t *testing.T) {

@@ -26,6 +26,14 @@ func (c *console) notef(format string, args ...any) {
 	_, _ = fmt.Fprintf(c.Err, format+"\n", args...)
 }
 
+// verbose returns what takes the engine's lines about its stages: notef if they are wanted.
+func (c *console) verbose(wanted bool) func(string) {
+	if !wanted {
+		return func(string) {}
+	}
+	return func(s string) { c.notef("%s", s) }
+}
+
 // json writes v to standard output, indented.
 func (c *console) json(v any) error {
 	e := json.NewEncoder(c.Out)

@@ -18,6 +18,7 @@ import (
 type dumpFlags struct {
 	output     string
 	kill, stop bool
+	verbose    bool
 	timeout    time.Duration
 }
 
@@ -28,6 +29,7 @@ func dumpCommand() *command {
 	fs.BoolVar(&f.kill, "kill", false, "kill the tree once the image is safely written")
 	fs.BoolVar(&f.stop, "stop", false, "leave the tree stopped once the image is written (kill -CONT goes on)")
 	fs.DurationVar(&f.timeout, "timeout", 10*time.Second, "give up if the tree cannot be frozen within `TIME`")
+	fs.BoolVarP(&f.verbose, "verbose", "v", false, "say how it goes")
 	return &command{
 		name: "dump", args: "PID", short: "checkpoint a process and all its descendants into a file", flags: fs, nargs: [2]int{1, 1},
 		long: `The tree below PID is stopped for some milliseconds, goes on running, and its image is
@@ -56,7 +58,7 @@ func (f *dumpFlags) run(ctx context.Context, c *console, pid int) error {
 	if f.output == "-" && isTerminal(c.Out) {
 		return usagef("dump: an image on a terminal helps nobody; redirect standard output or name a file with -o")
 	}
-	o := ckpt.Options{Version: version, Timeout: f.timeout, Log: func(s string) { c.notef("%s", s) }}
+	o := ckpt.Options{Version: version, Timeout: f.timeout, Log: c.verbose(f.verbose)}
 	switch {
 	case f.kill:
 		o.After = ckpt.Kill

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"syscall"
+	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt"
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -45,7 +46,11 @@ func (engine) Freeze(ctx context.Context, pid int) (fusefs.Frozen, error) {
 }
 
 func (engine) Restore(ctx context.Context, r *image.Reader, o fusefs.RestoreOptions) (*fusefs.Restored, error) {
-	res, err := restore.Run(ctx, r, restore.Options{OutPath: o.OutPath, CallerUID: o.CallerUID, Log: o.Log})
+	ro := restore.Options{OutPath: o.OutPath, CallerUID: o.CallerUID, Log: o.Log}
+	if end, ok := ctx.Deadline(); ok {
+		ro.Timeout = time.Until(end)
+	}
+	res, err := restore.Run(ctx, r, ro)
 	if err != nil {
 		return nil, withErrno(err)
 	}

@@ -103,6 +103,9 @@ func (f *mountFlags) serve(ctx context.Context, dir string, l *log.Logger, up fu
 	if err != nil {
 		return err
 	}
+	if err := fusefs.CheckDir(dir); err != nil {
+		return err
+	}
 	st, err := store.Open(f.store, store.Options{})
 	if err != nil {
 		return err

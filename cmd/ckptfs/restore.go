@@ -16,6 +16,7 @@ import (
 type restoreFlags struct {
 	pidfile, out          string
 	wait, strict, stopped bool
+	verbose               bool
 	timeout               time.Duration
 }
 
@@ -28,6 +29,7 @@ func restoreCommand() *command {
 	fs.BoolVar(&f.strict, "strict", false, "refuse if any open file has changed since the checkpoint")
 	fs.BoolVar(&f.stopped, "stopped", false, "leave the tree stopped (kill -CONT goes on)")
 	fs.DurationVar(&f.timeout, "timeout", time.Minute, "give up if the tree does not run within `TIME`")
+	fs.BoolVarP(&f.verbose, "verbose", "v", false, "say how it goes")
 	return &command{
 		name: "restore", args: "FILE|-", short: "bring the processes of an image back", flags: fs, nargs: [2]int{1, 1},
 		long: `The whole image is checked before anything is done. Either every process runs again under
@@ -61,7 +63,7 @@ func (f *restoreFlags) run(ctx context.Context, c *console, name string) error {
 	}
 	res, err := restore.Run(ctx, im.Reader, restore.Options{
 		OutPath: f.outPath(name), Strict: f.strict, Timeout: f.timeout, CallerUID: callerUID(), Stopped: f.stopped,
-		Log: func(s string) { c.notef("%s", s) },
+		Log: c.verbose(f.verbose),
 	})
 	if err != nil {
 		return fmt.Errorf("restore of %s: %w", label(name), err)

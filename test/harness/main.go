@@ -92,6 +92,7 @@ func buildBinary() error {
 	if given := os.Getenv("CKPTFS_BINARY"); given != "" {
 		c = exec.Command("cp", given, run.binary)
 	}
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
 		return fmt.Errorf("%v: %w\n%s", c.Args, err, out)
 	}

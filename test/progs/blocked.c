@@ -1,6 +1,8 @@
 // Threads blocked in system calls: they notice nothing. Only a sleep that went through a
 // restore may end with EINTR and the rest of its time, since it cannot be told from one that
-// was interrupted by a stop.
+// was interrupted by a stop. Argument 4 is the length of the sleeps in seconds. With "killed" as
+// argument 5 a call that ends with EINTR is made again: so may a call end whose checkpoint was
+// killed between the stop and the repair of the call.
 #include "prog.h"
 #include <linux/futex.h>
 #include <poll.h>
@@ -14,6 +16,18 @@ static pid_t child, sig_tid;
 static _Atomic int waiting, came_back;
 static struct timespec asked;
 
+static int patient;
+
+// AGAIN makes a call anew when it was interrupted and the program is to bear that.
+#define AGAIN(call)                                                                            \
+	({                                                                                     \
+		long r_;                                                                       \
+		do                                                                             \
+			r_ = (call);                                                           \
+		while (r_ == -1 && errno == EINTR && patient);                                 \
+		r_;                                                                            \
+	})
+
 static double now(void)
 {
 	struct timespec t;
@@ -24,19 +38,19 @@ static double now(void)
 static void in_read(void)
 {
 	char c;
-	CHECK(read(rd[0], &c, 1) == 1 && c == 'r', "read");
+	CHECK(AGAIN(read(rd[0], &c, 1)) == 1 && c == 'r', "read");
 }
 
 static void in_poll(void)
 {
 	struct pollfd p = {po[0], POLLIN, 0};
-	CHECK(poll(&p, 1, 1000000) == 1 && p.revents == POLLIN, "poll");
+	CHECK(AGAIN(poll(&p, 1, 1000000)) == 1 && p.revents == POLLIN, "poll");
 }
 
 static void in_poll_forever(void)
 {
 	struct pollfd p = {po[0], POLLIN, 0};
-	CHECK(poll(&p, 1, -1) == 1 && p.revents == POLLIN, "poll without a timeout");
+	CHECK(AGAIN(poll(&p, 1, -1)) == 1 && p.revents == POLLIN, "poll without a timeout");
 }
 
 static void in_select(void)
@@ -45,41 +59,41 @@ static void in_select(void)
 	FD_ZERO(&s);
 	FD_SET(se[0], &s);
 	struct timeval tv = {100000, 0};
-	CHECK(select(se[0] + 1, &s, NULL, NULL, &tv) == 1, "select");
+	CHECK(AGAIN(select(se[0] + 1, &s, NULL, NULL, &tv)) == 1, "select");
 }
 
 static void in_epoll(void)
 {
 	struct epoll_event e;
-	CHECK(epoll_wait(ep, &e, 1, 1000000) == 1 && e.data.u32 == 99, "epoll_wait");
+	CHECK(AGAIN(epoll_wait(ep, &e, 1, 1000000)) == 1 && e.data.u32 == 99, "epoll_wait");
 }
 
 static void in_epoll_forever(void)
 {
 	struct epoll_event e;
-	CHECK(epoll_pwait(ep, &e, 1, -1, NULL) == 1 && e.data.u32 == 99, "epoll_pwait");
+	CHECK(AGAIN(epoll_pwait(ep, &e, 1, -1, NULL)) == 1 && e.data.u32 == 99, "epoll_pwait");
 }
 
 static void in_futex(void)
 {
 	struct timespec t = {100000, 0};
-	CHECK(syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, &t, NULL, 0) == 0, "futex");
+	CHECK(AGAIN(syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, &t, NULL, 0)) == 0, "futex");
 }
 
-static void in_futex_forever(void) { CHECK(syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0) == 0, "futex"); }
+static void in_futex_forever(void) { CHECK(AGAIN(syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0)) == 0, "futex"); }
 
 static void in_futex_until(void)
 {
 	struct timespec t;
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	t.tv_sec += 100000;
-	CHECK(syscall(SYS_futex, &word, FUTEX_WAIT_BITSET_PRIVATE, 0, &t, NULL, FUTEX_BITSET_MATCH_ANY) == 0, "futex");
+	CHECK(AGAIN(syscall(SYS_futex, &word, FUTEX_WAIT_BITSET_PRIVATE, 0, &t, NULL, FUTEX_BITSET_MATCH_ANY)) == 0, "futex");
 }
 
 static void in_wait4(void)
 {
 	int st;
-	CHECK(waitpid(child, &st, 0) == child && WEXITSTATUS(st) == 5, "wait4: %#x", st);
+	CHECK(AGAIN(waitpid(child, &st, 0)) == child && WEXITSTATUS(st) == 5, "wait4: %#x", st);
 }
 
 static void in_sigwait(void)
@@ -90,7 +104,7 @@ static void in_sigwait(void)
 	sig_tid = gettid();
 	struct timespec t = {100000, 0};
 	siginfo_t si;
-	CHECK(sigtimedwait(&s, &si, &t) == SIGRTMIN, "sigtimedwait");
+	CHECK(AGAIN(sigtimedwait(&s, &si, &t)) == SIGRTMIN, "sigtimedwait");
 }
 
 // A sleep must last what was asked for, over any number of interruptions it is told of.
@@ -102,7 +116,7 @@ static void in_sleep(void)
 	int e = r ? errno : 0;
 	if (r != 0) {
 		wait_go();
-		CHECK(e == EINTR && restored(), "nanosleep: %s", strerror(e));
+		CHECK(e == EINTR && (restored() || patient), "nanosleep: %s", strerror(e));
 		CHECK(rem.tv_sec < asked.tv_sec + 1 && rem.tv_sec >= 0, "rest %ld", (long)rem.tv_sec);
 		while (nanosleep(&rem, &rem) != 0)
 			CHECK(errno == EINTR, "nanosleep, the rest");
@@ -117,7 +131,7 @@ static void in_sleep_no_rest(void)
 	if (nanosleep(&t, NULL) != 0) {
 		int e = errno;
 		wait_go();
-		CHECK(e == EINTR && restored(), "nanosleep without rem: %s", strerror(e));
+		CHECK(e == EINTR && (restored() || patient), "nanosleep without rem: %s", strerror(e));
 	} else
 		CHECK(now() - from >= asked.tv_sec, "nanosleep without rem came back after %f s", now() - from);
 }
@@ -134,6 +148,7 @@ int main(int argc, char **argv)
 {
 	begin(argc, argv);
 	asked.tv_sec = argc > 4 ? atoi(argv[4]) : 2;
+	patient = argc > 5 && strcmp(argv[5], "killed") == 0;
 	MUST(pipe(rd));
 	MUST(pipe(po));
 	MUST(pipe(se));

@@ -29,6 +29,7 @@ int main(int argc, char **argv)
 		close(to[1]);
 		close(from[0]);
 		MUST(dup2(fd, 123));
+		MUST(write(from[1], "x", 1));
 		turn(to[0]);
 		CHECK(lseek(123, 0, SEEK_CUR) == 250, "child: offset %ld", (long)lseek(123, 0, SEEK_CUR));
 		MUST(lseek(fd, 300, SEEK_SET));
@@ -41,7 +42,7 @@ int main(int argc, char **argv)
 	}
 	close(to[0]);
 	close(from[1]);
-
+	turn(from[0]); // the child is set up
 	ready();
 	wait_go();
 

@@ -129,6 +129,27 @@ static void filtered(void) {
 	for (;;) usleep(300);
 }
 
+static volatile char selector;
+static volatile int caught;
+
+static void on_sys(int sig) {
+	selector = SYSCALL_DISPATCH_FILTER_ALLOW;
+	caught++;
+}
+
+// dispatched has its own system calls turned into SIGSYS, and checks that they are.
+static void dispatched(void) {
+	signal(SIGSYS, on_sys);
+	if (prctl(PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, 0, 0, &selector)) _exit(2);
+	ready("ready");
+	for (;;) {
+		int before = caught;
+		selector = SYSCALL_DISPATCH_FILTER_BLOCK;
+		syscall(SYS_getpid);
+		if (caught != before + 1) _exit(1);
+	}
+}
+
 // stub gives the address of executable scratch memory.
 static void stub(void) {
 	void *p = mmap(NULL, 65536, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -177,6 +198,7 @@ int main(int argc, char **argv) {
 	if (!strcmp(m, "critical")) critical();
 	if (!strcmp(m, "vfork")) inVFork();
 	if (!strcmp(m, "filtered")) filtered();
+	if (!strcmp(m, "dispatched")) dispatched();
 	if (!strcmp(m, "stub")) stub();
 	if (!strcmp(m, "queued")) queued();
 	return 2;

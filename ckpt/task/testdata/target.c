@@ -267,6 +267,11 @@ static void uring(void) {
 	CHECK(syscall(SYS_io_uring_setup, 4, &p));
 }
 
+static void sud(void) {
+	static char selector; // SYSCALL_DISPATCH_FILTER_ALLOW
+	CHECK(prctl(59 /* PR_SET_SYSCALL_USER_DISPATCH */, 1, 0, 0, &selector));
+}
+
 static void ldt(void) {
 	struct { unsigned entry, base, limit, bits; } d = {0, 0x1000, 1, 1};
 	CHECK(-(syscall(SYS_modify_ldt, 1, &d, sizeof d) != 0)); // its errors are positive
@@ -296,6 +301,7 @@ static void set(const char *w, const char *arg) {
 	else if (!strcmp(w, "undo")) undo();
 	else if (!strcmp(w, "uring")) uring();
 	else if (!strcmp(w, "ldt")) ldt();
+	else if (!strcmp(w, "sud")) sud();
 	else if (!strcmp(w, "membarrier")) CHECK(syscall(SYS_membarrier, 16, 0, 0));
 	else if (!strcmp(w, "keyring")) CHECK(syscall(SYS_keyctl, 0, -1, 1));
 	else if (!strcmp(w, "thread")) with_thread(arg);
