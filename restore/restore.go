@@ -43,7 +43,8 @@ type Options struct {
 	OutPath string
 	// Strict refuses a restore if any open file has changed, see kind.Env.
 	Strict bool
-	// Timeout bounds the whole restore; 0 is DefaultTimeout.
+	// Timeout bounds the whole restore, beside a second for each 32 MiB of memory that is to
+	// be copied from the image; 0 is DefaultTimeout.
 	Timeout time.Duration
 	// CallerUID is the user that asks: he gets only processes of his own, without
 	// privileges. 0 and -1: no limit.
@@ -109,10 +110,30 @@ func newJob(r *image.Reader, o Options) *job {
 	if o.Timeout <= 0 {
 		o.Timeout = DefaultTimeout
 	}
-	j := &job{r: r, m: r.Manifest, opt: o, deadline: time.Now().Add(o.Timeout), channel: [2]int{-1, -1},
+	j := &job{r: r, m: r.Manifest, opt: o, deadline: time.Now().Add(o.Timeout + copyTime(r.Manifest)), channel: [2]int{-1, -1},
 		mapped: map[mapKey]int{}, readable: map[image.ObjRef]int{}, byNode: map[int]*proc{}}
 	j.env = &kind.Env{Manifest: j.m, Blob: r.Blob, Segment: j.segment, Out: j.openOut, Strict: o.Strict, Warn: j.warn, Shared: map[string]any{}}
 	return j
+}
+
+// copyTime is how long copying the memory of an image may take on a slow disk.
+func copyTime(m *image.Manifest) time.Duration {
+	const perSecond = 32 << 20
+	bytes := uint64(0)
+	add := func(es []image.Extent) {
+		for _, e := range es {
+			bytes += e.Len
+		}
+	}
+	for i := range m.MMs {
+		for k := range m.MMs[i].VMAs {
+			add(m.MMs[i].VMAs[k].Extents)
+		}
+	}
+	for i := range m.Segments {
+		add(m.Segments[i].Extents)
+	}
+	return time.Duration(bytes/perSecond) * time.Second
 }
 
 // run takes the steps of the package comment.

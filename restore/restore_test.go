@@ -321,3 +321,61 @@ func TestSleepArgs(t *testing.T) {
 		}
 	}
 }
+
+func TestPieces(t *testing.T) {
+	extents := []image.Extent{{Start: 0x1000, Len: 0x1000}, {Start: 0x1ff000, Len: 0x102000}, {Start: 0x800000, Len: 0x1000}}
+	offset := func(e int) int64 { return int64(e) << 32 }
+	at, e := extents[0].Start, 0
+	for _, group := range pieces(extents, offset) {
+		for _, p := range group {
+			if p.addr/hugePage != group[0].addr/hugePage || p.length > copyLen || p.length == 0 {
+				t.Errorf("piece %+v in the group of %#x", p, group[0].addr)
+			}
+			if p.addr != at || p.off != offset(e)+int64(at-extents[e].Start) {
+				t.Errorf("piece %+v, want address %#x of extent %d", p, at, e)
+			}
+			if at += p.length; at == extents[e].Start+extents[e].Len && e+1 < len(extents) {
+				e++
+				at = extents[e].Start
+			}
+		}
+	}
+	if e != 2 || at != 0x801000 {
+		t.Errorf("ended in extent %d at %#x", e, at)
+	}
+}
+
+func TestWrites(t *testing.T) {
+	for _, c := range []struct {
+		v    image.VMA
+		want bool
+	}{
+		{image.VMA{Kind: image.VMAFileShared, Flags: unix.MAP_SHARED, Prot: unix.PROT_READ, VMFlags: []string{"rd", "mr", "mw"}}, true},
+		{image.VMA{Kind: image.VMAFileShared, Flags: unix.MAP_SHARED, Prot: unix.PROT_READ, VMFlags: []string{"rd", "mr"}}, false},
+		{image.VMA{Kind: image.VMAFilePrivate, Flags: unix.MAP_PRIVATE, Prot: unix.PROT_WRITE, VMFlags: []string{"mw"}}, false},
+		{image.VMA{Kind: image.VMASegment, Flags: unix.MAP_SHARED, Prot: unix.PROT_WRITE}, true},
+	} {
+		if got := writes(&c.v); got != c.want {
+			t.Errorf("%+v: %v", c.v, got)
+		}
+	}
+}
+
+func TestAnonName(t *testing.T) {
+	for shown, want := range map[string]string{"[anon:a b]": "a b", "[anon_shmem:x]": "x", "[anon:]": "", "[heap]": "-", "": "-", "[anon:x": "-"} {
+		got, ok := anonName(shown)
+		if !ok {
+			got = "-"
+		}
+		if got != want {
+			t.Errorf("%q: %q, want %q", shown, got, want)
+		}
+	}
+}
+
+func TestCopyTime(t *testing.T) {
+	m := &image.Manifest{MMs: []image.MM{{VMAs: []image.VMA{{Extents: []image.Extent{{Len: 64 << 20}}}}}}, Segments: []image.Segment{{Extents: []image.Extent{{Len: 32 << 20}}}}}
+	if got := copyTime(m); got != 3*time.Second {
+		t.Error(got)
+	}
+}

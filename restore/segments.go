@@ -3,7 +3,6 @@ package restore
 import (
 	"fmt"
 	"os"
-	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
@@ -52,7 +51,7 @@ func makeSegment(seg *image.Segment) (int, error) {
 	if !seg.Memfd {
 		return anonSegment(seg.Size)
 	}
-	fd, err := unix.MemfdCreate(strings.TrimSuffix(seg.Name, " (deleted)"), unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|mfdExec)
+	fd, err := unix.MemfdCreate(seg.Name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|mfdExec)
 	if err != nil {
 		return -1, fmt.Errorf("memfd_create: %w", err)
 	}

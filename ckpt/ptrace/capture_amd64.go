@@ -18,6 +18,8 @@ type State struct {
 	Rseq      RseqConfig
 	GroupStop bool // its process was stopped by job control
 	Restart   RestartInfo
+
+	restartNR uint64 // the call that restart_syscall(2) continues, if its code tells; else 219
 }
 
 // RestartInfo says what the thread was doing in the kernel.
@@ -64,6 +66,7 @@ func (th *Thread) Capture(mem *os.File) (*State, error) {
 		}
 	}
 	st.Restart = restartInfo(&st.Regs)
+	st.restartNR = restartedCall(&st.Regs, mem)
 	st.GroupStop = th.groupStop
 	return st, nil
 }
@@ -148,6 +151,9 @@ func (st *State) ResumeRegs() Regs {
 		return r
 	}
 	nr := r.Orig_rax
+	if nr == unix.SYS_RESTART_SYSCALL && st.restartNR != 0 {
+		nr = st.restartNR
+	}
 	r.Orig_rax = ^uint64(0)
 	switch int64(r.Rax) {
 	case eRestartSys, eRestartNoIntr, eRestartNoHand:
@@ -160,6 +166,21 @@ func (st *State) ResumeRegs() Regs {
 		}
 	}
 	return r
+}
+
+// restartedCall returns the number of the call that the thread is in. If the kernel has
+// restarted it once already, the register says restart_syscall(2); the number is then
+// still in the instruction before, mov $nr,%eax, in most code.
+func restartedCall(r *Regs, mem *os.File) uint64 {
+	if r.Orig_rax != unix.SYS_RESTART_SYSCALL {
+		return r.Orig_rax
+	}
+	var b [5 + syscallLen]byte
+	_, err := mem.ReadAt(b[:], int64(r.Rip)-int64(len(b)))
+	if err != nil || b[0] != 0xb8 || b[5] != 0x0f || b[6] != 0x05 {
+		return r.Orig_rax
+	}
+	return uint64(binary.LittleEndian.Uint32(b[1:]))
 }
 
 // syscallLen is the length of the syscall instruction.

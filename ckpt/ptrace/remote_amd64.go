@@ -1,6 +1,7 @@
 package ptrace
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -57,6 +58,9 @@ func NewRemote(pid int) (*Remote, error) {
 	if r.maps, err = readMaps(pid); err == nil {
 		r.vdso, err = findVDSO(pid, mem, r.maps)
 	}
+	if err == nil && bytes.Contains(r.vdso.left, frameMagic) {
+		err = awaitHelpers(pid)
+	}
 	if err != nil {
 		mem.Close()
 		return nil, err
@@ -85,26 +89,46 @@ func (r *Remote) Enter(th *Thread, st *State) error {
 	if err != nil {
 		return fmt.Errorf("thread %d: %w", th.TID, err)
 	}
-	if err := th.suspendSeccomp(); err != nil {
+	if err := r.unfilter(th); err != nil {
 		return err
 	}
-	if r.sud, err = th.suspendSUD(); err != nil {
-		return err
-	}
-	r.dirty = true
-	if err := r.write(th.t, f.bytes, f.addr); err != nil {
-		return err
-	}
-	regs := r.foreign(st)
-	regs.Rip = f.code(stubReturn)
-	if err := th.SetRegs(&regs); err != nil {
-		return err
+	if err := r.redirect(th, st, f); err != nil {
+		return errors.Join(err, r.refilter(th))
 	}
 	r.th, r.st, r.frame, r.last, r.lastSt = th, st, f, th, st
 	if err := th.SetSigMask(allSignals); err != nil { // only now: see the package comment
 		return errors.Join(err, r.Leave())
 	}
 	return nil
+}
+
+// redirect writes the frame and points the thread at the way out of it.
+func (r *Remote) redirect(th *Thread, st *State, f *frame) error {
+	r.dirty = true
+	if err := r.write(th.t, f.bytes, f.addr); err != nil {
+		return err
+	}
+	regs := r.foreign(st)
+	regs.Rip = f.code(stubReturn)
+	return th.SetRegs(&regs)
+}
+
+// unfilter turns off what would catch our calls: seccomp filters and syscall user dispatch.
+func (r *Remote) unfilter(th *Thread) (err error) {
+	if err = th.suspendSeccomp(); err != nil {
+		return err
+	}
+	r.sud, err = th.suspendSUD()
+	return err
+}
+
+// refilter undoes unfilter.
+func (r *Remote) refilter(th *Thread) (err error) {
+	if r.sud != nil {
+		err = th.SetSUD(r.sud)
+		r.sud = nil
+	}
+	return errors.Join(err, th.resumeSeccomp())
 }
 
 // foreign returns the registers for running our code: the stack pointer below the red
@@ -132,10 +156,7 @@ func (r *Remote) Leave() error {
 		return r.lost(errors.Join(err, e))
 	}
 	r.th, r.st = nil, nil
-	if r.sud != nil {
-		err = errors.Join(err, th.SetSUD(r.sud))
-	}
-	return errors.Join(err, th.resumeSeccomp())
+	return errors.Join(err, r.refilter(th))
 }
 
 // lost handles a thread that could not be put back. If it is alive (a call that hangs)

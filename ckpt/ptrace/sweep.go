@@ -88,6 +88,42 @@ func (r *Remote) sweepZombies(pid int) error {
 	return nil
 }
 
+// awaitHelpers waits until no helper of a killed predecessor runs any more in the memory
+// of a process. Helpers end by themselves, but on code in the frame that we are about to
+// overwrite, and a busy machine may not have come to that.
+func awaitHelpers(pid int) error {
+	tids, err := tasks(pid)
+	if err != nil {
+		return fmt.Errorf("pid %d: look for leftovers: %w", pid, err)
+	}
+	deadline := time.Now().Add(settleTime)
+	for _, tid := range tids {
+		for _, child := range children(pid, tid) {
+			for runsIn(child, pid) {
+				if time.Now().After(deadline) {
+					return fmt.Errorf("pid %d: its child %d, left by a killed checkpoint, does not end: kill it", pid, child)
+				}
+				time.Sleep(minPause)
+			}
+		}
+	}
+	return nil
+}
+
+// runsIn reports whether a child without exit signal is alive and shares the memory of its parent.
+func runsIn(child, parent int) bool {
+	st, err := readStat(child)
+	if err != nil || st.state == 'Z' || st.exitSignal != 0 {
+		return false
+	}
+	const kcmpVM = 1
+	r, _, e := unix.RawSyscall6(unix.SYS_KCMP, uintptr(parent), uintptr(child), kcmpVM, 0, 0, 0)
+	if e == unix.ESRCH {
+		return false
+	}
+	return e != 0 || r == 0 // not to be compared: to be on the safe side
+}
+
 // isHelperZombie reports whether a process is the remains of one of our helpers: dead, with
 // no signal to its parent, and with our name, or our exit code if it died before it had one.
 func isHelperZombie(pid int) bool {

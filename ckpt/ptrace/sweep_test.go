@@ -36,6 +36,7 @@ func TestSweep(t *testing.T) {
 	seenMap, seenZombie := 0, 0
 	for k := 1; k <= n; k++ {
 		killedAtStep(t, pid, k)
+		awaitZombies(t, pid)
 		m, z := leftovers(t, pid)
 		if m > 0 {
 			seenMap++
