@@ -3,6 +3,7 @@ package ckpt
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -19,6 +20,7 @@ func (c *Checkpoint) capture(s *survey, procs []*proc, undo *undoStack) error {
 			pids = append(pids, p.pid)
 		}
 	}
+	c.tables, c.dirs = sharers(pids, kcmpFiles), sharers(pids, kcmpFS)
 	for _, p := range procs {
 		if p.zombie() {
 			c.m.Tasks = append(c.m.Tasks, zombieTask(p))
@@ -69,8 +71,9 @@ func (c *Checkpoint) captureProc(p *proc, undo *undoStack) error {
 	}
 	undo.push(func() error { return ignoreGone(p.remote.Close()) })
 	c.procs = append(c.procs, p)
-	ref := image.ObjRef(len(c.m.MMs) + 1) // one of each per process: look refuses what shares more
-	if err := c.captureTraced(p, &t, ref); err != nil {
+	ref := image.ObjRef(len(c.m.MMs) + 1) // one record of each per process, used or not
+	c.refs[p.pid] = ref
+	if err := c.captureTraced(p, &t); err != nil {
 		return err
 	}
 	since := time.Now()
@@ -89,13 +92,13 @@ func (c *Checkpoint) captureProc(p *proc, undo *undoStack) error {
 }
 
 // captureTraced reads what ptrace and /proc tell of each thread.
-func (c *Checkpoint) captureTraced(p *proc, t *image.Task, ref image.ObjRef) error {
+func (c *Checkpoint) captureTraced(p *proc, t *image.Task) error {
 	for i, th := range p.threads {
 		var err error
 		if th.state, err = th.Capture(p.remote.Mem()); err != nil {
 			return err
 		}
-		it := image.Thread{TID: int32(th.TID), FDTable: ref, FS: ref}
+		it := image.Thread{TID: int32(th.TID), FDTable: c.shared(c.tables, p.pid), FS: c.shared(c.dirs, p.pid)}
 		if err := task.ReadThreadOutside(p.pid, th.TID, &it); err != nil {
 			return err
 		}
@@ -136,6 +139,15 @@ func (c *Checkpoint) captureInside(p *proc, status procfs.Status, t *image.Task,
 		return nil
 	}
 	return c.snapshot(p)
+}
+
+// shared is the record of what a process may share: its own, or the one of the process that
+// it shares it with.
+func (c *Checkpoint) shared(with map[int]int, pid int) image.ObjRef {
+	if first := with[pid]; first != 0 {
+		pid = first
+	}
+	return c.refs[pid]
 }
 
 // enterThread runs one batch in a thread.
@@ -197,7 +209,8 @@ func (c *Checkpoint) snapshot(p *proc) error {
 // captureFiles reads the open files. The kinds are asked again: the tree is still now, so
 // what they say is final.
 func (c *Checkpoint) captureFiles(s *survey, pids []int) error {
-	set, err := collectFiles(pids, true)
+	owners := slices.DeleteFunc(slices.Clone(pids), func(pid int) bool { return c.tables[pid] != 0 })
+	set, err := collectFiles(owners, true)
 	if err != nil {
 		return err
 	}
@@ -212,7 +225,7 @@ func (c *Checkpoint) captureFiles(s *survey, pids []int) error {
 	if c.m.Files, err = set.dump(sc); err != nil {
 		return err
 	}
-	for _, pid := range pids {
+	for _, pid := range pids { // a shared table is the first one's; the other places stay empty
 		c.m.FDTables = append(c.m.FDTables, set.table(pid))
 	}
 	return nil

@@ -11,7 +11,6 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/kind"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/task"
-	"golang.org/x/sys/unix"
 )
 
 // looked is what can be learned of a process without stopping it.
@@ -189,33 +188,12 @@ func (s *survey) pids() []int {
 	return out
 }
 
-// sharedKinds names the findings about shared objects.
-var sharedKinds = map[int]string{kcmpVM: "shared memory (CLONE_VM)", kcmpFiles: "shared descriptor table (CLONE_FILES)",
-	kcmpFS: "shared cwd and umask (CLONE_FS)", kcmpSighand: "shared signal handlers (CLONE_SIGHAND)"}
-
-// checkShared refuses processes that share what only threads may share: the image could hold
-// it, but a restore cannot give it to two processes yet.
-func (s *survey) checkShared() {
-	pids := s.pids()
-	if parent := s.procs[0].stat.PPID; parent > 1 {
-		pids = append(pids, parent)
-	}
-	for _, typ := range []int{kcmpVM, kcmpFiles, kcmpFS, kcmpSighand} {
-		sorted := slices.Clone(pids)
-		slices.SortFunc(sorted, func(a, b int) int { c, _ := kcmpTasks(a, b, typ); return c })
-		for i := 1; i < len(sorted); i++ {
-			a, b := sorted[i-1], sorted[i]
-			if c, err := kcmpTasks(a, b, typ); err == nil && c == 0 {
-				s.findings = append(s.findings, image.Finding{Severity: image.Refuse, PID: int32(a), FD: image.NoFD, Kind: sharedKinds[typ],
-					What: fmt.Sprintf("pid %d and pid %d share it without being threads of one process", a, b), Remedy: "wait until one of them ends or calls exec"})
-			}
-		}
-	}
-}
-
 // lookAtFiles finds what of the tree's files and shared memory cannot be kept.
 func (s *survey) lookAtFiles() error {
-	set, err := collectFiles(s.pids(), false)
+	pids := s.pids()
+	tables := sharers(pids, kcmpFiles)
+	pids = slices.DeleteFunc(pids, func(pid int) bool { return tables[pid] != 0 })
+	set, err := collectFiles(pids, false)
 	if err != nil {
 		return err
 	}
@@ -270,23 +248,6 @@ func unique(all []image.Finding) []image.Finding {
 	})
 	slices.SortStableFunc(out, func(a, b image.Finding) int { return cmp.Compare(a.Severity, b.Severity) })
 	return out
-}
-
-// The types of kcmp(2) beside files, from linux/kcmp.h.
-const (
-	kcmpVM      = 1
-	kcmpFiles   = 2
-	kcmpFS      = 3
-	kcmpSighand = 4
-)
-
-// kcmpTasks orders two processes by one of the objects that processes may share.
-func kcmpTasks(a, b, typ int) (int, error) {
-	r, _, errno := unix.RawSyscall6(unix.SYS_KCMP, uintptr(a), uintptr(b), uintptr(typ), 0, 0, 0)
-	if errno != 0 {
-		return cmp.Compare(a, b), errno
-	}
-	return [4]int{0, -1, 1, 1}[r&3], nil
 }
 
 // Explain lists every refusal and every loss that a checkpoint of the tree below pid would

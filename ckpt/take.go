@@ -51,6 +51,9 @@ type Checkpoint struct {
 	procs     []*proc // those with memory, in the order of m.MMs
 	segs      *segments
 	blobs     [][]byte
+	refs      map[int]image.ObjRef // by pid: the place of its records
+	tables    map[int]int          // by pid: with whom it shares its descriptor table
+	dirs      map[int]int          // by pid: with whom it shares cwd, root and umask
 	sleepers  *sleepers
 	tr        *ptrace.Tracer
 	ownTracer bool        // Close ends it
@@ -153,7 +156,7 @@ func lookAccepted(pid int) (*survey, error) {
 }
 
 func newCheckpoint(o Options, tr *ptrace.Tracer) *Checkpoint {
-	return &Checkpoint{o: o, tr: tr, segs: newSegments(), free: make(chan []byte, aheadChunks)}
+	return &Checkpoint{o: o, tr: tr, segs: newSegments(), refs: map[int]image.ObjRef{}, free: make(chan []byte, aheadChunks)}
 }
 
 // complete ends a capture, or cleans up after one that failed.

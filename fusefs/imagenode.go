@@ -168,8 +168,7 @@ func (n *imageNode) checkpoint(ctx context.Context) (*session, error) {
 		n.f.failed(n.key.target.pid, err)
 		return nil, err
 	}
-	tid, _ := caller(ctx)
-	tctx, done := n.f.untilCallerLeaves(ctx, tid)
+	tctx, done := n.f.untilCallerLeaves(ctx)
 	defer done()
 	s, err := n.f.begin(tctx, n.key.target)
 	switch {
@@ -222,37 +221,45 @@ const deadlockGrace = 300 * time.Millisecond
 
 // untilCallerLeaves returns a context that ends when the caller really wants to: an
 // interrupt also comes from a signal that nobody feels and from ptrace, and the first alone
-// is told, so from then on the caller's pending signals are watched.
-func (f *filesystem) untilCallerLeaves(ctx context.Context, tid int) (context.Context, func()) {
+// is told, so from then on the caller's pending signals are watched. Call the function that
+// it returns when the work is over.
+func (f *filesystem) untilCallerLeaves(ctx context.Context) (context.Context, func()) {
 	tctx, cancel := context.WithCancelCause(f.ctx)
 	over := make(chan struct{})
-	go func() {
-		select {
-		case <-ctx.Done():
-		case <-over:
-			return
-		}
-		for traced := time.Duration(0); ; {
-			p, err := readProcess(tid)
-			switch {
-			case err != nil, p.wantsOut():
-				cancel(syscall.EINTR)
-				return
-			case p.tracer == os.Getpid():
-				if traced > deadlockGrace {
-					cancel(failf(syscall.EDEADLK, "process %d, which reads the image, is being checkpointed itself", p.tgid))
-					return
-				}
-				traced += watchStep
-			}
+	c, ok := fuse.FromContext(ctx)
+	if ok {
+		tctx = fuse.NewContext(tctx, c)
+		go func() {
 			select {
+			case <-ctx.Done():
+				if err := watch(int(c.Pid), over); err != nil {
+					cancel(err)
+				}
 			case <-over:
-				return
-			case <-time.After(watchStep):
 			}
-		}
-	}()
+		}()
+	}
 	return tctx, func() { close(over); cancel(nil) }
+}
+
+// watch returns why thread tid wants what it waits for to end, or nil when that is over.
+func watch(tid int, over <-chan struct{}) error {
+	for traced := time.Duration(0); ; traced += watchStep {
+		p, err := readProcess(tid)
+		switch {
+		case err != nil, p.wantsOut():
+			return syscall.EINTR
+		case !p.tracedByUs():
+			traced = 0
+		case traced > deadlockGrace:
+			return failf(syscall.EDEADLK, "process %d, which waits for this, is being checkpointed itself", p.tgid)
+		}
+		select {
+		case <-over:
+			return nil
+		case <-time.After(watchStep):
+		}
+	}
 }
 
 // watchStep is how often the caller of a slow OPEN is looked at once it was interrupted.

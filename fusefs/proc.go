@@ -125,6 +125,16 @@ const quiet = 1<<(syscall.SIGCHLD-1) | 1<<(syscall.SIGURG-1) | 1<<(syscall.SIGWI
 // wantsOut reports whether a signal waits for the thread that should end what it waits for.
 func (p *process) wantsOut() bool { return p.pending&^quiet != 0 }
 
+// tracedByUs reports whether a thread of this process traces it. What /proc calls TracerPid
+// is the thread.
+func (p *process) tracedByUs() bool {
+	if p.tracer == 0 {
+		return false
+	}
+	t, err := readProcess(p.tracer)
+	return err == nil && t.tgid == os.Getpid()
+}
+
 // listProcesses returns the ids of all user processes, in no order.
 func listProcesses() ([]int, error) {
 	d, err := os.Open("/proc")

@@ -231,6 +231,10 @@ assert "taken by the fake" in open("one/log").read()'`)
 	m.fails(0, "echo x > $MNT/images/one/image", "Permission denied")
 	m.ok(0, "tar cf - -C $MNT/images one | tar xf - --one-top-level=t; cmp t/one/image one/image; rsync -a $MNT/images/ r; cmp r/two/image two/image")
 	m.ok(0, "rm -r $MNT/images/two; rm -rf $MNT/images/one; ls $MNT/images | grep -x three")
+	eventually(t, "the space of the removed ones is freed", func() bool {
+		b, err := os.ReadFile(m.dir + "/log")
+		return err == nil && strings.Contains(string(b), "freed")
+	})
 	m.ok(pid, "cat $MNT/ckpt/$PID/image > f; mv $MNT/images/root* $MNT/images/one; cmp f $MNT/images/one/image; ls $MNT/images/one | grep image")
 }
 

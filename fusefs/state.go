@@ -190,6 +190,8 @@ func (h *stateHandle) Read(_ context.Context, dest []byte, off int64) (fuse.Read
 func (h *stateHandle) Write(ctx context.Context, data []byte, _ int64) (uint32, syscall.Errno) {
 	n := h.n
 	word := strings.TrimSpace(string(data))
+	ctx, done := n.f.untilCallerLeaves(ctx)
+	defer done()
 	var err error
 	switch word {
 	case frozen:

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
+	"runtime"
 	"slices"
 	"syscall"
 	"testing"
@@ -108,6 +110,35 @@ func TestProcess(t *testing.T) {
 	}
 	if _, err := readProcess(1 << 30); errno(err) != syscall.ESRCH {
 		t.Error(err)
+	}
+}
+
+// TestWatch watches callers that want out, and one that is being checkpointed itself.
+func TestWatch(t *testing.T) {
+	start := func(traced bool) *exec.Cmd {
+		cmd := exec.Command("sleep", "100")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: traced}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			_ = cmd.Process.Kill() // it may be dead
+			_ = cmd.Wait()         // it was killed: that is what Wait says
+		})
+		return cmd
+	}
+	over := make(chan struct{})
+	time.AfterFunc(100*time.Millisecond, func() { close(over) })
+	if err := watch(start(false).Process.Pid, over); err != nil {
+		t.Errorf("a caller that waits: %v", err)
+	}
+	if err := watch(1<<30, nil); err != syscall.EINTR {
+		t.Errorf("a caller that is gone: %v", err)
+	}
+	runtime.LockOSThread() // for ever: this thread is the tracer
+	begin := time.Now()
+	if err := watch(start(true).Process.Pid, nil); errno(err) != syscall.EDEADLK || time.Since(begin) < deadlockGrace {
+		t.Errorf("a caller that we trace: %v after %v", err, time.Since(begin))
 	}
 }
 

@@ -26,9 +26,6 @@ func (j *job) checkAll(ctx context.Context, deadline time.Time) error {
 	if err := checkCaller(j.m, j.opt.CallerUID); err != nil {
 		return err
 	}
-	if err := checkSharing(j.m); err != nil {
-		return err
-	}
 	if err := checkTasks(j.m); err != nil {
 		return err
 	}
@@ -57,12 +54,15 @@ func checkSharing(m *image.Manifest) error {
 		if len(t.Threads) == 0 || t.Threads[0].TID != t.PID {
 			return &ImageError{int(t.PID), "it has no main thread"}
 		}
-		uses := []user{{"memory", t.MM}, {"signal handlers", t.Sighand}, {"descriptor table", t.Threads[0].FDTable}, {"working directory", t.Threads[0].FS}}
+		uses := []user{{"memory", t.MM}, {"signal handlers", t.Sighand}, {ownFiles, t.Threads[0].FDTable}, {ownDirs, t.Threads[0].FS}}
 		for _, u := range uses {
 			if u.ref == 0 {
 				return &ImageError{int(t.PID), "it has no " + u.what}
 			}
 			if other, ok := owner[u]; ok {
+				if u.ref == handedDown(m, t, u.what) {
+					continue
+				}
 				return &ImageError{int(t.PID), fmt.Sprintf("it shares its %s with pid %d, which this version cannot build", u.what, other)}
 			}
 			owner[u] = t.PID
@@ -78,6 +78,29 @@ func checkSharing(m *image.Manifest) error {
 		}
 	}
 	return nil
+}
+
+// The names of what a process can share with its parent.
+const (
+	ownFiles = "descriptor table"
+	ownDirs  = "working directory"
+)
+
+// handedDown is what the parent of a task in the same tree has of that name, if a child can
+// be made that shares it.
+func handedDown(m *image.Manifest, t *image.Task, what string) image.ObjRef {
+	i := pidNode(m.Tasks, t.PPID)
+	if i == seed || len(m.Tasks[i-1].Threads) == 0 {
+		return 0
+	}
+	parent := &m.Tasks[i-1].Threads[0]
+	switch what {
+	case ownFiles:
+		return parent.FDTable
+	case ownDirs:
+		return parent.FS
+	}
+	return 0
 }
 
 // checkTasks asks whether the state of each task can be given back here.

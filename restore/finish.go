@@ -174,7 +174,8 @@ func (j *job) letGo(alive []*proc) error {
 	}
 	for _, p := range slices.Backward(alive) {
 		for _, th := range slices.Backward(p.threads) {
-			if err := th.Detach(); err != nil {
+			var gone *ptrace.GoneError
+			if err := th.Detach(); err != nil && !errors.As(err, &gone) { // another thread may have run already, and ended the process
 				return fmt.Errorf("restore: %w", err)
 			}
 		}

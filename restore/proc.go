@@ -76,7 +76,6 @@ func (j *job) put(p *proc, off uint64, b []byte) (uint64, error) {
 func cloneArgs(flags uint64, exitSignal int, id int, at uint64) []byte {
 	const size = 88
 	b := make([]byte, size+8)
-
 	le.PutUint64(b, flags)
 	le.PutUint64(b[32:], uint64(exitSignal))
 	if id != 0 {

@@ -73,7 +73,7 @@ func Run(ctx context.Context, r *image.Reader, o Options) (*Result, error) {
 	defer cancel()
 	err := j.run(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = fmt.Errorf("restore: %w (%v)", ErrTimeout, j.opt.Timeout)
+		err = fmt.Errorf("%w (the limit was %v): %w", ErrTimeout, j.opt.Timeout, err)
 	}
 	if err != nil {
 		return nil, err
@@ -143,6 +143,9 @@ func (j *job) run(ctx context.Context) error {
 	}
 	if j.m.Tasks[0].State == image.TaskZombie {
 		return &ImageError{int(j.m.Tasks[0].PID), "the root of the tree has exited, so there is nothing to restore"}
+	}
+	if err := checkSharing(j.m); err != nil {
+		return err
 	}
 	j.planFiles()
 	if err := j.guard(ctx, "checking", func() error { return j.checkAll(ctx, j.deadline) }); err != nil {

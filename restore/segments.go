@@ -32,7 +32,7 @@ func (j *job) reopenSegments() error {
 	for i := range j.m.MMs {
 		for k := range j.m.MMs[i].VMAs {
 			v := &j.m.MMs[i].VMAs[k]
-			if v.Kind != image.VMASegment || writes(v) || j.readable[v.Segment] != 0 {
+			if _, ok := j.readable[v.Segment]; ok || v.Kind != image.VMASegment || writes(v) {
 				continue
 			}
 			fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", j.segs[v.Segment-1]), unix.O_RDONLY|unix.O_CLOEXEC, 0)

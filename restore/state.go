@@ -51,8 +51,12 @@ func (j *job) tryRegisters(th *ptrace.Thread, it *image.Thread) error {
 	return th.SetXState(fitXState(it.XState, j.xlen))
 }
 
-// placeFiles sends a process its files and moves them to their numbers.
+// placeFiles sends a process its files and moves them to their numbers. A table that it
+// shares with its parent is in place already.
 func (j *job) placeFiles(p *proc) error {
+	if j.sharing(pidNode(j.m.Tasks, p.task.PPID), p.node)&unix.CLONE_FILES != 0 {
+		return nil
+	}
 	table := j.m.FDTables[p.task.Threads[0].FDTable-1].FDs
 	index := map[image.ObjRef]int{}
 	var fds []int

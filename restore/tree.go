@@ -137,12 +137,16 @@ func (j *job) take(pl *plan, st step, spare *spares) error {
 	from := j.byNode[st.From]
 	switch st.Op {
 	case stepClone:
-		return j.born(st.Node, from, 0, n, spare)
-	case stepSibling:
+		return j.born(st.Node, from, j.sharing(st.From, st.Node), n, spare)
+	case stepSibling, stepOrphan:
+		if err := j.checkUnshared(st.Node); err != nil {
+			return err
+		}
+		if st.Op == stepOrphan {
+			return j.orphan(st, n, from, spare)
+		}
 		n.ExitSignal = 0 // the kernel wants it so: the child has the signal of its sibling
 		return j.born(st.Node, from, unix.CLONE_PARENT, n, spare)
-	case stepOrphan:
-		return j.orphan(st, n, from, spare)
 	case stepSetsid:
 		_, err := j.byNode[st.Node].call("setsid", unix.SYS_SETSID)
 		return err
@@ -157,6 +161,40 @@ func (j *job) take(pl *plan, st step, spare *spares) error {
 		return j.byNode[st.Node].kill(j.deadline)
 	}
 	return fmt.Errorf("restore: unknown step %d", st.Op)
+}
+
+// sharing is the clone flags for what the tasks of two nodes share.
+func (j *job) sharing(parent, child int) (flags uint64) {
+	threads := func(node int) []image.Thread {
+		if node <= seed || node > len(j.m.Tasks) {
+			return nil // not a task of the image
+		}
+		return j.m.Tasks[node-1].Threads
+	}
+	p, c := threads(parent), threads(child)
+	if len(p) == 0 || len(c) == 0 {
+		return 0
+	}
+	if p[0].FDTable == c[0].FDTable {
+		flags |= unix.CLONE_FILES
+	}
+	if p[0].FS == c[0].FS {
+		flags |= unix.CLONE_FS
+	}
+	return flags
+}
+
+// checkUnshared fails for a task that cannot be forked from its parent and shares something
+// with it.
+func (j *job) checkUnshared(node int) error {
+	if node == seed || node > len(j.m.Tasks) {
+		return nil
+	}
+	t := &j.m.Tasks[node-1]
+	if j.sharing(pidNode(j.m.Tasks, t.PPID), node) == 0 {
+		return nil
+	}
+	return &ImageError{int(t.PID), "it shares descriptors or directories with its parent but was not made in the parent's session, which this version cannot build"}
 }
 
 // born makes the process of a node.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -189,6 +190,11 @@ func TestRegsBytes(t *testing.T) {
 
 func TestResumeRegs(t *testing.T) {
 	const none = ^uint64(0)
+	nowhere, err := os.Open(os.DevNull) // no code to read
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nowhere.Close()
 	for _, tc := range []struct {
 		rax        int64
 		orig       uint64
@@ -208,11 +214,11 @@ func TestResumeRegs(t *testing.T) {
 		{eRestartRestartBlock, unix.SYS_RESTART_SYSCALL, negative(eINTR), false, true, true, true},
 	} {
 		st := &State{Regs: Regs{Rip: 100, Rax: uint64(tc.rax), Orig_rax: tc.orig}}
-		r := st.ResumeRegs()
+		st.Restart = restartInfo(&st.Regs, nowhere)
+		i, r := st.Restart, st.ResumeRegs()
 		if r.Rax != tc.wantRax || (r.Rip == 98) != tc.back {
 			t.Errorf("%d of %d: rax %d, rip %d", tc.rax, int64(tc.orig), int64(r.Rax), r.Rip)
 		}
-		i := restartInfo(&st.Regs)
 		if i.Restartable != tc.restart || i.FromBlock != tc.fromBlock || (i.NR >= 0) != tc.hadSyscall {
 			t.Errorf("%d of %d: %+v", tc.rax, int64(tc.orig), i)
 		}
@@ -224,6 +230,32 @@ func TestResumeRegs(t *testing.T) {
 	r = Regs{Rax: negative(eINTR), Orig_rax: unix.SYS_READ}
 	if fixInterrupted(&r) {
 		t.Error("the EINTR of read was changed")
+	}
+}
+
+// The number of a call that the kernel has restarted once is read from the code.
+func TestRestartedCall(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "code")
+	code := []byte{0x90, 0xb8, 7, 0, 0, 0, 0x0f, 0x05, 0xc3, 0x89, 0xf8, 0x90, 0x90, 0x90, 0x0f, 0x05, 0xc3}
+	if err := os.WriteFile(path, code, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mem, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	for _, tc := range []struct {
+		orig, rip uint64
+		want      int
+	}{{unix.SYS_RESTART_SYSCALL, 8, unix.SYS_POLL}, {unix.SYS_RESTART_SYSCALL, 16, 219}, {unix.SYS_RESTART_SYSCALL, 4, 219}, {unix.SYS_READ, 8, unix.SYS_READ}} {
+		st := &State{Regs: Regs{Orig_rax: tc.orig, Rip: tc.rip, Rax: negative(eRestartRestartBlock)}}
+		if st.Restart = restartInfo(&st.Regs, mem); st.Restart.NR != tc.want || !st.Restart.FromBlock {
+			t.Errorf("%d at %d: %+v, want %d", tc.orig, tc.rip, st.Restart, tc.want)
+		}
+		if r := st.ResumeRegs(); tc.want == unix.SYS_POLL && (r.Rax != unix.SYS_POLL || r.Rip != tc.rip-syscallLen) {
+			t.Errorf("poll goes on with rax %d at %d", r.Rax, r.Rip)
+		}
 	}
 }
 

@@ -18,15 +18,13 @@ type State struct {
 	Rseq      RseqConfig
 	GroupStop bool // its process was stopped by job control
 	Restart   RestartInfo
-
-	restartNR uint64 // the call that restart_syscall(2) continues, if its code tells; else 219
 }
 
 // RestartInfo says what the thread was doing in the kernel.
 type RestartInfo struct {
-	NR          int  // syscall that the stop interrupted; -1: none
+	NR          int  // syscall that the stop interrupted; -1: none; 219 (restart_syscall): an earlier stop has interrupted it already, and which it was cannot be told
 	Restartable bool // the kernel will issue it anew when the thread goes on
-	FromBlock   bool // only the kernel's restart block could continue it: rax was -516, or it was restart_syscall(2) (NR 219, the original number is lost)
+	FromBlock   bool // only the kernel's restart block could continue it, or it was continued from there
 }
 
 // settleTime bounds how long a thread may take to leave a dead predecessor's code.
@@ -65,8 +63,7 @@ func (th *Thread) Capture(mem *os.File) (*State, error) {
 			return nil, err
 		}
 	}
-	st.Restart = restartInfo(&st.Regs)
-	st.restartNR = restartedCall(&st.Regs, mem)
+	st.Restart = restartInfo(&st.Regs, mem)
 	st.GroupStop = th.groupStop
 	return st, nil
 }
@@ -123,18 +120,18 @@ func fixRseq(r *Regs, c RseqConfig, mem *os.File) bool {
 // inSyscall reports whether the stop interrupted a system call.
 func inSyscall(r *Regs) bool { return int64(r.Orig_rax) >= 0 }
 
-func restartInfo(r *Regs) RestartInfo {
+func restartInfo(r *Regs, mem *os.File) RestartInfo {
 	if !inSyscall(r) {
 		return RestartInfo{NR: -1}
 	}
-	i := RestartInfo{NR: int(r.Orig_rax)}
+	i := RestartInfo{NR: restartedCall(r, mem)}
 	switch int64(r.Rax) {
 	case eRestartSys, eRestartNoIntr, eRestartNoHand:
 		i.Restartable = true
 	case eRestartRestartBlock:
 		i.Restartable, i.FromBlock = true, true
 	}
-	if i.NR == unix.SYS_RESTART_SYSCALL {
+	if r.Orig_rax == unix.SYS_RESTART_SYSCALL {
 		i.FromBlock = true
 	}
 	return i
@@ -151,8 +148,8 @@ func (st *State) ResumeRegs() Regs {
 		return r
 	}
 	nr := r.Orig_rax
-	if nr == unix.SYS_RESTART_SYSCALL && st.restartNR != 0 {
-		nr = st.restartNR
+	if nr == unix.SYS_RESTART_SYSCALL {
+		nr = uint64(st.Restart.NR)
 	}
 	r.Orig_rax = ^uint64(0)
 	switch int64(r.Rax) {
@@ -171,16 +168,17 @@ func (st *State) ResumeRegs() Regs {
 // restartedCall returns the number of the call that the thread is in. If the kernel has
 // restarted it once already, the register says restart_syscall(2); the number is then
 // still in the instruction before, mov $nr,%eax, in most code.
-func restartedCall(r *Regs, mem *os.File) uint64 {
-	if r.Orig_rax != unix.SYS_RESTART_SYSCALL {
-		return r.Orig_rax
+func restartedCall(r *Regs, mem *os.File) int {
+	nr := int(r.Orig_rax)
+	if nr != unix.SYS_RESTART_SYSCALL {
+		return nr
 	}
 	var b [5 + syscallLen]byte
 	_, err := mem.ReadAt(b[:], int64(r.Rip)-int64(len(b)))
 	if err != nil || b[0] != 0xb8 || b[5] != 0x0f || b[6] != 0x05 {
-		return r.Orig_rax
+		return nr
 	}
-	return uint64(binary.LittleEndian.Uint32(b[1:]))
+	return int(binary.LittleEndian.Uint32(b[1:]))
 }
 
 // syscallLen is the length of the syscall instruction.

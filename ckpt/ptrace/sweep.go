@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,7 +25,7 @@ func (r *Remote) Sweep(pid int) error {
 
 // sweepMaps unmaps scratch mappings that are not this Remote's.
 func (r *Remote) sweepMaps(pid int) error {
-	noted, maps := r.leftNote(), r.maps // which do not hold our own
+	noted, maps := r.leftNotes(), r.maps // which do not hold our own
 	for i, v := range maps {
 		if !isSharedAnon(v) || !r.isLeftover(v, noted) {
 			continue
@@ -49,7 +50,7 @@ func isSharedAnon(v vma) bool {
 
 // isLeftover reports whether a shared anonymous mapping is the scratch memory of a dead
 // predecessor: it carries the magic, or has not come to that but is where the frame says.
-func (r *Remote) isLeftover(v vma, noted uint64) bool {
+func (r *Remote) isLeftover(v vma, noted []uint64) bool {
 	if n := v.end - v.start; n != scratchSize && n != scratchSize-pageSize {
 		return false
 	}
@@ -57,16 +58,21 @@ func (r *Remote) isLeftover(v vma, noted uint64) bool {
 	if _, err := r.mem.ReadAt(b, int64(v.start)); err != nil {
 		return false
 	}
-	return bytes.Equal(b, scratchMagic) || v.start == noted && bytes.Equal(b, make([]byte, len(b)))
+	return bytes.Equal(b, scratchMagic) || slices.Contains(noted, v.start) && bytes.Equal(b, make([]byte, len(b)))
 }
 
-// leftNote returns the scratch address in the frame that was found in the vdso.
-func (r *Remote) leftNote() uint64 {
-	i := bytes.Index(r.vdso.left, frameMagic)
-	if i < 0 || i+len(frameMagic)+frameNoteLen > len(r.vdso.left) {
-		return 0
+// leftNotes returns the scratch addresses in the frames that were found in the vdso: there
+// may be several, of different lengths.
+func (r *Remote) leftNotes() []uint64 {
+	var out []uint64
+	for b := r.vdso.left; ; {
+		_, after, ok := bytes.Cut(b, frameMagic)
+		if !ok || len(after) < frameNoteLen {
+			return out
+		}
+		out = append(out, binary.LittleEndian.Uint64(after))
+		b = after
 	}
-	return binary.LittleEndian.Uint64(r.vdso.left[i+len(frameMagic):])
 }
 
 // sweepZombies reaps helpers of a predecessor.

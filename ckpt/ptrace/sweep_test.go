@@ -1,6 +1,8 @@
 package ptrace
 
 import (
+	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -55,6 +57,46 @@ func TestSweep(t *testing.T) {
 		t.Errorf("%d kills left a mapping, %d a zombie: the test shows nothing", seenMap, seenZombie)
 	}
 	t.Logf("%d of %d kills left a mapping, %d a zombie", seenMap, n, seenZombie)
+}
+
+// As long as a helper of a killed tracer has not left the code in the vdso, that is not touched.
+func TestAwaitHelpers(t *testing.T) {
+	cmd, _ := startReady(t, nil, "stub")
+	pid := cmd.Process.Pid
+	tr := NewTracer()
+	helper := 0
+	err := tr.Do(func() error {
+		f, err := freeze(tr, pid)
+		if err != nil {
+			return err
+		}
+		if err := f.r.Enter(f.threads[0], f.states[0]); err != nil {
+			return err
+		}
+		if err := f.threads[0].SetOptions(unix.PTRACE_O_TRACECLONE); err != nil {
+			return err
+		}
+		h, _, err := f.r.Clone(unix.SYS_CLONE, intermediateFlags)
+		if err != nil {
+			return err
+		}
+		helper = h.TID
+		return unix.Kill(helper, unix.SIGSTOP)
+	})
+	tr.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := NewRemote(pid); err == nil || !strings.Contains(err.Error(), strconv.Itoa(helper)) {
+		t.Errorf("with a helper that is stopped: %v, %v", r, err)
+	}
+	unix.Kill(helper, unix.SIGCONT)
+	inFrozen(t, pid, func(f *frozen) error {
+		awaitZombies(t, pid)
+		return f.r.Sweep(pid)
+	})
+	checkAlive(t, pid)
+	checkUntouched(t, pid)
 }
 
 // A mapping of the program's own, also of the size of ours, is not touched.

@@ -53,7 +53,7 @@ const counterScript = `exec 3>>"$1"; sleep 1000 & i=0
 while i=$((i+1)); do echo "$i" >&3; sleep 0.1; done`
 
 func (d *demo) run(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{d.mount, d.start, d.checkpoint, d.kill, d.restore, d.tenMore, d.cost} {
+	for _, step := range []func(context.Context) error{d.mount, d.start, d.checkpoint, d.kill, d.restore, d.nineMore, d.cost} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -193,7 +193,7 @@ func (d *demo) restore(ctx context.Context) error {
 	return err
 }
 
-func (d *demo) tenMore(ctx context.Context) error {
+func (d *demo) nineMore(ctx context.Context) error {
 	d.say("nine more checkpoints")
 	if _, err := d.shell(ctx, "for i in 2 3 4 5 6 7 8 9 10; do cat mnt/ckpt/%d/image > job.ckpt || exit; done; ls mnt/images | wc -l", d.root); err != nil {
 		return d.why(err)
