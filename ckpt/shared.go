@@ -76,6 +76,9 @@ func (s *survey) checkShared() {
 			if !ok || inherits && (typ == kcmpFiles || typ == kcmpFS) {
 				continue
 			}
+			if slices.Contains(inside, other) {
+				pid, other = other, pid
+			}
 			s.findings = append(s.findings, image.Finding{Severity: image.Refuse, PID: int32(pid), FD: image.NoFD, Kind: sharedKinds[typ],
 				What: fmt.Sprintf("it shares it with pid %d without being a thread of it", other), Remedy: "wait until one of them ends or calls exec"})
 		}

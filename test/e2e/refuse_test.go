@@ -17,7 +17,7 @@ var refusals = []struct {
 }{
 	{"socket", []string{"fd 3", "socket"}},
 	{"socketpair", []string{"fd 3", "fd 4", "socket"}},
-	{"clonefiles", []string{"CLONE_FILES"}},
+	{"clonevm", []string{"CLONE_VM"}},
 	{"packetpipe", []string{"fd 4", "packet"}},
 	{"inotify", []string{"fd 3", "inotify"}},
 	{"timerfd", []string{"fd 3", "timerfd"}},

@@ -1,6 +1,8 @@
 // Files shared across processes: an offset that moves for parent and child alike, a pipe with
-// its ends in two processes, an eventfd and an epoll set in both.
+// its ends in two processes, an eventfd and an epoll set in both, a descriptor table that two
+// processes share (CLONE_FILES).
 #include "prog.h"
+#include <linux/sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 
@@ -8,6 +10,12 @@ static void turn(int fd)
 {
 	char c;
 	CHECK(read(fd, &c, 1) == 1, "turn");
+}
+
+static pid_t clone_files(void)
+{
+	struct clone_args a = {.flags = CLONE_FILES, .exit_signal = SIGCHLD};
+	return MUST(syscall(SYS_clone3, &a, sizeof a));
 }
 
 int main(int argc, char **argv)
@@ -20,16 +28,18 @@ int main(int argc, char **argv)
 	int ev = MUST(eventfd(0, 0)), ep = MUST(epoll_create1(0));
 	struct epoll_event e = {EPOLLIN, {.fd = ev}};
 	MUST(epoll_ctl(ep, EPOLL_CTL_ADD, ev, &e));
-	int to[2], from[2];
+	int to[2], from[2], to2[2], from2[2];
 	MUST(pipe(to));
 	MUST(pipe(from));
+	MUST(pipe2(to2, O_CLOEXEC));
+	MUST(pipe2(from2, O_CLOEXEC));
 
 	pid_t child = MUST(fork());
 	if (child == 0) {
 		close(to[1]);
 		close(from[0]);
+		close(to2[0]), close(to2[1]), close(from2[0]), close(from2[1]);
 		MUST(dup2(fd, 123));
-		MUST(write(from[1], "x", 1));
 		turn(to[0]);
 		CHECK(lseek(123, 0, SEEK_CUR) == 250, "child: offset %ld", (long)lseek(123, 0, SEEK_CUR));
 		MUST(lseek(fd, 300, SEEK_SET));
@@ -42,7 +52,17 @@ int main(int argc, char **argv)
 	}
 	close(to[0]);
 	close(from[1]);
-	turn(from[0]); // the child is set up
+
+	pid_t twin = clone_files();
+	if (twin == 0) {
+		turn(to2[0]);
+		CHECK(fcntl(444, F_GETFD) >= 0, "twin: number 444 is not there");
+		close(444);
+		MUST(dup2(fd, 445));
+		MUST(write(from2[1], "x", 1));
+		turn(to2[0]);
+		_exit(0);
+	}
 	ready();
 	wait_go();
 
@@ -58,6 +78,15 @@ int main(int argc, char **argv)
 	MUST(write(to[1], "x", 1));
 	int st;
 	CHECK(waitpid(child, &st, 0) == child && st == 0, "child: %#x", st);
+	MUST(fcntl(fd, F_SETFL, 0));
+
+	MUST(dup2(fd, 444));
+	MUST(write(to2[1], "x", 1));
+	turn(from2[0]);
+	CHECK(fcntl(444, F_GETFD) == -1, "444 was closed in the shared table");
+	CHECK(lseek(445, 0, SEEK_CUR) == lseek(fd, 0, SEEK_CUR), "445 was opened in the shared table");
+	MUST(write(to2[1], "x", 1));
+	CHECK(waitpid(twin, &st, 0) == twin && st == 0, "twin: %#x", st);
 	signal(SIGPIPE, SIG_IGN);
 	CHECK(write(to[1], "x", 1) == -1 && errno == EPIPE, "the read end is still open somewhere");
 	pass();
