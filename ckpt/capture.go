@@ -51,9 +51,6 @@ func identity(st *procfs.Stat) image.Task {
 // captureProc reads one process: first from outside, then by ptrace, then by remote system
 // calls in each of its threads, and last it makes the snapshot of its memory.
 func (c *Checkpoint) captureProc(p *proc, undo *undoStack) error {
-	if err := p.readAreas(!c.snapshots()); err != nil {
-		return err
-	}
 	status, err := readStatus(p.pid)
 	if err != nil {
 		return fmt.Errorf("pid %d: %w", p.pid, err)
@@ -135,10 +132,7 @@ func (c *Checkpoint) captureInside(p *proc, status procfs.Status, t *image.Task,
 			return err
 		}
 	}
-	if !c.snapshots() {
-		return nil
-	}
-	return c.snapshot(p)
+	return c.captureMemory(p)
 }
 
 // shared is the record of what a process may share: its own, or the one of the process that
@@ -177,9 +171,14 @@ func (c *Checkpoint) enterThread(p *proc, th *thread, queue func(b *ptrace.Batch
 	return nil
 }
 
-// snapshot copies what a fork would not hold and makes the copy-on-write child. A kernel
-// that refuses the clone costs time, not the checkpoint: then everything is copied now.
-func (c *Checkpoint) snapshot(p *proc) error {
+// captureMemory finds the mappings, copies what a fork would not hold and makes the
+// copy-on-write child. A kernel that refuses the clone costs time, not the checkpoint: then
+// everything is copied now. It comes after the remote calls, which have removed what a killed
+// predecessor left mapped.
+func (c *Checkpoint) captureMemory(p *proc) error {
+	if err := p.readAreas(!c.snapshots()); err != nil || !c.snapshots() {
+		return err
+	}
 	if err := p.copyFrozen(false); err != nil {
 		return err
 	}
@@ -199,7 +198,7 @@ func (c *Checkpoint) snapshot(p *proc) error {
 		return nil
 	}
 	c.log("pid %d: no copy-on-write snapshot (%v): its memory is copied while it is frozen", p.pid, err)
-	p.mem.areas = nil
+	p.mem.free()
 	if err := p.readAreas(true); err != nil {
 		return err
 	}

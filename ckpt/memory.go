@@ -156,7 +156,9 @@ func (p *proc) readAreas(slow bool) error {
 	if err != nil {
 		return fmt.Errorf("pid %d: %w", p.pid, err)
 	}
-	p.mem.maps, p.mem.held, p.mem.pid = maps, map[uint64]*held{}, p.pid
+	start, end := p.remote.Scratch() // ours, not the target's
+	maps = slices.DeleteFunc(maps, func(m procfs.Mapping) bool { return m.Start >= start && m.End <= end })
+	p.mem = memory{maps: maps, held: map[uint64]*held{}, pid: p.pid}
 	if slow {
 		return p.readSmaps(p.pid)
 	}

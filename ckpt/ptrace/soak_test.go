@@ -19,7 +19,7 @@ import (
 
 // The crash soak: a tracer process freezes a target again and again and is killed, at
 // random moments, and right before its k-th step for every k. The target must not notice.
-// Bounded here; CKPTFS_SOAK=1 runs all of it (make soak).
+// Bounded here; CKPTFS_SOAK=1 runs all of it.
 
 // tracerMain is the tracer that gets killed. It freezes PTRACE_TEST_PID PTRACE_TEST_LOOPS
 // times, and dies by itself before step PTRACE_TEST_STEP if that is not 0. It prints
@@ -318,9 +318,15 @@ func checkUntouched(t *testing.T, pid int) {
 	}
 }
 
+// wholeSoak reports whether CKPTFS_SOAK asks for all of it.
+func wholeSoak() bool {
+	v := os.Getenv("CKPTFS_SOAK")
+	return v != "" && v != "0"
+}
+
 func TestSoak(t *testing.T) {
 	random, every := 20, 5
-	if os.Getenv("CKPTFS_SOAK") == "1" {
+	if wholeSoak() {
 		random, every = 1000, 1
 	}
 	regs := compile(t, "regs")
@@ -364,7 +370,7 @@ func TestSoak(t *testing.T) {
 // and logged; that it goes on when no tracer is killed is tested elsewhere.
 func TestSoakSeccomp(t *testing.T) {
 	n := 20
-	if os.Getenv("CKPTFS_SOAK") == "1" {
+	if wholeSoak() {
 		n = 500
 	}
 	died, pid := 0, 0

@@ -176,10 +176,11 @@ func (p *Program) Pass(restored bool) string {
 // stands behind the "ok".
 func (p *Program) Finish() string {
 	p.t.Helper()
-	if !until(func() bool { return exists(p.result) || !Exists(p.PID) }) {
+	var b []byte
+	if !until(func() bool { b, _ = os.ReadFile(p.result); return len(b) > 0 || !Exists(p.PID) }) {
 		p.t.Fatalf("no result after %v: %s", patience, p.said())
 	}
-	b, err := os.ReadFile(p.result)
+	b, err := os.ReadFile(p.result) // it may have come just before the end
 	if err != nil {
 		p.t.Fatalf("the program ended without a result: %s", p.said())
 	}

@@ -40,6 +40,7 @@ int main(int argc, char **argv)
 		close(from[0]);
 		close(to2[0]), close(to2[1]), close(from2[0]), close(from2[1]);
 		MUST(dup2(fd, 123));
+		MUST(write(from[1], "x", 1));
 		turn(to[0]);
 		CHECK(lseek(123, 0, SEEK_CUR) == 250, "child: offset %ld", (long)lseek(123, 0, SEEK_CUR));
 		MUST(lseek(fd, 300, SEEK_SET));
@@ -52,6 +53,7 @@ int main(int argc, char **argv)
 	}
 	close(to[0]);
 	close(from[1]);
+	turn(from[0]); // the child is set up
 
 	pid_t twin = clone_files();
 	if (twin == 0) {
