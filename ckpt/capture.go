@@ -56,6 +56,7 @@ func (c *Checkpoint) captureProc(p *proc, undo *undoStack) error {
 		return fmt.Errorf("pid %d: %w", p.pid, err)
 	}
 	t, mm, sh := identity(&p.stat), image.MM{}, image.Sighand{}
+	c.ttys[t.PID] = p.stat.TTY
 	if err := task.ReadTaskOutside(p.pid, &t, &mm); err != nil {
 		return err
 	}
@@ -223,6 +224,11 @@ func (c *Checkpoint) captureFiles(s *survey, pids []int) error {
 	c.m.Lost = append(c.m.Lost, findings...)
 	if c.m.Files, err = set.dump(sc); err != nil {
 		return err
+	}
+	for i := range c.m.Tasks {
+		if t := &c.m.Tasks[i]; t.SID == t.PID && c.ttys[t.PID] != 0 {
+			t.CtlTTY = controlling(set.found, ttyDev(c.ttys[t.PID]))
+		}
 	}
 	for _, pid := range pids { // a shared table is the first one's; the other places stay empty
 		c.m.FDTables = append(c.m.FDTables, set.table(pid))

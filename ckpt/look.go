@@ -201,6 +201,7 @@ func (s *survey) lookAtFiles() error {
 	s.out = newOutside(s.treePIDs())
 	s.findings = append(s.findings, set.check(s.scene(set))...)
 	s.checkSegments()
+	s.checkSessions(set.found)
 	return nil
 }
 

@@ -2,6 +2,7 @@ package ckpt
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -9,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -26,6 +28,7 @@ import (
 const (
 	sysRestart     = 219                    // restart_syscall: an earlier stop has interrupted the same sleep
 	matchWindow    = 300 * time.Millisecond // exec_start is per CPU, and CPUs differ by up to this
+	loneWindow     = time.Second            // how far off a guess may be if only one timer fits
 	futexWait      = 0                      // FUTEX_WAIT of linux/futex.h: relative timeout
 	futexCmdMask   = 0x7f                   // without FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME
 	fullRestart    = -1                     // image.Blocked.Remaining: unknown
@@ -36,7 +39,7 @@ const (
 type sleeper struct {
 	nr      uint32
 	args    [6]uint64
-	timeout time.Duration // as it was asked for
+	timeout time.Duration // as it was asked for; 0: none, or absolute
 	expiry  int64         // CLOCK_MONOTONIC, ns; 0: not found
 }
 
@@ -73,50 +76,74 @@ func sleeping(pid, tid int) *sleeper {
 	}
 	nr := uint32(sc.NR)
 	if nr == sysRestart {
-		nr = restarted(pid, sc.PC)
+		if nr = restarted(pid, sc.PC); nr == 0 {
+			nr = waitsIn(wchan(pid, tid), &sc)
+		}
 	}
-	sl := &sleeper{nr: nr, args: sc.Args}
-	var ok bool
-	if sl.timeout, ok = sl.asked(pid); !ok {
+	switch nr {
+	case unix.SYS_NANOSLEEP, unix.SYS_CLOCK_NANOSLEEP, unix.SYS_POLL, unix.SYS_FUTEX:
+	default:
 		return nil
 	}
+	sl := &sleeper{nr: nr, args: sc.Args}
+	sl.timeout = sl.asked(pid)
 	return sl
 }
 
-// asked is the timeout that the thread asked for, false if there is none or it is absolute.
-func (sl *sleeper) asked(pid int) (time.Duration, bool) {
+// waitsIn tells by the kernel function in which a thread waits what it restarts. A restarted
+// nanosleep is shown in the system call entry itself.
+func waitsIn(wchan string, sc *procfs.Syscall) uint32 {
+	switch {
+	case strings.HasPrefix(wchan, "futex"):
+		return unix.SYS_FUTEX
+	case strings.HasPrefix(wchan, "poll_schedule"), strings.HasPrefix(wchan, "do_poll"), strings.HasPrefix(wchan, "do_sys_poll"):
+		return unix.SYS_POLL
+	case strings.HasPrefix(wchan, "hrtimer_nanosleep"), strings.HasPrefix(wchan, "do_nanosleep"), wchan == "do_syscall_64":
+		if sc.Args[0] < lowestPointer { // a clock, not the address of a timespec
+			return unix.SYS_CLOCK_NANOSLEEP
+		}
+		return unix.SYS_NANOSLEEP
+	}
+	return 0
+}
+
+// lowestPointer is below every address that a program can map (vm.mmap_min_addr).
+const lowestPointer = 4096
+
+// asked is the timeout that the thread asked for, 0 if there is none or it is absolute.
+func (sl *sleeper) asked(pid int) time.Duration {
 	a := sl.args
 	switch sl.nr {
 	case unix.SYS_NANOSLEEP:
 		return timespecAt(pid, a[0])
 	case unix.SYS_CLOCK_NANOSLEEP:
 		if a[1]&unix.TIMER_ABSTIME != 0 {
-			return 0, false
+			return 0
 		}
 		return timespecAt(pid, a[2])
 	case unix.SYS_POLL:
 		if ms := int32(a[2]); ms > 0 {
-			return time.Duration(ms) * time.Millisecond, true
+			return time.Duration(ms) * time.Millisecond
 		}
 	case unix.SYS_FUTEX:
 		if a[1]&futexCmdMask == futexWait && a[3] != 0 {
 			return timespecAt(pid, a[3])
 		}
 	}
-	return 0, false
+	return 0
 }
 
 // timespecAt reads a struct timespec of the process.
-func timespecAt(pid int, addr uint64) (time.Duration, bool) {
+func timespecAt(pid int, addr uint64) time.Duration {
 	b, ok := peek(pid, addr, 16)
 	if !ok {
-		return 0, false
+		return 0
 	}
 	sec, nsec := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])
 	if sec > math.MaxInt64/1_000_000_000-1 || nsec >= 1e9 {
-		return math.MaxInt64, true
+		return math.MaxInt64
 	}
-	return time.Duration(sec*1e9 + nsec), true
+	return time.Duration(sec*1e9 + nsec)
 }
 
 // peek reads memory of a process that runs.
@@ -169,40 +196,57 @@ func (s *sleepers) findExpiries(pids []int) {
 	free := slices.DeleteFunc(timers, func(t procfs.HRTimer) bool {
 		return t.Function != "hrtimer_wakeup" || t.Clock%4 != 0 || t.SoftNS <= mono
 	})
+	var all []match
 	for _, pid := range pids {
 		tids, _ := threads(pid)
 		for _, tid := range tids {
 			if sl := s.by[tid]; sl != nil {
-				free = sl.match(free, pid, tid, mono, ref)
+				all = append(all, sl.matches(free, pid, tid, mono, ref)...)
 			}
+		}
+	}
+	claim(all)
+}
+
+// match is a timer that could be a sleep's, and how far it is from where it is expected.
+type match struct {
+	sl     *sleeper
+	expiry int64
+	off    int64 // ns
+}
+
+// claim gives every sleep a timer, the surest ones first.
+func claim(all []match) {
+	slices.SortStableFunc(all, func(a, b match) int { return cmp.Compare(a.off, b.off) })
+	taken := map[int64]bool{}
+	for _, m := range all {
+		if m.sl.expiry == 0 && !taken[m.expiry] {
+			m.sl.expiry = m.expiry
+			taken[m.expiry] = true
 		}
 	}
 }
 
-// match finds the timer of a sleep among those that nobody has claimed, and returns the rest.
-// The guess from exec_start decides, unless only one timer is possible anyway.
-func (sl *sleeper) match(free []procfs.HRTimer, pid, tid int, mono int64, ref time.Duration) []procfs.HRTimer {
+// matches lists the timers that could be the sleep's.
+func (sl *sleeper) matches(timers []procfs.HRTimer, pid, tid int, mono int64, ref time.Duration) []match {
 	started, ok := execStart(fmt.Sprintf("/proc/%d/task/%d/sched", pid, tid))
-	if !ok || sl.timeout > math.MaxInt64/2 {
-		return free
+	if !ok || sl.timeout <= 0 || sl.timeout > math.MaxInt64/2 {
+		return nil
 	}
 	guess := mono - int64(ref-started) + int64(sl.timeout)
 	slack := timerSlack(tid)
-	best, candidates, dist := -1, 0, int64(math.MaxInt64)
-	for i, t := range free {
+	var out []match
+	for _, t := range timers {
 		if t.SoftNS > mono+int64(sl.timeout) || !sl.fits(t.HardNS-t.SoftNS, slack) {
 			continue
 		}
-		candidates++
-		if d := max(t.SoftNS-guess, guess-t.SoftNS); d < dist {
-			best, dist = i, d
-		}
+		out = append(out, match{sl, t.SoftNS, max(t.SoftNS-guess, guess-t.SoftNS)})
 	}
-	if best < 0 || candidates > 1 && dist > int64(matchWindow) {
-		return free
+	window := int64(matchWindow)
+	if len(out) == 1 {
+		window = int64(loneWindow)
 	}
-	sl.expiry = free[best].SoftNS
-	return slices.Delete(free, best, best+1)
+	return slices.DeleteFunc(out, func(m match) bool { return m.off > window })
 }
 
 // fits reports whether a timer with this slack can be the sleep's. Sleeps have the thread's
@@ -253,17 +297,31 @@ func (s *sleepers) blocked(th *image.Thread, st *ptrace.State) {
 	r := &st.Regs
 	b := &image.Blocked{NR: uint32(st.Restart.NR), Remaining: fullRestart,
 		Args: [6]uint64{r.Rdi, r.Rsi, r.Rdx, r.R10, r.R8, r.R9}}
-	switch {
-	case sl != nil && sl.args == b.Args && (b.NR == sl.nr || b.NR == sysRestart):
+	if sl != nil && sl.args == b.Args && (b.NR == sl.nr || b.NR == sysRestart) {
 		b.NR = sl.nr
 		if sl.expiry != 0 {
 			b.Remaining = max(sl.expiry-clock(unix.CLOCK_MONOTONIC), 1)
 		}
-	case b.NR == unix.SYS_POLL && int32(b.Args[2]) < 0, b.NR == unix.SYS_FUTEX && b.Args[1]&futexCmdMask != futexWait,
-		b.NR == unix.SYS_CLOCK_NANOSLEEP && b.Args[1]&unix.TIMER_ABSTIME != 0:
-		b.Remaining = withoutTimeout
+	}
+	switch {
 	case b.NR == sysRestart:
 		return // nobody knows what it was: the restored thread gets EINTR, as from a signal
+	case untimed(b):
+		b.Remaining = withoutTimeout
 	}
 	th.Blocked = b
+}
+
+// untimed reports whether a call has no timeout or an absolute one, so that it can be issued
+// anew just as it was.
+func untimed(b *image.Blocked) bool {
+	switch b.NR {
+	case unix.SYS_POLL:
+		return int32(b.Args[2]) < 0
+	case unix.SYS_FUTEX:
+		return b.Args[1]&futexCmdMask != futexWait || b.Args[3] == 0
+	case unix.SYS_CLOCK_NANOSLEEP:
+		return b.Args[1]&unix.TIMER_ABSTIME != 0
+	}
+	return false
 }

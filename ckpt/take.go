@@ -51,6 +51,7 @@ type Checkpoint struct {
 	procs     []*proc // those with memory, in the order of m.MMs
 	segs      *segments
 	blobs     [][]byte
+	ttys      map[int32]int        // by pid: tty_nr of its controlling terminal
 	refs      map[int]image.ObjRef // by pid: the place of its records
 	tables    map[int]int          // by pid: with whom it shares its descriptor table
 	dirs      map[int]int          // by pid: with whom it shares cwd, root and umask
@@ -156,7 +157,7 @@ func lookAccepted(pid int) (*survey, error) {
 }
 
 func newCheckpoint(o Options, tr *ptrace.Tracer) *Checkpoint {
-	return &Checkpoint{o: o, tr: tr, segs: newSegments(), refs: map[int]image.ObjRef{}, free: make(chan []byte, aheadChunks)}
+	return &Checkpoint{o: o, tr: tr, segs: newSegments(), refs: map[int]image.ObjRef{}, ttys: map[int32]int{}, free: make(chan []byte, aheadChunks)}
 }
 
 // complete ends a capture, or cleans up after one that failed.
@@ -278,9 +279,29 @@ func (c *Checkpoint) Finish() error {
 		err := c.undo.run()
 		if c.o.After == Kill {
 			err = nil // they are dead: there is nothing left to undo
+			errs = append(errs, c.waitDead())
 		}
 		return errors.Join(append(errs, err)...)
 	})
+}
+
+// waitDead waits until every process of the tree has ended, so that whoever comes next finds
+// no more than zombies. Those are for their parents to reap.
+func (c *Checkpoint) waitDead() error {
+	deadline := time.Now().Add(c.o.Timeout)
+	for _, p := range c.procs {
+		for {
+			st, err := readStat(p.pid)
+			if err != nil || st.State == 'Z' || st.State == 'X' || st.StartTime != p.stat.StartTime {
+				break
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("pid %d got SIGKILL and has not ended yet: state %c", p.pid, st.State)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return nil
 }
 
 // Close ends the checkpoint: a tree that is still frozen goes on, snapshots are killed,

@@ -36,7 +36,7 @@ func build(name string) (string, error) {
 	if exists(join(src, name+".c")) {
 		c = exec.Command("gcc", "-O2", "-g", "-static", "-pthread", "-o", out, join(src, name+".c"))
 	} else {
-		c = exec.Command("go", "build", "-o", out, join(src, name))
+		c = exec.Command("go", "build", "-buildvcs=false", "-o", out, join(src, name))
 		c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	}
 	if b, err := combined(c); err != nil {

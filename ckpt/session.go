@@ -1,0 +1,51 @@
+package ckpt
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/kind"
+	"golang.org/x/sys/unix"
+)
+
+// ttyDev turns tty_nr of /proc/PID/stat into the device number that stat(2) gives.
+func ttyDev(nr int) uint64 {
+	n := uint32(nr)
+	return unix.Mkdev(n>>8&0xfff, n&0xff|n>>12&0xfff00)
+}
+
+// controlling finds the open file description that is a terminal with this device number.
+func controlling(files []*kind.Found, dev uint64) image.ObjRef {
+	for _, f := range files {
+		if f.Stat.Mode&unix.S_IFMT == unix.S_IFCHR && f.Stat.Rdev == dev {
+			return f.Ref
+		}
+	}
+	return 0
+}
+
+// checkSessions finds what ties the tree to sessions and terminals outside of it, and what
+// of its zombies no process can be made to end with.
+func (s *survey) checkSessions(files []*kind.Found) {
+	pids := s.treePIDs()
+	lose := func(l *looked, kind, what, remedy string) {
+		s.findings = append(s.findings, image.Finding{Severity: image.Lose, PID: int32(l.pid), FD: image.NoFD, Kind: kind, What: what, Remedy: remedy})
+	}
+	outside := map[int]bool{}
+	for _, l := range s.procs {
+		sid := l.stat.SID
+		if !slices.Contains(pids, sid) && !outside[sid] {
+			outside[sid] = true
+			lose(l, "session", fmt.Sprintf("its session is led by pid %d outside the tree, and a restore from anywhere else puts it into a new one", sid),
+				"start it with setsid, or restore it from that session")
+		}
+		if l.stat.TTY != 0 && sid == l.pid && controlling(files, ttyDev(l.stat.TTY)) == 0 {
+			lose(l, "controlling terminal", "nothing in the tree has the terminal open that controls its session, so the session comes back without one",
+				"none is needed unless the program opens /dev/tty")
+		}
+		if l.zombie() && unix.WaitStatus(l.stat.ExitCode).CoreDump() {
+			lose(l, "zombie", "that it dumped core cannot be put into a wait status again", "let its parent wait for it")
+		}
+	}
+}
