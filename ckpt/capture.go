@@ -20,6 +20,14 @@ func (c *Checkpoint) capture(s *survey, procs []*proc, undo *undoStack) error {
 			pids = append(pids, p.pid)
 		}
 	}
+	parents := map[int]int{}
+	for _, p := range procs {
+		parents[p.pid] = p.stat.PPID
+	}
+	// The look may have missed it: it does not judge who shares memory during a vfork.
+	if err := image.Refusals(checkShared(pids, parents, procs[0].stat.PPID)); err != nil {
+		return err
+	}
 	c.tables, c.dirs = sharers(pids, kcmpFiles), sharers(pids, kcmpFS)
 	for _, p := range procs {
 		if p.zombie() {

@@ -74,35 +74,35 @@ func (f *freezer) freeze(ctx context.Context, root int) error {
 	}
 }
 
-// pass seizes what it finds and waits until that has stopped.
+// pass seizes what it finds, parents before their children, and waits for each process to
+// stop before it goes on to the next: a parent that waits in vfork(2) can only stop when its
+// child has called exec, so the child must not be stopped yet.
 func (f *freezer) pass(root int) (fresh int, err error) {
 	pids, err := descend(root)
 	if err != nil {
 		return 0, err
 	}
-	var waiting []*thread
 	for _, pid := range pids {
-		got, err := f.seize(pid, pid == root)
+		waiting, err := f.seize(pid, pid == root)
 		if err != nil {
 			return 0, err
 		}
-		waiting = append(waiting, got...)
-	}
-	for _, th := range waiting {
-		if th.stop, err = f.wait(th); err != nil {
-			var g *ptrace.GoneError
-			if errors.As(err, &g) {
-				f.forget(th)
-				continue
+		for _, th := range waiting {
+			if th.stop, err = f.wait(th); err != nil {
+				var g *ptrace.GoneError
+				if errors.As(err, &g) {
+					f.forget(th)
+					continue
+				}
+				return 0, err
 			}
-			return 0, err
 		}
+		fresh += len(waiting)
 	}
-	return len(waiting), nil
+	return fresh, nil
 }
 
-// vforkPatience is how long a thread may take to stop before it is asked whether it waits in
-// vfork(2): then it never stops, since the child it waits for is frozen with the tree.
+// vforkPatience is how long a thread may wait in vfork(2) while its tree is being stopped.
 const vforkPatience = 50 * time.Millisecond
 
 // wait waits until a seized thread stops.

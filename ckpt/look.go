@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/kind"
@@ -45,11 +46,11 @@ func look(root int) (*survey, error) {
 	s := &survey{root: root}
 	for _, pid := range pids {
 		l, err := s.lookAt(pid)
-		if gone(err) && pid != root {
-			continue
+		if err != nil && pid != root && ending(pid) {
+			continue // the next look or the freeze sees what has become of it
 		}
 		if err != nil {
-			return nil, &TargetError{pid, err, ""}
+			return nil, &TargetError{pid, vanished(err), ""}
 		}
 		s.procs = append(s.procs, l)
 	}
@@ -61,6 +62,42 @@ func look(root int) (*survey, error) {
 	}
 	s.findings = unique(s.findings)
 	return s, nil
+}
+
+// ending reports whether a process has ended or is about to: what is read of it then fails in
+// many ways, with EACCES among others.
+func ending(pid int) bool {
+	const pfExiting = 0x4 // PF_EXITING of linux/sched.h
+	st, err := readStat(pid)
+	return err != nil || st.State == 'Z' || st.State == 'X' || st.Flags&pfExiting != 0
+}
+
+// steadyLooks is how many looks at a tree that changes all the time are worth it.
+const steadyLooks = 8
+
+// steadyLook looks at a tree until it finds nothing to refuse or the same twice. A process that
+// ends, execs or forks while it is looked at can seem to be what it is not.
+func steadyLook(root int) (*survey, error) {
+	s, err := look(root)
+	for try := 1; err == nil && try < steadyLooks && len(s.refusals()) > 0; try++ {
+		before := s.refusals()
+		time.Sleep(time.Duration(try) * time.Millisecond)
+		if s, err = look(root); err == nil && slices.Equal(before, s.refusals()) {
+			break
+		}
+	}
+	return s, err
+}
+
+// refusals are the sentences of what is refused.
+func (s *survey) refusals() []string {
+	var out []string
+	for _, f := range s.findings {
+		if f.Severity == image.Refuse {
+			out = append(out, f.String())
+		}
+	}
+	return out
 }
 
 // vforking reports whether somebody in the tree waits in vfork(2).
@@ -254,7 +291,7 @@ func unique(all []image.Finding) []image.Finding {
 // Explain lists every refusal and every loss that a checkpoint of the tree below pid would
 // meet now, refusals first. It freezes nothing and changes nothing.
 func Explain(pid int) ([]image.Finding, error) {
-	s, err := look(pid)
+	s, err := steadyLook(pid)
 	if err != nil {
 		return nil, err
 	}

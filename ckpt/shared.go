@@ -52,35 +52,43 @@ func sharers(pids []int, typ int) map[int]int {
 // checkShared refuses processes that share what only threads may share, or that a restore
 // could not hand down from parent to child: it makes a process that shares its parent's
 // descriptor table or directories by clone(2), and there is no other way.
-func (s *survey) checkShared() {
-	pids := s.pids()
-	inside := slices.Clone(pids)
-	parent := map[int]int{}
-	for _, l := range s.procs {
-		parent[l.pid] = l.stat.PPID
-	}
-	if above := s.procs[0].stat.PPID; above > 1 {
-		pids = append([]int{above}, pids...)
+//
+// parents maps every process of the tree to its parent; above is the parent of the root.
+func checkShared(pids []int, parents map[int]int, above int) []image.Finding {
+	var out []image.Finding
+	all := pids
+	if above > 1 {
+		all = append([]int{above}, pids...)
 	}
 	for _, typ := range []int{kcmpVM, kcmpFiles, kcmpFS, kcmpSighand} {
-		first := sharers(pids, typ)
+		first := sharers(all, typ)
 		head := func(pid int) int {
 			if f, ok := first[pid]; ok {
 				return f
 			}
 			return pid
 		}
-		for _, pid := range inside {
+		for _, pid := range pids {
 			other, ok := first[pid]
-			inherits := head(parent[pid]) == other && slices.Contains(inside, parent[pid])
+			inherits := head(parents[pid]) == other && slices.Contains(pids, parents[pid])
 			if !ok || inherits && (typ == kcmpFiles || typ == kcmpFS) {
 				continue
 			}
-			if slices.Contains(inside, other) {
+			if slices.Contains(pids, other) {
 				pid, other = other, pid
 			}
-			s.findings = append(s.findings, image.Finding{Severity: image.Refuse, PID: int32(pid), FD: image.NoFD, Kind: sharedKinds[typ],
+			out = append(out, image.Finding{Severity: image.Refuse, PID: int32(pid), FD: image.NoFD, Kind: sharedKinds[typ],
 				What: fmt.Sprintf("it shares it with pid %d without being a thread of it", other), Remedy: "wait until one of them ends or calls exec"})
 		}
 	}
+	return out
+}
+
+// checkShared is checkShared for the processes of a survey.
+func (s *survey) checkShared() {
+	parents := map[int]int{}
+	for _, l := range s.procs {
+		parents[l.pid] = l.stat.PPID
+	}
+	s.findings = append(s.findings, checkShared(s.pids(), parents, s.procs[0].stat.PPID)...)
 }

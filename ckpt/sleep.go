@@ -22,17 +22,16 @@ import (
 // A thread in nanosleep, poll or a futex wait with a timeout goes on after a checkpoint
 // through the kernel's restart block, which knows when the sleep ends. A restored thread has
 // no restart block: the restore has to know what was left of the sleep. The kernel tells
-// nobody directly, but /proc/timer_list has the expiry of every sleep without saying whose,
-// and se.exec_start of /proc/PID/task/TID/sched says about when a thread went to sleep.
+// nobody directly, but se.exec_start of /proc/PID/task/TID/sched says about when a thread went
+// to sleep, and /proc/timer_list has the exact expiry of every sleep without saying whose.
 
 const (
-	sysRestart     = 219                    // restart_syscall: an earlier stop has interrupted the same sleep
-	matchWindow    = 300 * time.Millisecond // exec_start is per CPU, and CPUs differ by up to this
-	loneWindow     = time.Second            // how far off a guess may be if only one timer fits
-	futexWait      = 0                      // FUTEX_WAIT of linux/futex.h: relative timeout
-	futexCmdMask   = 0x7f                   // without FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME
-	fullRestart    = -1                     // image.Blocked.Remaining: unknown
-	withoutTimeout = -2                     // image.Blocked.Remaining: none, or absolute
+	sysRestart     = 219                   // restart_syscall: an earlier stop has interrupted the same sleep
+	matchWindow    = 30 * time.Millisecond // how far a guess may be from its timer
+	futexWait      = 0                     // FUTEX_WAIT of linux/futex.h: relative timeout
+	futexCmdMask   = 0x7f                  // without FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME
+	fullRestart    = -1                    // image.Blocked.Remaining: unknown
+	withoutTimeout = -2                    // image.Blocked.Remaining: none, or absolute
 )
 
 // sleeper is a thread that was asleep in a timed system call just before the freeze.
@@ -40,7 +39,9 @@ type sleeper struct {
 	nr      uint32
 	args    [6]uint64
 	timeout time.Duration // as it was asked for; 0: none, or absolute
-	expiry  int64         // CLOCK_MONOTONIC, ns; 0: not found
+	again   bool          // restarted after an earlier stop: the timeout counts from before that
+	expiry  int64         // CLOCK_MONOTONIC, ns; 0: not known
+	slack   int64         // of the thread's timers, ns
 }
 
 // sleepers are the timed sleeps of a tree, by thread id.
@@ -85,7 +86,7 @@ func sleeping(pid, tid int) *sleeper {
 	default:
 		return nil
 	}
-	sl := &sleeper{nr: nr, args: sc.Args}
+	sl := &sleeper{nr: nr, args: sc.Args, again: sc.NR == sysRestart}
 	sl.timeout = sl.asked(pid)
 	return sl
 }
@@ -175,84 +176,87 @@ func restarted(pid int, pc uint64) uint32 {
 	return 0
 }
 
-// findExpiries gives each sleeper the timer that fits best.
+// findExpiries gives each sleeper the moment at which its sleep ends.
 func (s *sleepers) findExpiries(pids []int) {
 	if len(s.by) == 0 {
 		return
 	}
-	b, err := readFile("/proc/timer_list")
-	if err != nil {
-		return
+	var timers []procfs.HRTimer
+	if b, err := readFile("/proc/timer_list"); err == nil {
+		timers, _ = procfs.ParseTimerList(b) // without it the guesses have to do
 	}
-	timers, err := procfs.ParseTimerList(b)
-	if err != nil {
-		return
-	}
-	mono := clock(unix.CLOCK_MONOTONIC)
-	ref, ok := ownExecStart()
-	if !ok {
-		return
-	}
-	free := slices.DeleteFunc(timers, func(t procfs.HRTimer) bool {
-		return t.Function != "hrtimer_wakeup" || t.Clock%4 != 0 || t.SoftNS <= mono
-	})
-	var all []match
+	timers = slices.DeleteFunc(timers, func(t procfs.HRTimer) bool { return t.Function != "hrtimer_wakeup" || t.Clock%4 != 0 })
+	clocks := newCPUClocks()
+	defer clocks.close()
 	for _, pid := range pids {
 		tids, _ := threads(pid)
 		for _, tid := range tids {
-			if sl := s.by[tid]; sl != nil {
-				all = append(all, sl.matches(free, pid, tid, mono, ref)...)
+			if sl := s.by[tid]; sl != nil && sl.timeout > 0 && sl.timeout < math.MaxInt64/2 {
+				sl.guess(pid, tid, clocks)
 			}
 		}
 	}
-	claim(all)
+	s.claim(timers)
 }
 
-// match is a timer that could be a sleep's, and how far it is from where it is expected.
-type match struct {
-	sl     *sleeper
-	expiry int64
-	off    int64 // ns
+// guess estimates when the sleep ends from when the thread was last on a CPU. The clock of
+// se.exec_start leaves out the time that interrupts and the hypervisor took, so the guess is
+// late, never early: nobody minds a sleep that lasts a little longer.
+func (sl *sleeper) guess(pid, tid int, clocks *cpuClocks) {
+	dir := fmt.Sprintf("/proc/%d/task/%d/", pid, tid)
+	b, err := readFile(dir + "stat")
+	if err != nil {
+		return
+	}
+	st, err := procfs.ParseStat(b)
+	if err != nil {
+		return
+	}
+	started, ok := execStart(dir + "sched")
+	if !ok {
+		return
+	}
+	mono, ref, ok := clocks.read(st.Processor)
+	if !ok || ref < started {
+		return
+	}
+	sl.expiry = mono - int64(ref-started) + int64(sl.timeout)
+	sl.slack = timerSlack(tid)
 }
 
-// claim gives every sleep a timer, the surest ones first.
-func claim(all []match) {
-	slices.SortStableFunc(all, func(a, b match) int { return cmp.Compare(a.off, b.off) })
-	taken := map[int64]bool{}
+// claim replaces guesses by the timers they stand for, the surest first. A restarted sleep
+// ends earlier than guessed, by all the time before the restart: of the timers that it can
+// be, the last one is never too early.
+func (s *sleepers) claim(timers []procfs.HRTimer) {
+	type match struct {
+		sl     *sleeper
+		expiry int64
+		off    int64 // ns between timer and guess
+	}
+	var all []match
+	for _, sl := range s.by {
+		for _, t := range timers {
+			off := sl.expiry - t.SoftNS
+			if sl.expiry == 0 || !sl.fits(t.HardNS-t.SoftNS) || off < -int64(matchWindow) || off > int64(matchWindow) && !sl.again {
+				continue
+			}
+			all = append(all, match{sl, t.SoftNS, max(off, -off)})
+		}
+	}
+	slices.SortFunc(all, func(a, b match) int { return cmp.Or(cmp.Compare(a.off, b.off), cmp.Compare(a.expiry, b.expiry)) })
+	taken, done := map[int64]bool{}, map[*sleeper]bool{}
 	for _, m := range all {
-		if m.sl.expiry == 0 && !taken[m.expiry] {
+		if !done[m.sl] && !taken[m.expiry] {
 			m.sl.expiry = m.expiry
-			taken[m.expiry] = true
+			taken[m.expiry], done[m.sl] = true, true
 		}
 	}
-}
-
-// matches lists the timers that could be the sleep's.
-func (sl *sleeper) matches(timers []procfs.HRTimer, pid, tid int, mono int64, ref time.Duration) []match {
-	started, ok := execStart(fmt.Sprintf("/proc/%d/task/%d/sched", pid, tid))
-	if !ok || sl.timeout <= 0 || sl.timeout > math.MaxInt64/2 {
-		return nil
-	}
-	guess := mono - int64(ref-started) + int64(sl.timeout)
-	slack := timerSlack(tid)
-	var out []match
-	for _, t := range timers {
-		if t.SoftNS > mono+int64(sl.timeout) || !sl.fits(t.HardNS-t.SoftNS, slack) {
-			continue
-		}
-		out = append(out, match{sl, t.SoftNS, max(t.SoftNS-guess, guess-t.SoftNS)})
-	}
-	window := int64(matchWindow)
-	if len(out) == 1 {
-		window = int64(loneWindow)
-	}
-	return slices.DeleteFunc(out, func(m match) bool { return m.off > window })
 }
 
 // fits reports whether a timer with this slack can be the sleep's. Sleeps have the thread's
 // slack, or none when they were restarted; poll makes it from the timeout.
-func (sl *sleeper) fits(slack, thread int64) bool {
-	return sl.nr == unix.SYS_POLL || slack == 0 || slack == thread
+func (sl *sleeper) fits(slack int64) bool {
+	return sl.nr == unix.SYS_POLL || slack == sl.slack || slack == 0
 }
 
 // timerSlack reads the slack of a thread's timers, in ns.
@@ -265,12 +269,39 @@ func timerSlack(tid int) int64 {
 	return n
 }
 
-// ownExecStart is se.exec_start of this very thread, fresh: what "now" is on that clock.
-func ownExecStart() (time.Duration, bool) {
+// cpuClocks reads "now" on the clock of se.exec_start, which differs from CPU to CPU by
+// seconds. It moves the calling thread about.
+type cpuClocks struct {
+	home unix.CPUSet
+	ok   bool
+}
+
+func newCPUClocks() *cpuClocks {
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	c := &cpuClocks{}
+	c.ok = unix.SchedGetaffinity(0, &c.home) == nil
+	return c
+}
+
+// close puts the thread back.
+func (c *cpuClocks) close() {
+	if c.ok && unix.SchedSetaffinity(0, &c.home) != nil {
+		return // it stays where it is: the thread ends with its goroutine
+	}
+	runtime.UnlockOSThread()
+}
+
+// read returns CLOCK_MONOTONIC and the exec_start of a thread that runs at this moment on
+// the given CPU. The latter is read first: then what is made of them is late, not early.
+func (c *cpuClocks) read(cpu int) (mono int64, exec time.Duration, ok bool) {
+	var set unix.CPUSet
+	set.Set(cpu)
+	if !c.ok || unix.SchedSetaffinity(0, &set) != nil {
+		return 0, 0, false
+	}
 	_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // updates it; cannot fail
-	return execStart(fmt.Sprintf("/proc/self/task/%d/sched", unix.Gettid()))
+	exec, ok = execStart(fmt.Sprintf("/proc/self/task/%d/sched", unix.Gettid()))
+	return clock(unix.CLOCK_MONOTONIC), exec, ok
 }
 
 // execStart reads se.exec_start, in ms with six decimals, from a sched file.

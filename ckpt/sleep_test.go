@@ -27,18 +27,31 @@ func TestWaitsIn(t *testing.T) {
 	}
 }
 
-// TestClaim: two sleeps that both fit one timer; the nearer one gets it.
+// TestClaim: two sleeps that both fit one timer, where the nearer one gets it; one that no
+// timer fits; one that was restarted.
 func TestClaim(t *testing.T) {
-	a, b, lone := &sleeper{}, &sleeper{}, &sleeper{}
-	claim([]match{{a, 100, 50}, {a, 200, 90}, {b, 100, 10}, {lone, 100, 70}})
-	if b.expiry != 100 || a.expiry != 200 || lone.expiry != 0 {
-		t.Errorf("expiries %d, %d, %d; want 200, 100 and none", a.expiry, b.expiry, lone.expiry)
+	const s, ms = 1_000_000_000, 1_000_000
+	near := &sleeper{expiry: 10*s + ms}
+	other := &sleeper{expiry: 10*s + 9*ms}
+	lone := &sleeper{expiry: 20 * s}
+	again := &sleeper{expiry: 40 * s, again: true}
+	unknown := &sleeper{}
+	set := &sleepers{by: map[int]*sleeper{1: near, 2: other, 3: lone, 4: again, 5: unknown}}
+	set.claim([]procfs.HRTimer{{SoftNS: 10 * s, HardNS: 10 * s}, {SoftNS: 10*s + 20*ms, HardNS: 10*s + 20*ms},
+		{SoftNS: 21 * s, HardNS: 21 * s}, {SoftNS: 33 * s, HardNS: 33 * s}, {SoftNS: 39 * s, HardNS: 39*s + 7}})
+	for _, c := range []struct {
+		sl   *sleeper
+		want int64
+	}{{near, 10 * s}, {other, 10*s + 20*ms}, {lone, 20 * s}, {again, 33 * s}, {unknown, 0}} {
+		if c.sl.expiry != c.want {
+			t.Errorf("expiry %d, want %d", c.sl.expiry, c.want)
+		}
 	}
 }
 
 func TestFits(t *testing.T) {
-	nap, poll := &sleeper{nr: unix.SYS_NANOSLEEP}, &sleeper{nr: unix.SYS_POLL}
-	if !nap.fits(50000, 50000) || !nap.fits(0, 50000) || nap.fits(700, 50000) || !poll.fits(700, 50000) {
+	nap, poll := &sleeper{nr: unix.SYS_NANOSLEEP, slack: 50000}, &sleeper{nr: unix.SYS_POLL, slack: 50000}
+	if !nap.fits(50000) || !nap.fits(0) || nap.fits(700) || !poll.fits(700) {
 		t.Error("a timer's slack decides wrongly whether it is a sleep's")
 	}
 }

@@ -83,53 +83,37 @@ func Take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 	}
 	raiseNoFile()
 	start := time.Now()
+	pause := firstPause
 	for try := 1; ; try++ {
 		c, err := take(ctx, pid, o)
 		switch {
 		case err == nil:
 			return c, nil
 		case errors.Is(err, errRaced) && try < retries:
-		case time.Since(start) < min(o.Timeout, transient(err)):
+		case inVfork(err) && time.Since(start) < o.Timeout:
 		default:
 			return nil, err
 		}
 		select {
 		case <-ctx.Done():
 			return nil, err
-		case <-time.After(vforkPause):
+		case <-time.After(pause):
+			pause = min(2*pause, maxPause)
 		}
 	}
 }
 
-// vforkPause is how long a tree is left alone that was found in vfork(2).
-const vforkPause = 10 * time.Millisecond
+// How long a tree is left alone between two tries.
+const (
+	firstPause = 5 * time.Millisecond
+	maxPause   = time.Second
+)
 
-// sharedPatience is how long memory that two processes share is taken for a vfork(2) that
-// began between two looks.
-const sharedPatience = 300 * time.Millisecond
-
-// transient says for how long a checkpoint that failed with err is worth trying again: when
-// nothing is in its way but a vfork(2), which the next moment ends as a rule.
-func transient(err error) time.Duration {
+// inVfork reports whether a tree could not be stopped because somebody waits in vfork(2),
+// which as a rule ends soon: the child execs.
+func inVfork(err error) bool {
 	var late *ptrace.TimeoutError
-	if errors.As(err, &late) && late.VFork {
-		return time.Hour // that is, for as long as the caller has time
-	}
-	var refused *image.RefusedError
-	if !errors.As(err, &refused) {
-		return 0
-	}
-	d := time.Hour
-	for _, f := range refused.Findings {
-		switch f.Kind {
-		case vforkKind:
-		case sharedKinds[kcmpVM]:
-			d = min(d, sharedPatience)
-		default:
-			return 0
-		}
-	}
-	return d
+	return errors.As(err, &late) && late.VFork
 }
 
 func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
@@ -147,12 +131,14 @@ func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 	return c.complete(s, err)
 }
 
-// lookAccepted looks at a tree and fails if anything in it is refused.
+// lookAccepted looks at a tree and fails if anything in it is refused. A vfork(2) is left to
+// the freeze, which can wait for its end.
 func lookAccepted(pid int) (*survey, error) {
-	s, err := look(pid)
+	s, err := steadyLook(pid)
 	if err != nil {
 		return nil, err
 	}
+	s.findings = slices.DeleteFunc(s.findings, func(f image.Finding) bool { return f.Kind == vforkKind })
 	return s, image.Refusals(s.findings)
 }
 

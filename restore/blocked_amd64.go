@@ -17,7 +17,8 @@ import (
 // find that the call is over.
 
 const (
-	restartBlock = -516 // ERESTART_RESTARTBLOCK of linux/errno.h
+	restartSys   = -512 // ERESTARTSYS of linux/errno.h
+	restartBlock = -516 // ERESTART_RESTARTBLOCK
 	fullTime     = -1   // image.Blocked.Remaining: not known
 	noTimeout    = -2   // image.Blocked.Remaining: the call has none
 )
@@ -35,7 +36,7 @@ func (j *job) restartSleeps(p *proc) error {
 			return err
 		}
 		if !ok {
-			continue // the registers of the image restart it, or say EINTR
+			continue // a call that this version does not know: the registers say EINTR
 		}
 		regs, err := j.restartSleep(p.threads[i], it, args)
 		if err != nil {
@@ -63,12 +64,8 @@ func (j *job) sleepArgs(p *proc, bl *image.Blocked) (args [6]uint64, ok bool, er
 		return args, false, nil
 	}
 	switch {
-	case bl.Remaining == noTimeout:
-		return args, false, nil
-	case bl.Remaining == fullTime && (bl.NR == unix.SYS_POLL || bl.NR == unix.SYS_FUTEX):
-		return args, false, nil // the image's registers make the call anew
-	case bl.Remaining == fullTime:
-		return args, true, nil
+	case bl.Remaining == noTimeout, bl.Remaining == fullTime:
+		return args, true, nil // just as it was: the program's own timespec, if any
 	case bl.NR == unix.SYS_POLL:
 		args[2] = uint64((bl.Remaining + 999_999) / 1e6)
 		return args, true, nil
@@ -104,7 +101,7 @@ func (j *job) restartSleep(th *ptrace.Thread, it *image.Thread, args [6]uint64) 
 		return nil, err
 	}
 	want.Rip, want.Rax, want.Orig_rax = after, got.Rax, ^uint64(0)
-	if int64(got.Rax) == restartBlock {
+	if r := int64(got.Rax); r <= restartSys && r >= restartBlock {
 		want.Orig_rax = uint64(it.Blocked.NR)
 	}
 	return ptrace.RegsBytes(&want), nil

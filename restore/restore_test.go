@@ -310,8 +310,8 @@ func TestSleepArgs(t *testing.T) {
 		arg2 uint64
 	}{
 		{image.Blocked{NR: unix.SYS_POLL, Args: [6]uint64{1, 2, 5000}, Remaining: 1_500_001}, true, 2},
-		{image.Blocked{NR: unix.SYS_POLL, Args: [6]uint64{1, 2, 5000}, Remaining: fullTime}, false, 5000},
-		{image.Blocked{NR: unix.SYS_POLL, Args: [6]uint64{1, 2, ^uint64(0)}, Remaining: noTimeout}, false, ^uint64(0)},
+		{image.Blocked{NR: unix.SYS_POLL, Args: [6]uint64{1, 2, 5000}, Remaining: fullTime}, true, 5000},
+		{image.Blocked{NR: unix.SYS_POLL, Args: [6]uint64{1, 2, ^uint64(0)}, Remaining: noTimeout}, true, ^uint64(0)},
 		{image.Blocked{NR: unix.SYS_NANOSLEEP, Args: [6]uint64{1, 2, 3}, Remaining: fullTime}, true, 3},
 		{image.Blocked{NR: unix.SYS_READ, Remaining: 5}, false, 0},
 	} {

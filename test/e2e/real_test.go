@@ -67,7 +67,7 @@ func TestMake(t *testing.T) {
 	dir := harness.TempDir(t)
 	const files = 16
 	project(t, dir, files)
-	r := harness.StartCommand(t, dir, "/bin/sh", "-c", harness.Tool(t, "make")+" -j2 prog && ./prog > result.tmp && mv result.tmp result")
+	r := harness.StartCommand(t, dir, "/bin/sh", "-c", "export TMPDIR="+dir+"; "+harness.Tool(t, "make")+" -j2 prog && ./prog > result.tmp && mv result.tmp result")
 	harness.Eventually(t, "some objects", func() bool { return objects(dir) >= 2 })
 	r.Dump() // it goes on
 	image := r.Dump("--kill")
