@@ -299,10 +299,11 @@ func (s *session) readAt(ctx context.Context, p []byte, off int64) (int, error) 
 			s.wasRead(off, end)
 			return n, nil
 		}
-		if stored != nil || !errors.Is(err, store.ErrClosed) && !errors.Is(err, store.ErrNotYet) {
+		ended := errors.Is(err, store.ErrClosed) || errors.Is(err, store.ErrAborted) || errors.Is(err, store.ErrNotYet)
+		if stored != nil || !ended {
 			return 0, err
 		}
-		end = s.size // the ingest ended between the two: wait for the stored image
+		end = s.size // the ingest ended between the two: wait for the stored image, or the reason
 	}
 }
 
