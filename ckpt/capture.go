@@ -29,6 +29,21 @@ func (c *Checkpoint) capture(s *survey, procs []*proc, undo *undoStack) error {
 		return err
 	}
 	c.tables, c.dirs = sharers(pids, kcmpFiles), sharers(pids, kcmpFS)
+	files := c.captureFiles(s, pids) // needs no ptrace, so another CPU can do it
+	err := c.captureProcs(procs, undo)
+	got := <-files // in any case: it uses descriptors of ours
+	if err == nil {
+		err = got.err
+	}
+	if err != nil {
+		return err
+	}
+	c.addFiles(got)
+	return c.captureSegments(procs)
+}
+
+// captureProcs reads the processes, one after the other.
+func (c *Checkpoint) captureProcs(procs []*proc, undo *undoStack) error {
 	for _, p := range procs {
 		if p.zombie() {
 			c.m.Tasks = append(c.m.Tasks, zombieTask(p))
@@ -38,10 +53,7 @@ func (c *Checkpoint) capture(s *survey, procs []*proc, undo *undoStack) error {
 			return err
 		}
 	}
-	if err := c.captureFiles(s, pids); err != nil {
-		return err
-	}
-	return c.captureSegments(procs)
+	return nil
 }
 
 // zombieTask is what is left of an exited process.
@@ -214,34 +226,58 @@ func (c *Checkpoint) captureMemory(p *proc) error {
 	return p.copyFrozen(true)
 }
 
-// captureFiles reads the open files. The kinds are asked again: the tree is still now, so
-// what they say is final.
-func (c *Checkpoint) captureFiles(s *survey, pids []int) error {
+// captured is what captureFiles has read.
+type captured struct {
+	files  []image.File
+	tables []image.FDTable // one for each of the processes, in their order; a shared one is the first one's
+	ttys   map[uint64]image.ObjRef
+	lost   []image.Finding
+	err    error
+}
+
+// captureFiles reads the open files in a goroutine of its own. The kinds are asked again: the
+// tree is still now, so what they say is final.
+func (c *Checkpoint) captureFiles(s *survey, pids []int) <-chan captured {
+	out := make(chan captured, 1)
+	go func() {
+		got, err := c.readFiles(s, pids)
+		got.err = err
+		out <- got
+	}()
+	return out
+}
+
+func (c *Checkpoint) readFiles(s *survey, pids []int) (got captured, err error) {
 	owners := slices.DeleteFunc(slices.Clone(pids), func(pid int) bool { return c.tables[pid] != 0 })
 	set, err := collectFiles(owners, true)
 	if err != nil {
-		return err
+		return got, err
 	}
 	defer set.close()
 	sc := s.scene(set) // with the answers about other processes that the look has got
 	sc.Blob, sc.Segment = c.blob, c.segs.ofFile
-	findings := set.check(sc)
-	if err := image.Refusals(findings); err != nil {
-		return err
+	got.lost = set.check(sc)
+	if err := image.Refusals(got.lost); err != nil {
+		return got, err
 	}
-	c.m.Lost = append(c.m.Lost, findings...)
-	if c.m.Files, err = set.dump(sc); err != nil {
-		return err
+	if got.files, err = set.dump(sc); err != nil {
+		return got, err
 	}
+	for _, pid := range pids {
+		got.tables = append(got.tables, set.table(pid))
+	}
+	got.ttys = terminals(set.found)
+	return got, nil
+}
+
+// addFiles puts what captureFiles has read into the manifest.
+func (c *Checkpoint) addFiles(got captured) {
+	c.m.Files, c.m.FDTables, c.m.Lost = got.files, got.tables, append(c.m.Lost, got.lost...)
 	for i := range c.m.Tasks {
 		if t := &c.m.Tasks[i]; t.SID == t.PID && c.ttys[t.PID] != 0 {
-			t.CtlTTY = controlling(set.found, ttyDev(c.ttys[t.PID]))
+			t.CtlTTY = got.ttys[ttyDev(c.ttys[t.PID])]
 		}
 	}
-	for _, pid := range pids { // a shared table is the first one's; the other places stay empty
-		c.m.FDTables = append(c.m.FDTables, set.table(pid))
-	}
-	return nil
 }
 
 // captureSegments copies the shared memory that is mapped but perhaps not open.

@@ -15,14 +15,15 @@ func ttyDev(nr int) uint64 {
 	return unix.Mkdev(n>>8&0xfff, n&0xff|n>>12&0xfff00)
 }
 
-// controlling finds the open file description that is a terminal with this device number.
-func controlling(files []*kind.Found, dev uint64) image.ObjRef {
+// terminals are the open file descriptions of character devices, by device number.
+func terminals(files []*kind.Found) map[uint64]image.ObjRef {
+	out := map[uint64]image.ObjRef{}
 	for _, f := range files {
-		if f.Stat.Mode&unix.S_IFMT == unix.S_IFCHR && f.Stat.Rdev == dev {
-			return f.Ref
+		if f.Stat.Mode&unix.S_IFMT == unix.S_IFCHR && out[f.Stat.Rdev] == 0 {
+			out[f.Stat.Rdev] = f.Ref
 		}
 	}
-	return 0
+	return out
 }
 
 // checkSessions finds what ties the tree to sessions and terminals outside of it, and what
@@ -32,7 +33,7 @@ func (s *survey) checkSessions(files []*kind.Found) {
 	lose := func(l *looked, kind, what, remedy string) {
 		s.findings = append(s.findings, image.Finding{Severity: image.Lose, PID: int32(l.pid), FD: image.NoFD, Kind: kind, What: what, Remedy: remedy})
 	}
-	outside := map[int]bool{}
+	outside, ttys := map[int]bool{}, terminals(files)
 	for _, l := range s.procs {
 		sid := l.stat.SID
 		if !slices.Contains(pids, sid) && !outside[sid] {
@@ -40,7 +41,7 @@ func (s *survey) checkSessions(files []*kind.Found) {
 			lose(l, "session", fmt.Sprintf("its session is led by pid %d outside the tree, and a restore from anywhere else puts it into a new one", sid),
 				"start it with setsid, or restore it from that session")
 		}
-		if l.stat.TTY != 0 && sid == l.pid && controlling(files, ttyDev(l.stat.TTY)) == 0 {
+		if l.stat.TTY != 0 && sid == l.pid && ttys[ttyDev(l.stat.TTY)] == 0 {
 			lose(l, "controlling terminal", "nothing in the tree has the terminal open that controls its session, so the session comes back without one",
 				"none is needed unless the program opens /dev/tty")
 		}

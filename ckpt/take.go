@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -60,11 +61,16 @@ type Checkpoint struct {
 	ownTracer bool        // Close ends it
 	undo      undoStack   // what lets a tree go that stays frozen
 	free      chan []byte // buffers that can be used again
+	logging   sync.Mutex
 	streamed  bool
 	Pause     time.Duration // how long the tree was still; 0 while it still is
 }
 
+// log says something for NAME.log. The files are captured beside the rest, so it may be
+// called by two goroutines.
 func (c *Checkpoint) log(format string, args ...any) {
+	c.logging.Lock()
+	defer c.logging.Unlock()
 	if c.o.Log != nil {
 		c.o.Log(fmt.Sprintf(format, args...))
 	}

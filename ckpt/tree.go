@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 
@@ -79,12 +78,13 @@ func threads(pid int) ([]int, error) {
 
 // children lists the child processes of all threads of a process, zombies too, ascending.
 func children(pid int) ([]int, error) {
-	files, err := filepath.Glob(procPath(pid, "task/*/children"))
+	tids, err := threads(pid)
 	if err != nil {
 		return nil, err
 	}
 	var out []int
-	for _, f := range files {
+	for _, tid := range tids {
+		f := procPath(pid, "task/"+strconv.Itoa(tid)+"/children")
 		b, err := readFile(f)
 		if gone(err) {
 			continue
