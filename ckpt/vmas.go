@@ -24,7 +24,7 @@ var refusedFlags = map[string][2]string{
 	"sl": {"sealed mapping", "mseal(2) cannot be undone on the way back"},
 }
 
-// mapDir is a process's mapping as a checkpoint sees it, before it becomes an image.VMA.
+// area is a process's mapping as a checkpoint sees it, before it becomes an image.VMA.
 type area struct {
 	procfs.Smap
 	kind image.VMAKind
@@ -50,7 +50,7 @@ func classify(m *procfs.Mapping) image.VMAKind {
 	switch {
 	case isSegment(m):
 		return image.VMASegment
-	case m.Ino == 0 && !m.Shared:
+	case m.Ino == 0 && !m.Shared, isHuge(m) && !m.Shared:
 		return image.VMAAnon
 	case m.Shared:
 		return image.VMAFileShared
@@ -64,6 +64,10 @@ func classify(m *procfs.Mapping) image.VMAKind {
 func isSegment(m *procfs.Mapping) bool {
 	return m.Ino != 0 && m.Deleted && (strings.HasPrefix(m.Path, "/memfd:") || m.Path == "/dev/zero" && m.Shared)
 }
+
+// isHuge reports whether the mapping is of hugetlb pages without a file (MAP_HUGETLB): the
+// kernel shows a file of its own making.
+func isHuge(m *procfs.Mapping) bool { return m.Deleted && m.Path == "/anon_hugepage" }
 
 // areas turns the smaps of a process into areas, and lists what of them cannot be kept.
 // [vsyscall] is left out: it is the same in every process.
@@ -106,7 +110,9 @@ func checkArea(pid int, a *area) (image.Finding, bool) {
 		return refuse("SysV shared memory", "segments of shmget(2) cannot be made anew yet", "let the program use shm_open(3) or memfd_create(2), or detach it")
 	case strings.HasPrefix(a.Path, "/[aio]"):
 		return refuse("AIO context", "requests of io_submit(2) in flight cannot be read", "let the program call io_destroy(2)")
-	case strings.HasPrefix(a.Path, "/anon_hugepage") || a.Path == "anon_inode:" || strings.HasPrefix(a.Path, "anon_inode:"):
+	case isHuge(&a.Mapping) && a.Shared, a.kind == image.VMASegment && a.hasFlag("ht"):
+		return refuse("shared hugetlb memory", "shared memory of huge pages cannot be made anew yet", "let the program use ordinary pages, with madvise(2) for huge ones")
+	case strings.HasPrefix(a.Path, "anon_inode:"):
 		return refuse(a.Path, "mappings of this kind cannot be made anew", "let the program unmap it")
 	case a.Path == "/secretmem":
 		return refuse("memfd_secret", "the kernel lets nobody read secret memory", "let the program unmap it")

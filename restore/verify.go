@@ -119,6 +119,10 @@ func viewOfMapping(m *procfs.Mapping) view {
 			w.Prot |= []uint32{unix.PROT_READ, unix.PROT_WRITE, unix.PROT_EXEC}[i]
 		}
 	}
+	if m.Deleted && m.Path == "/anon_hugepage" { // MAP_HUGETLB: the kernel makes a file for each mapping
+		w.Path = ""
+		return w
+	}
 	if m.Ino != 0 {
 		w.Offset, w.Backed = m.Offset, true
 		if m.Deleted || strings.HasPrefix(m.Path, "[") { // shared memory: its name is not that of a file

@@ -23,6 +23,7 @@ var programs = []program{
 	{"mem_file", "mem_file", nil, true},
 	{"mem_shared", "mem_shared", nil, true},
 	{"mem_flags", "mem_flags", nil, true},
+	{"mem_hugetlb", "mem_hugetlb", nil, true},
 	{"cpu_avx_x87", "cpu", nil, true},
 	{"cpu_avx512", "cpu", []string{"avx512"}, true},
 	{"signals", "signals", nil, true},

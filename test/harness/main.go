@@ -15,6 +15,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -39,7 +41,16 @@ func Main(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "set up:", err)
 		return 2
 	}
+	back, err := hugePages(16)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "set up:", err)
+		return 2
+	}
 	code := m.Run()
+	if err := back(); err != nil {
+		fmt.Fprintln(os.Stderr, "FAIL: clean up:", err)
+		code = 1
+	}
 	if left := leftovers(); len(left) > 0 {
 		for _, l := range left {
 			fmt.Fprintln(os.Stderr, "FAIL: left behind:", l)
@@ -84,6 +95,24 @@ func setUp() error {
 	}
 	go reap()
 	return nil
+}
+
+// hugePages makes sure that n hugetlb pages are there, and returns what sets it back.
+func hugePages(n int) (back func() error, err error) {
+	const file = "/proc/sys/vm/nr_hugepages"
+	had, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	back = func() error { return os.WriteFile(file, had, 0) }
+	have, err := strconv.Atoi(strings.TrimSpace(string(had)))
+	if err != nil || have >= n {
+		return back, err
+	}
+	if err := os.WriteFile(file, []byte(strconv.Itoa(n)), 0); err != nil {
+		return nil, fmt.Errorf("make %d huge pages for the tests: %w", n, err)
+	}
+	return back, nil
 }
 
 // buildBinary builds ckptfs, or takes the one that CKPTFS_BINARY names.

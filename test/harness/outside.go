@@ -173,7 +173,7 @@ type vma struct {
 var vmaHead = regexp.MustCompile(`^([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+)\s*(.*)$`)
 
 // segmentPath matches memory without a lasting file: the inode is a new one after a restore.
-var segmentPath = regexp.MustCompile(`^(/memfd:|/dev/zero \(deleted\)|/SYSV)`)
+var segmentPath = regexp.MustCompile(`^(/memfd:|/dev/zero \(deleted\)|/anon_hugepage|/SYSV)`)
 
 // vmaNoise is flags that nobody can observe: soft-dirty, and whether a VMA is accounted for,
 // which depends on the order in which its rights were changed.
