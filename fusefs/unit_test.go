@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -136,8 +137,15 @@ func TestWatch(t *testing.T) {
 		t.Errorf("a caller that is gone: %v", err)
 	}
 	runtime.LockOSThread() // for ever: this thread is the tracer
+	traced := start(true).Process.Pid
+	for stat := []byte(nil); !bytes.Contains(stat, []byte(") t ")); { // until then a SIGTRAP is pending
+		var err error
+		if stat, err = os.ReadFile(fmt.Sprintf("/proc/%d/stat", traced)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	begin := time.Now()
-	if err := watch(start(true).Process.Pid, nil); errno(err) != syscall.EDEADLK || time.Since(begin) < deadlockGrace {
+	if err := watch(traced, nil); errno(err) != syscall.EDEADLK || time.Since(begin) < deadlockGrace {
 		t.Errorf("a caller that we trace: %v after %v", err, time.Since(begin))
 	}
 }
