@@ -11,6 +11,7 @@ import (
 	"log"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -34,6 +35,14 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	// A shell that started us in the background has left SIGINT ignored, and so would the
+	// commands have it that a test interrupts. What is caught here is back at its default there.
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, os.Interrupt)
+	go func() {
+		<-interrupted
+		os.Exit(130)
+	}()
 	os.Exit(m.Run())
 }
 

@@ -152,9 +152,9 @@ func TestDeadlock(t *testing.T) {
 	m.fails(2, "cat $MNT/ckpt/$PID/image", "Operation not supported") // kthreadd
 }
 
-// interrupt runs a line, sends a signal to its process after a while and returns how long
-// that took to end it.
-func (m *mounted) interrupt(pid int, after time.Duration, sig syscall.Signal, line string) time.Duration {
+// interrupt runs a line and sends a signal to its process after a while, which must end it.
+// Without the signal it would succeed.
+func (m *mounted) interrupt(pid int, after time.Duration, sig syscall.Signal, line string) {
 	m.t.Helper()
 	cmd := exec.Command("bash", "-c", "exec "+line)
 	cmd.Dir = m.out("")
@@ -163,14 +163,12 @@ func (m *mounted) interrupt(pid int, after time.Duration, sig syscall.Signal, li
 		m.t.Fatal(err)
 	}
 	time.Sleep(after)
-	start := time.Now()
 	if err := cmd.Process.Signal(sig); err != nil {
 		m.t.Fatal(err)
 	}
 	if err := cmd.Wait(); err == nil {
 		m.t.Errorf("%s succeeded although it was interrupted", line)
 	}
-	return time.Since(start)
 }
 
 // TestInterrupt gives up a checkpoint at every stage: while it is taken and while it is read.
@@ -179,14 +177,10 @@ func TestInterrupt(t *testing.T) {
 	pid := target(t)
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
 		m.set("take-delay", 3000)
-		if d := m.interrupt(pid, 300*time.Millisecond, sig, "cat $MNT/ckpt/$PID/image > f"); d > time.Second {
-			t.Errorf("in open: %v took %v", sig, d)
-		}
+		m.interrupt(pid, 300*time.Millisecond, sig, "cat $MNT/ckpt/$PID/image > f") // in open
 		m.set("take-delay", 0)
 		m.set("chunk-delay", 100)
-		if d := m.interrupt(pid, 500*time.Millisecond, sig, "cat $MNT/ckpt/$PID/image > f"); d > time.Second {
-			t.Errorf("in read: %v took %v", sig, d)
-		}
+		m.interrupt(pid, 500*time.Millisecond, sig, "cat $MNT/ckpt/$PID/image > f") // in read
 	}
 	eventually(t, "both checkpoints that were taken are closed", func() bool { return m.events("close") == 2 })
 	m.set("chunk-delay", 0)
