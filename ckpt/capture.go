@@ -31,12 +31,17 @@ func (c *Checkpoint) capture(s *survey, procs []*proc, undo *undoStack) error {
 	c.tables, c.dirs = sharers(pids, kcmpFiles), sharers(pids, kcmpFS)
 	files := c.captureFiles(s, pids) // needs no ptrace, so another CPU can do it
 	err := c.captureProcs(procs, undo)
-	got := <-files // in any case: it uses descriptors of ours
-	if err == nil {
-		err = got.err
-	}
 	if err != nil {
-		return err
+		return err // Close waits for the files
+	}
+	var got captured
+	select {
+	case got = <-files:
+	case <-time.After(c.o.Timeout):
+		return fmt.Errorf("pid %d: its open files could not be read within %v: a network or FUSE filesystem of one of them does not answer; see lsof -p", s.root, c.o.Timeout)
+	}
+	if got.err != nil {
+		return got.err
 	}
 	c.addFiles(got)
 	return c.captureSegments(procs)
@@ -153,7 +158,7 @@ func (c *Checkpoint) captureInside(p *proc, status procfs.Status, t *image.Task,
 			return err
 		}
 	}
-	return c.captureMemory(p)
+	return c.captureMemory(p, status.VmLck)
 }
 
 // shared is the record of what a process may share: its own, or the one of the process that
@@ -196,9 +201,17 @@ func (c *Checkpoint) enterThread(p *proc, th *thread, queue func(b *ptrace.Batch
 // copy-on-write child. A kernel that refuses the clone costs time, not the checkpoint: then
 // everything is copied now. It comes after the remote calls, which have removed what a killed
 // predecessor left mapped.
-func (c *Checkpoint) captureMemory(p *proc) error {
+//
+// locked is how many bytes mlock(2) holds: a fork does not pass those flags on, so what the
+// look knows of them has to be still true, or they are read now.
+func (c *Checkpoint) captureMemory(p *proc, locked uint64) error {
 	if err := p.readAreas(!c.snapshots()); err != nil || !c.snapshots() {
 		return err
+	}
+	if locked > 0 && !p.locksKnown(locked) {
+		if err := p.readAreas(true); err != nil {
+			return err
+		}
 	}
 	if err := p.copyFrozen(false); err != nil {
 		return err
@@ -239,7 +252,9 @@ type captured struct {
 // tree is still now, so what they say is final.
 func (c *Checkpoint) captureFiles(s *survey, pids []int) <-chan captured {
 	out := make(chan captured, 1)
+	c.reading.Add(1)
 	go func() {
+		defer c.reading.Done()
 		got, err := c.readFiles(s, pids)
 		got.err = err
 		out <- got

@@ -207,11 +207,15 @@ func (s *survey) checkGuards(l *looked) error {
 			return err
 		}
 		if at != 0 {
-			s.findings = append(s.findings, image.Finding{Severity: image.Refuse, PID: int32(l.pid), FD: image.NoFD, Addr: at,
-				Kind: "guard region", What: "guard pages of madvise(2) cannot be made anew yet", Remedy: "let the program use mprotect(2) for guards"})
+			s.findings = append(s.findings, guardFinding(l.pid, at))
 		}
 	}
 	return nil
+}
+
+func guardFinding(pid int, at uint64) image.Finding {
+	return image.Finding{Severity: image.Refuse, PID: int32(pid), FD: image.NoFD, Addr: at,
+		Kind: "guard region", What: "guard pages of madvise(2) cannot be made anew yet", Remedy: "let the program use mprotect(2) for guards"}
 }
 
 // pids lists the processes of the survey that have files and memory.

@@ -113,6 +113,20 @@ func (l *looked) known(m *procfs.Mapping) *area {
 // sameMapping compares what /proc/PID/maps tells.
 func sameMapping(a, b *procfs.Mapping) bool { return *a == *b }
 
+// locksKnown reports whether the flags of mlock(2) are what the look found: every mapping is
+// as it was, and so is the number of locked bytes.
+func (p *proc) locksKnown(locked uint64) bool {
+	if p.looked == nil || p.looked.status.VmLck != locked {
+		return false
+	}
+	for i := range p.mem.areas {
+		if p.looked.known(&p.mem.areas[i].Mapping) == nil {
+			return false
+		}
+	}
+	return true
+}
+
 // copyFrozen copies what a fork would not snapshot: it runs in the freeze, before the
 // snapshot is made. With all it copies everything.
 func (p *proc) copyFrozen(all bool) error {
@@ -133,7 +147,7 @@ func (p *proc) copyFrozen(all bool) error {
 				return err
 			}
 		}
-		es, err := sc.extents(a)
+		es, err := p.stored(sc, a)
 		if err != nil {
 			return err
 		}
@@ -236,7 +250,7 @@ func (p *proc) refine() error {
 // keepLock takes over the flags of mlock(2), which a fork does not pass on.
 func (a *area) keepLock(old *area) {
 	for _, f := range []string{"lo", "lf"} {
-		if old.hasFlag(f) && !a.hasFlag(f) {
+		if old.HasFlag(f) && !a.HasFlag(f) {
 			a.Flags = append(a.Flags, f)
 		}
 	}

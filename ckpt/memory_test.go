@@ -135,3 +135,27 @@ func TestSegmentIsCapturedOnce(t *testing.T) {
 		t.Errorf("ReadAt = %v, %q", err, b[:8])
 	}
 }
+
+// TestLocksKnown: what the look found of mlock(2) counts only as long as nothing has changed.
+func TestLocksKnown(t *testing.T) {
+	a := area{Smap: procfs.Smap{Mapping: procfs.Mapping{Start: 0x1000, End: 0x3000, Read: true}, Flags: []string{"rd", "lo"}}, kind: image.VMAAnon}
+	l := &looked{areas: []area{a}}
+	l.status.VmLck = 8192
+	fresh := a
+	fresh.Start, fresh.End = 0x5000, 0x6000
+	for _, c := range []struct {
+		what   string
+		p      proc
+		locked uint64
+		want   bool
+	}{
+		{"nothing has changed", proc{looked: l, mem: memory{areas: []area{a}}}, 8192, true},
+		{"more is locked", proc{looked: l, mem: memory{areas: []area{a}}}, 12288, false},
+		{"a new mapping", proc{looked: l, mem: memory{areas: []area{a, fresh}}}, 8192, false},
+		{"a new process", proc{mem: memory{areas: []area{a}}}, 8192, false},
+	} {
+		if got := c.p.locksKnown(c.locked); got != c.want {
+			t.Errorf("%s: %v, want %v", c.what, got, c.want)
+		}
+	}
+}

@@ -79,7 +79,7 @@ func (s *scanner) scan(start, end uint64, arg *pmScanArg, f func(pageRegion)) er
 // swapped out, but not the shared zero page and, in a private file mapping, not those that
 // are still the file's own.
 func (s *scanner) extents(a *area) ([]image.Extent, error) {
-	if a.hasFlag("ht") {
+	if a.HasFlag("ht") {
 		return s.hugeExtents(a)
 	}
 	arg := pmScanArg{anyOf: pageIsPresent | pageIsSwapped, inverted: pageIsPfnZero, mask: pageIsPfnZero,

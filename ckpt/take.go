@@ -62,6 +62,7 @@ type Checkpoint struct {
 	undo      undoStack   // what lets a tree go that stays frozen
 	free      chan []byte // buffers that can be used again
 	logging   sync.Mutex
+	reading   sync.WaitGroup // the goroutine that reads the files
 	streamed  bool
 	Pause     time.Duration // how long the tree was still; 0 while it still is
 }
@@ -319,7 +320,10 @@ func (c *Checkpoint) Close() error {
 	for _, p := range c.procs {
 		p.mem.free()
 	}
-	c.segs.free()
+	go func() { // a filesystem that does not answer must not hold us up, now that the tree runs
+		c.reading.Wait()
+		c.segs.free()
+	}()
 	return err
 }
 

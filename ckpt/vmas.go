@@ -2,7 +2,6 @@ package ckpt
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -110,7 +109,7 @@ func checkArea(pid int, a *area) (image.Finding, bool) {
 		return refuse("SysV shared memory", "segments of shmget(2) cannot be made anew yet", "let the program use shm_open(3) or memfd_create(2), or detach it")
 	case strings.HasPrefix(a.Path, "/[aio]"):
 		return refuse("AIO context", "requests of io_submit(2) in flight cannot be read", "let the program call io_destroy(2)")
-	case isHuge(&a.Mapping) && a.Shared, a.kind == image.VMASegment && a.hasFlag("ht"):
+	case isHuge(&a.Mapping) && a.Shared, a.kind == image.VMASegment && a.HasFlag("ht"):
 		return refuse("shared hugetlb memory", "shared memory of huge pages cannot be made anew yet", "let the program use ordinary pages, with madvise(2) for huge ones")
 	case strings.HasPrefix(a.Path, "anon_inode:"):
 		return refuse(a.Path, "mappings of this kind cannot be made anew", "let the program unmap it")
@@ -157,13 +156,10 @@ func mappedFile(path string, st *unix.Stat_t) image.MappedFile {
 	return image.MappedFile{Path: path, Dev: st.Dev, Ino: st.Ino, Size: st.Size, MTime: st.Mtim.Nano(), Mode: st.Mode}
 }
 
-// hasFlag reports whether VmFlags holds f.
-func (a *area) hasFlag(f string) bool { return slices.Contains(a.Flags, f) }
-
 // frozenOnly reports whether a copy-on-write child does not hold the area's pages as the
 // target sees them, so that they have to be copied while it is still.
 func (a *area) frozenOnly() bool {
-	return a.hasFlag("dc") || a.hasFlag("wf") || a.hasFlag("ht") || a.kind == image.VMASegment && a.Shared
+	return a.HasFlag("dc") || a.HasFlag("wf") || a.HasFlag("ht") || a.kind == image.VMASegment && a.Shared
 }
 
 // hasPages reports whether an image holds pages of the area itself.
@@ -192,13 +188,13 @@ func (a *area) vma() image.VMA {
 	if a.Shared {
 		v.Flags = unix.MAP_SHARED
 	}
-	if a.hasFlag("gd") {
+	if a.HasFlag("gd") {
 		v.Flags |= unix.MAP_GROWSDOWN
 	}
-	if a.hasFlag("nr") {
+	if a.HasFlag("nr") {
 		v.Flags |= unix.MAP_NORESERVE
 	}
-	if a.hasFlag("ht") {
+	if a.HasFlag("ht") {
 		v.Flags |= unix.MAP_HUGETLB | hugeShift(a.KernelPageSize)<<unix.MAP_HUGE_SHIFT
 	}
 	if a.kind == image.VMAAnon {

@@ -28,7 +28,7 @@ func dumpCommand() *command {
 	fs.StringVarP(&f.output, "output", "o", "", "write the image to `FILE`, - for standard output (default COMM-PID-TIME.ckpt here)")
 	fs.BoolVar(&f.kill, "kill", false, "kill the tree once the image is safely written")
 	fs.BoolVar(&f.stop, "stop", false, "leave the tree stopped once the image is written (kill -CONT goes on)")
-	fs.DurationVar(&f.timeout, "timeout", 10*time.Second, "give up if the tree cannot be frozen within `TIME`")
+	fs.DurationVar(&f.timeout, "timeout", ckpt.DefaultTimeout, "give up if the tree cannot be frozen within `TIME`")
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "say how it goes")
 	return &command{
 		name: "dump", args: "PID", short: "checkpoint a process and all its descendants into a file", flags: fs, nargs: [2]int{1, 1},

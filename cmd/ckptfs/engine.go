@@ -104,7 +104,7 @@ func engineErrno(err error) syscall.Errno {
 		sys     syscall.Errno
 	)
 	switch {
-	case errors.Is(err, ckpt.ErrNoProcess), errors.Is(err, ckpt.ErrZombie):
+	case errors.Is(err, ckpt.ErrNoProcess), errors.Is(err, ckpt.ErrZombie), errors.Is(err, ckpt.ErrThread):
 		return syscall.ESRCH
 	case errors.Is(err, ckpt.ErrKernelThread):
 		return syscall.EOPNOTSUPP
