@@ -16,7 +16,7 @@ import (
 )
 
 // layoutVersion is the newest layout this program reads and the one it writes.
-const layoutVersion = 1
+const layoutVersion = 2
 
 const versionPrefix = "ckptfs store "
 
@@ -83,26 +83,48 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// checkVersion reads the version file, or writes it into a new store.
-func checkVersion(dir string) error {
+// keyLine begins the line of the version file that tells which key the store has.
+const keyLine = "key "
+
+// checkVersion reads the version file, or writes it into a new store, and compares keys.
+func checkVersion(dir string, sec *secrets) error {
 	path := filepath.Join(dir, versionName)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := mayInit(dir); err != nil {
 			return err
 		}
-		return writeFile(path, fmt.Appendf(nil, "%s%d\n", versionPrefix, layoutVersion))
+		return writeFile(path, versionText(sec))
 	}
 	if err != nil {
 		return err
 	}
-	s, ok := strings.CutPrefix(strings.TrimSpace(string(b)), versionPrefix)
+	return parseVersion(dir, path, string(b), sec)
+}
+
+// versionText is the content of a version file.
+func versionText(sec *secrets) []byte {
+	b := fmt.Appendf(nil, "%s%d\n", versionPrefix, layoutVersion)
+	if sec != nil {
+		b = fmt.Appendf(b, "%s%s\n", keyLine, sec.fingerprint())
+	}
+	return b
+}
+
+// parseVersion checks the version file path of the store dir.
+func parseVersion(dir, path, text string, sec *secrets) error {
+	first, rest, _ := strings.Cut(text, "\n")
+	s, ok := strings.CutPrefix(strings.TrimSpace(first), versionPrefix)
 	v, err := strconv.Atoi(s)
 	if !ok || err != nil || v < 1 {
 		return fmt.Errorf("%w: %s is not a version file", ErrNotStore, path)
 	}
 	if v > layoutVersion {
 		return &VersionError{Dir: dir, Found: v, Known: layoutVersion}
+	}
+	mark, sealed := strings.CutPrefix(strings.TrimSpace(rest), keyLine)
+	if sealed != (sec != nil) || sealed && !sec.matches(mark) {
+		return &KeyError{Dir: dir, Sealed: sealed, Given: sec != nil}
 	}
 	return nil
 }

@@ -96,6 +96,7 @@ func (in *Ingest) Put(h Hash, chunk []byte) error {
 	if err := in.s.checkChunk(&h, chunk); err != nil {
 		return in.fail(err)
 	}
+	h = in.s.sec.id(h)
 	ref := chunkRef{hash: h, size: uint32(len(chunk)), zero: allZero(chunk)}
 	var b *buf
 	if !ref.zero {
@@ -175,7 +176,7 @@ func (s *Store) known(h *Hash, in *Ingest) (bool, error) {
 
 // putNode stores a node of the chunk list.
 func (in *Ingest) putNode(node []byte) (Hash, error) {
-	h := hashOf(node)
+	h := in.s.sec.idOf(node)
 	b := in.s.bufs.get(len(node))
 	copy(b.data, node)
 	defer b.release()

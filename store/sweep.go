@@ -8,7 +8,7 @@ import (
 
 // sweep writes what is alive in the chosen packs elsewhere, and removes them.
 func (g *collection) sweep(chosen []*pack) error {
-	w := newPackWriter(g.s.files, g.s.o.PackSize, g)
+	w := newPackWriter(g.s.files, g.s.sec, g.s.o.PackSize, g)
 	var moved []*pack
 	err := func() error {
 		for _, p := range chosen {
@@ -91,11 +91,15 @@ func (g *collection) copyChunk(w *packWriter, p *pack, e *entry) error {
 	if err := s.files.readAt(p, stored.data, int64(e.off)); err != nil {
 		return err
 	}
-	if err := s.dec.decode(raw.data, stored.data, e.codec, e.hash); err != nil {
+	plain, err := p.unseal(s.sec, e, stored.data)
+	if err == nil {
+		err = s.dec.decode(raw.data, plain, e.codec, e.hash)
+	}
+	if err != nil {
 		s.ix.condemnCopy(loc{p: p, off: e.off})
 		return &ChunkError{Hash: e.hash, Pack: p.name(), Err: err}
 	}
-	_, err := w.append(entry{hash: e.hash, raw: e.raw, codec: e.codec}, stored.data)
+	_, g.sealBuf, err = w.append(entry{hash: e.hash, raw: e.raw, codec: e.codec}, plain, g.sealBuf)
 	return err
 }
 
