@@ -98,7 +98,7 @@ func (in *Ingest) storeSide(data []byte) (root, error) {
 		data = data[len(chunk):]
 		ref := chunkRef{hash: in.s.sec.idOf(chunk), size: uint32(len(chunk)), zero: allZero(chunk)}
 		if !ref.zero {
-			if _, err := in.putNode(chunk); err != nil {
+			if _, err := in.putBytes(chunk, false); err != nil {
 				return root{}, err
 			}
 		}
@@ -201,7 +201,7 @@ func (s *Store) startWorkers() error {
 func (s *Store) write(c *compressor, j *job) error {
 	stored, codec := c.encode(j.buf.data)
 	var err error
-	_, c.sealed, err = s.w.append(entry{hash: j.hash, raw: uint32(len(j.buf.data)), codec: codec}, stored, c.sealed)
+	_, c.sealed, err = s.w.of(j.node).append(entry{hash: j.hash, raw: uint32(len(j.buf.data)), codec: codec}, stored, c.sealed)
 	if err == nil {
 		j.owner.unique.Add(int64(len(stored)))
 	}

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // pack is one pack file: being written, or sealed and immutable.
@@ -235,6 +234,7 @@ type packWriter struct {
 	files *packFiles
 	sec   *secrets
 	limit int64
+	nodes bool // it writes packs of nodes
 	sink  packSink
 
 	mu      sync.Mutex
@@ -242,6 +242,32 @@ type packWriter struct {
 	cur     *pack
 	pending int // packs detached from cur and not yet sealed
 	free    [][]entry
+}
+
+// packWriters are two writers: nodes of chunk lists stand in packs of their own, so that
+// who walks the lists reads little else.
+type packWriters struct{ chunks, nodes *packWriter }
+
+func newPackWriters(files *packFiles, sec *secrets, limit int64, sink packSink) *packWriters {
+	w := &packWriters{newPackWriter(files, sec, limit, sink), newPackWriter(files, sec, limit, sink)}
+	w.nodes.nodes = true
+	return w
+}
+
+// of chooses the writer.
+func (w *packWriters) of(nodes bool) *packWriter {
+	if nodes {
+		return w.nodes
+	}
+	return w.chunks
+}
+
+// flush flushes both at once.
+func (w *packWriters) flush() {
+	var wg sync.WaitGroup
+	wg.Go(w.nodes.flush)
+	w.chunks.flush()
+	wg.Wait()
 }
 
 func newPackWriter(files *packFiles, sec *secrets, limit int64, sink packSink) *packWriter {
@@ -331,7 +357,8 @@ func (w *packWriter) detach() {
 
 // open begins a pack.
 func (w *packWriter) open() error {
-	p := &pack{id: newID(), created: time.Now().UnixNano(), end: packHeadLen}
+	p := &pack{id: newPackID(w.nodes), end: packHeadLen}
+	p.created = p.id.time().UnixNano()
 	f, err := os.OpenFile(w.files.path(p)+tmpExt, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("new pack: %w", err)

@@ -55,7 +55,7 @@ type Store struct {
 	lock     *os.File
 	files    *packFiles
 	ix       *index
-	w        *packWriter
+	w        *packWriters
 	dec      *decoder
 	bufs     bufPool
 	queue    chan *job
@@ -141,7 +141,7 @@ func (s *Store) open() (err error) {
 		return err
 	}
 	s.files = &packFiles{dir: filepath.Join(s.dir, packsName), m: map[*pack]*packFile{}}
-	s.w = newPackWriter(s.files, s.sec, s.o.PackSize, (*ingestSink)(s))
+	s.w = newPackWriters(s.files, s.sec, s.o.PackSize, (*ingestSink)(s))
 	if err := s.loadImages(); err != nil {
 		return err
 	}

@@ -8,7 +8,7 @@ import (
 
 // sweep writes what is alive in the chosen packs elsewhere, and removes them.
 func (g *collection) sweep(chosen []*pack) error {
-	w := newPackWriter(g.s.files, g.s.sec, g.s.o.PackSize, g)
+	w := newPackWriters(g.s.files, g.s.sec, g.s.o.PackSize, g)
 	var moved []*pack
 	err := func() error {
 		for _, p := range chosen {
@@ -48,7 +48,7 @@ func (g *collection) sweep(chosen []*pack) error {
 func isKept(err error) bool { return err != nil && errors.Is(err, ErrDamaged) }
 
 // move copies what is alive in a pack and returns the number of chunks.
-func (g *collection) move(w *packWriter, p *pack) (n int, err error) {
+func (g *collection) move(w *packWriters, p *pack) (n int, err error) {
 	info, err := g.s.readFooter(p)
 	if err != nil {
 		if isDamage(err) && !errors.Is(err, errGone) {
@@ -83,7 +83,7 @@ func (g *collection) alive(p *pack, e *entry) (bool, error) {
 }
 
 // copyChunk writes a chunk of p into a pack of ours, as it is stored, if it is whole.
-func (g *collection) copyChunk(w *packWriter, p *pack, e *entry) error {
+func (g *collection) copyChunk(w *packWriters, p *pack, e *entry) error {
 	s := g.s
 	stored, raw := s.bufs.get(int(e.stored)), s.bufs.get(int(e.raw))
 	defer stored.release()
@@ -99,7 +99,7 @@ func (g *collection) copyChunk(w *packWriter, p *pack, e *entry) error {
 		s.ix.condemnCopy(loc{p: p, off: e.off})
 		return &ChunkError{Hash: e.hash, Pack: p.name(), Err: err}
 	}
-	_, g.sealBuf, err = w.append(entry{hash: e.hash, raw: e.raw, codec: e.codec}, plain, g.sealBuf)
+	_, g.sealBuf, err = w.of(p.id.nodes()).append(entry{hash: e.hash, raw: e.raw, codec: e.codec}, plain, g.sealBuf)
 	return err
 }
 
