@@ -8,11 +8,15 @@ import (
 
 // sweep writes what is alive in the chosen packs elsewhere, and removes them.
 func (g *collection) sweep(chosen []*pack) error {
-	w := newPackWriters(g.s.files, g.s.sec, g.s.o.PackSize, g)
+	w := newPackWriters(g.s, g)
 	var moved []*pack
 	err := func() error {
 		for _, p := range chosen {
-			n, err := g.move(w, p)
+			var n int
+			var err error
+			if g.live[p] > 0 || g.s.sh == nil {
+				n, err = g.move(w, p)
+			}
 			switch {
 			case errors.Is(err, errGone):
 			case isKept(err):
@@ -106,6 +110,10 @@ func (g *collection) copyChunk(w *packWriters, p *pack, e *entry) error {
 // drop removes a pack of which nothing is needed any more.
 func (g *collection) drop(p *pack) error {
 	s := g.s
+	if s.sh != nil {
+		g.marked = append(g.marked, p)
+		return nil
+	}
 	s.mu.Lock()
 	delete(s.packs, p.id)
 	s.mu.Unlock()

@@ -119,6 +119,8 @@ func (v *verification) packs(readData bool) error {
 			v.fault("pack %s: %v", p.name(), err)
 			if st, err := os.Stat(v.s.files.path(p)); err == nil {
 				v.cut[p] = st.Size()
+			} else if v.s.sh != nil {
+				v.cut[p] = p.size
 			}
 			info = &packInfo{entries: v.s.ix.entriesOf(p)}
 		}
