@@ -72,7 +72,7 @@ func (s *Store) Begin(ctx context.Context, name string) (*Ingest, error) {
 	in.win.limit = s.o.Window
 	if s.sh != nil {
 		in.packs = map[*pack]struct{}{}
-		if err := s.sh.freshen(ctx, packsFresh); err != nil {
+		if err := s.sh.freshen(ctx, ago(packsFresh)); err != nil {
 			return nil, err
 		}
 	}

@@ -14,7 +14,10 @@ var errNoChunk = errors.New("the store does not have it")
 // one serves.
 func (s *Store) readChunk(h *Hash, dst []byte) error {
 	var last *ChunkError
-	asked := false
+	begun := int64(0)
+	if s.sh != nil {
+		begun = bootTime()
+	}
 	for {
 		if s.ix.fromQueue(h, dst) {
 			return nil
@@ -29,12 +32,11 @@ func (s *Store) readChunk(h *Hash, dst []byte) error {
 		if !ok && last != nil {
 			return last
 		}
-		if !ok && s.sh != nil && !asked {
-			asked = true
-			if err := s.sh.freshen(s.sh.ctx, imagesFresh); err != nil {
+		if !ok && s.sh != nil && s.sh.seen.Load() < begun {
+			if err := s.sh.freshen(s.sh.ctx, begun); err != nil {
 				return &ChunkError{Hash: *h, Err: err}
 			}
-			continue // another machine may have moved it
+			continue // another machine has stored or moved it
 		}
 		if !ok {
 			return s.missing(h)
@@ -91,6 +93,11 @@ func (s *Store) readNode(h *Hash) ([]byte, error) {
 	n, ok, err := s.ix.size(h)
 	if err != nil && s.healIndex(err) {
 		n, ok, err = s.ix.size(h)
+	}
+	if err == nil && !ok && s.sh != nil {
+		if err = s.sh.freshen(s.sh.ctx, bootTime()); err == nil {
+			n, ok, err = s.ix.size(h)
+		}
 	}
 	if err != nil {
 		return nil, &ChunkError{Hash: *h, Err: err}

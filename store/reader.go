@@ -27,7 +27,7 @@ func (s *Store) OpenImage(name string) (*Reader, error) {
 		if _, err := s.look(name); err != nil {
 			return nil, err
 		}
-		if err := s.sh.freshen(s.sh.ctx, packsFresh); err != nil {
+		if err := s.sh.freshen(s.sh.ctx, ago(packsFresh)); err != nil {
 			return nil, err
 		}
 	}

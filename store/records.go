@@ -19,12 +19,13 @@ type fetched struct {
 
 func recordKey(id fileID) string { return imagesName + "/" + id.String() + imgExt }
 
-// refreshImages lists the images of all machines, unless that was done within d.
-func (sh *shared) refreshImages(ctx context.Context, d int64) error {
+// refreshImages lists the images of all machines, unless that has begun at a bootTime or
+// later.
+func (sh *shared) refreshImages(ctx context.Context, notBefore int64) error {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	now := bootTime()
-	if sh.listed != 0 && now-sh.listed < d {
+	if sh.listed >= notBefore {
 		return nil
 	}
 	found := map[fileID]string{}

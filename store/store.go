@@ -198,7 +198,7 @@ func (s *Store) open(location string) (err error) {
 // loadImages reads every record. A damaged one does not keep the others from being used.
 func (s *Store) loadImages() error {
 	if s.sh != nil {
-		return s.sh.refreshImages(s.sh.ctx, 0)
+		return s.sh.refreshImages(s.sh.ctx, bootTime())
 	}
 	dir := filepath.Join(s.dir, imagesName)
 	ents, err := os.ReadDir(dir)
@@ -327,7 +327,7 @@ func (r *record) image() Image {
 
 // List returns every image, the oldest first.
 func (s *Store) List() ([]Image, error) {
-	if err := s.lookAround(imagesFresh); err != nil {
+	if err := s.lookAround(ago(imagesFresh)); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -356,13 +356,14 @@ func (s *Store) Get(name string) (Image, error) {
 
 // look finds a listed image; in a bucket also one that another machine has just made.
 func (s *Store) look(name string) (*imageRec, error) {
+	begun := bootTime()
 	s.mu.Lock()
 	im, err := s.lookup(name)
 	s.mu.Unlock()
 	if !errors.Is(err, fs.ErrNotExist) || s.sh == nil {
 		return im, err
 	}
-	if err := s.lookAround(imagesFresh); err != nil {
+	if err := s.lookAround(begun); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -370,12 +371,13 @@ func (s *Store) look(name string) (*imageRec, error) {
 	return s.lookup(name)
 }
 
-// lookAround learns which images other machines have made or removed, unless it did within d.
-func (s *Store) lookAround(d time.Duration) error {
+// lookAround learns which images other machines have made or removed, unless it has begun to
+// do so at a bootTime or later.
+func (s *Store) lookAround(notBefore int64) error {
 	if s.sh == nil {
 		return nil
 	}
-	return s.sh.refreshImages(s.sh.ctx, int64(d))
+	return s.sh.refreshImages(s.sh.ctx, notBefore)
 }
 
 // lookup finds a listed image. Called with mu held.

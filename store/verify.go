@@ -18,6 +18,11 @@ import (
 func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) error {
 	s.maint.Lock()
 	defer s.maint.Unlock()
+	if s.sh != nil { // what other machines did is no fault
+		if err := errors.Join(s.sh.refreshImages(ctx, bootTime()), s.sh.refresh(ctx, true)); err != nil {
+			return err
+		}
+	}
 	v := &verification{s: s, ctx: ctx, out: report, cut: map[*pack]int64{}, bad: map[Hash]*ChunkError{}, users: map[Hash][]string{}}
 	recs, err := v.records()
 	if err != nil {
