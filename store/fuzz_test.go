@@ -129,7 +129,8 @@ func fixRun(b []byte) {
 		block := b[data+i*runBlock:][:runBlock]
 		binary.LittleEndian.PutUint32(block[perBlock*runEntryLen:], crc32.Checksum(block[:perBlock*runEntryLen], castagnoli))
 	}
-	sum := runSum(b, b[runHeadLen:runHeadLen+packs*runPackLen], b[int64(len(b))-tail:])
+	binary.LittleEndian.PutUint32(b[24:], crc32.Checksum(b[int64(len(b))-tail:], castagnoli))
+	sum := runSum(b, b[runHeadLen:runHeadLen+packs*runPackLen])
 	copy(b[32:], sum[:])
 }
 

@@ -21,7 +21,7 @@ import (
 const (
 	runMagic    = "ckptrun2"
 	runOldMagic = "ckptrun1" // without a filter
-	runHeadLen  = 64         // magic 8, packs 4, zero 4, entries 8, zero 8, BLAKE3 of head, table, keys and filter 32
+	runHeadLen  = 64         // magic 8, packs 4, zero 4, entries 8, CRC-32C of keys and filter 4, zero 4, BLAKE3 of head and table 32
 	runPackLen  = 32         // id 16, size 8, created 8
 	runBlock    = 4096
 	runEntryLen = 48 // hash 32, offset 4, stored 4, raw and codec 4, pack 4
@@ -227,7 +227,7 @@ func readRun(f io.ReaderAt, size int64, known func(id fileID, size, created int6
 	if _, err := f.ReadAt(tail, size-int64(len(tail))); err != nil && len(tail) > 0 {
 		return nil, fmt.Errorf("%w: %w", errRun, err)
 	}
-	if runSum(head, table, tail) != Hash(head[32:]) {
+	if runSum(head, table) != Hash(head[32:]) || crc32.Checksum(tail, castagnoli) != binary.LittleEndian.Uint32(head[24:]) {
 		return nil, fmt.Errorf("%w: checksum", errRun)
 	}
 	r := &run{n: int(n), data: data, keys: tail[: 8*blocks : 8*blocks], filter: tail[8*blocks:], packs: make([]*pack, packs)}
@@ -245,12 +245,10 @@ func readRun(f io.ReaderAt, size int64, known func(id fileID, size, created int6
 
 func alignBlock(n int64) int64 { return (n + runBlock - 1) &^ (runBlock - 1) }
 
-func runSum(head []byte, parts ...[]byte) (sum Hash) {
+func runSum(head, table []byte) (sum Hash) {
 	h := blake3.New()
 	h.Write(head[:32])
-	for _, p := range parts {
-		h.Write(p)
-	}
+	h.Write(table)
 	h.Sum(sum[:0])
 	return sum
 }

@@ -231,7 +231,9 @@ func earlierRun(b []byte) []byte {
 	blocks := (n + perBlock - 1) / perBlock
 	old := bytes.Clone(b[:int64(len(b))-blocks*filterLen])
 	copy(old, runOldMagic)
-	sum := runSum(old, old[runHeadLen:runHeadLen+packs*runPackLen], old[int64(len(old))-8*blocks:])
+	clear(old[24:32])
+	head := append(bytes.Clone(old[:32]), old[runHeadLen:runHeadLen+packs*runPackLen]...)
+	sum := hashOf(append(head, old[int64(len(old))-8*blocks:]...))
 	copy(old[32:], sum[:])
 	return old
 }
