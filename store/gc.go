@@ -16,7 +16,7 @@ type GCReport struct {
 	Packs   int      // packs removed
 	Written int      // packs written with what was alive in removed ones
 	Freed   int64    // bytes fewer in packs than before
-	Live    int64    // bytes of chunks that are needed
+	Live    int64    // bytes of chunks that are needed, with their entries in footers
 	Dead    int64    // bytes of chunks that are not, and stay in packs where little is dead
 	Pending int      // packs of a bucket that a later GC removes, when the grace time is over
 	Kept    []string // packs that should have gone but could not be read, and why
@@ -302,7 +302,7 @@ func (g *collection) count() error {
 				break
 			}
 			if g.s.ix.marks.alive[r].has(it.pos) {
-				g.live[it.loc.p] += int64(it.loc.stored)
+				g.live[it.loc.p] += int64(it.loc.stored) + packEntryLen
 			}
 		}
 	}
