@@ -56,6 +56,8 @@ func errno(err error) syscall.Errno {
 		return syscall.ENOENT
 	case errors.Is(err, fs.ErrExist):
 		return syscall.EEXIST
+	case errors.Is(err, fs.ErrInvalid):
+		return syscall.EINVAL
 	}
 	return syscall.EIO
 }

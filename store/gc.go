@@ -59,6 +59,7 @@ func (s *Store) collect(ctx context.Context) (GCReport, error) {
 	if err := g.run(); err != nil {
 		return g.report, err
 	}
+	s.dead.Store(g.report.Dead)
 	return g.report, s.flushIndex(true)
 }
 
@@ -271,7 +272,7 @@ func (g *collection) count() error {
 				break
 			}
 			if g.s.ix.marks.alive[r].has(it.pos) {
-				g.live[it.loc.p] += int64(it.loc.stored)
+				g.live[it.loc.p] += int64(it.loc.stored) + packEntryLen
 			}
 		}
 	}

@@ -25,6 +25,14 @@ type Options struct {
 	PackSize int64
 	// CheckHashes makes Put compute the hash of every chunk and refuse a wrong one. For tests.
 	CheckHashes bool
+	// Host names this machine. It stands in the record of every image taken here.
+	Host string
+	// Key encrypts everything at rest; nil: nothing is encrypted.
+	Key *Key
+	// Cache is the folder for what is kept here of a store in a bucket.
+	Cache string
+	// CacheSize is the most that Cache may hold, in bytes.
+	CacheSize int64
 	// Log is told what was found and put in order; nil means nobody.
 	Log func(string)
 }
@@ -40,6 +48,7 @@ func (o *Options) defaults() {
 		o.PackSize = 64 << 20
 	}
 	o.PackSize = min(o.PackSize, maxPackLen/2)
+	o.Host = label(o.Host)
 	if o.Log == nil {
 		o.Log = func(string) {}
 	}
@@ -60,6 +69,7 @@ type Store struct {
 	work     sync.WaitGroup // workers
 	back     sync.WaitGroup // index flushes in the background
 	flushing atomic.Bool
+	dead     atomic.Int64   // bytes in packs that the last GC found dead and left
 
 	// maint is held by whoever replaces index runs or removes packs.
 	maint sync.Mutex
@@ -251,10 +261,14 @@ type Image struct {
 	Unique      int64     // bytes in the store that this image brought, compressed
 	Chunks      int64     // pieces it is made of
 	Attachments []Attachment
+	Kept        bool   // it was renamed: Prune leaves it alone
+	Host        string // machine that took it, see Options.Host
+	Series      string // what it is one of many of, see Ingest.SetSeries
 }
 
 func (r *record) image() Image {
-	im := Image{Name: r.Name, Size: r.Data.Size, Created: time.Unix(0, r.Created), Unique: r.Unique, Chunks: r.Chunks}
+	im := Image{Name: r.Name, Size: r.Data.Size, Created: time.Unix(0, r.Created), Unique: r.Unique, Chunks: r.Chunks,
+		Kept: r.Kept, Host: r.Host, Series: r.Series}
 	for i := range r.Attach {
 		im.Attachments = append(im.Attachments, Attachment{r.Attach[i].Name, r.Attach[i].Data.Size})
 	}
@@ -317,7 +331,8 @@ func (s *Store) free(name string) error {
 	return nil
 }
 
-// Rename gives an image another name. fs.ErrExist if that is taken.
+// Rename gives an image another name. fs.ErrExist if that is taken. From then on Prune
+// leaves it alone.
 func (s *Store) Rename(old, name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -329,7 +344,7 @@ func (s *Store) Rename(old, name string) error {
 		return err
 	}
 	rec := *im.rec
-	rec.Name = name
+	rec.Name, rec.Kept = name, true
 	if err := s.writeRecord(im.id, &rec); err != nil {
 		return fmt.Errorf("renaming image %q: %w", old, err)
 	}
@@ -346,6 +361,12 @@ func (s *Store) Remove(name string) error {
 	if err != nil {
 		return err
 	}
+	return s.remove(im)
+}
+
+// remove is Remove with mu held.
+func (s *Store) remove(im *imageRec) error {
+	name := im.rec.Name
 	if err := os.Remove(s.recordPath(im.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing image %q: %w", name, err)
 	}
@@ -360,6 +381,8 @@ func (s *Store) Remove(name string) error {
 type Stats struct {
 	Images  int
 	Logical int64 // bytes of all images as a reader sees them
+	Unique  int64 // bytes in packs that these images brought, each what was new with it
+	Kept    int   // images that Prune leaves alone
 	Stored  int64 // bytes of all packs, garbage included
 	Packs   int
 	Chunks  int64   // distinct ones, about: copies that a crash left count twice
@@ -376,6 +399,10 @@ func (s *Store) Stats() (Stats, error) {
 	st := Stats{Images: len(s.images), Packs: len(s.packs)}
 	for _, im := range s.images {
 		st.Logical += im.rec.Data.Size
+		st.Unique += im.rec.Unique
+		if im.rec.Kept {
+			st.Kept++
+		}
 	}
 	for _, p := range s.packs {
 		st.Stored += p.size
