@@ -69,7 +69,7 @@ type Store struct {
 	work     sync.WaitGroup // workers
 	back     sync.WaitGroup // index flushes in the background
 	flushing atomic.Bool
-	dead     atomic.Int64   // bytes in packs that the last GC found dead and left
+	dead     atomic.Int64 // bytes in packs that the last GC found dead and left
 
 	// maint is held by whoever replaces index runs or removes packs.
 	maint sync.Mutex
