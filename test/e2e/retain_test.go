@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/ckptfs/ckptfs/test/harness"
+	"golang.org/x/sys/unix"
 )
 
 // TestOldCheckpointsGo takes checkpoints as a cron job does: the store stays bounded, the log
@@ -86,4 +87,45 @@ func flipMiddle(t *testing.T, dir string) {
 	b := read(t, path)
 	b[len(b)/3] ^= 1
 	write(t, path, b)
+}
+
+// TestDiskNeverFills takes checkpoints of one process after the other, whose memory has
+// nothing in common, on a disk that holds four of them. No flag is given: the newest is
+// always there, at worst at the second try.
+func TestDiskNeverFills(t *testing.T) {
+	small := harness.TempDir(t)
+	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=40m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(small, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	m := harness.NewMountAt(t, filepath.Join(small, "store"))
+	const hold = `import os, time
+b = os.urandom(9 << 20)
+open('ready', 'w').close()
+while not os.path.exists('go'): time.sleep(0.05)
+open('result', 'w').write('ok\n')`
+	var last string
+	for range 8 {
+		r := harness.StartCommand(t, harness.TempDir(t), harness.Python(t), "-c", hold)
+		r.WaitReady()
+		harness.Eventually(t, "a checkpoint", func() bool { return harness.Run(t, "cat", m.Image(r)).Code == 0 })
+		last = "-" + itoa(r.PID) + "-"
+		if names := strings.Join(m.Images(), " "); !strings.Contains(names, last) {
+			t.Errorf("the checkpoint of pid %d is not among %s", r.PID, names)
+		}
+		r.Pass(false)
+	}
+	harness.Eventually(t, "old checkpoints to go", func() bool { return len(m.Images()) < 4 })
+	names := m.Images()
+	if !strings.Contains(strings.Join(names, " "), last) {
+		t.Errorf("the newest went, %q are left", names)
+	}
+	for _, n := range names {
+		harness.Must(t, harness.Binary(), "show", "--verify", filepath.Join(m.Dir, "images", n, "image"))
+	}
+	harness.Say(t, "the log", string(read(t, filepath.Join(small, "store/mount.log"))), "it was the oldest")
 }
