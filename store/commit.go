@@ -40,7 +40,8 @@ func (in *Ingest) complete() (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	rec := &record{Name: in.name, Created: in.created.UnixNano(), Chunks: in.tree.count, Data: data}
+	rec := &record{Name: in.name, Created: in.created.UnixNano(), Chunks: in.tree.count, Data: data,
+		Host: in.s.o.Host, Series: in.series}
 	if rec.Attach, err = in.storeAttached(); err != nil {
 		return nil, err
 	}

@@ -27,7 +27,8 @@
 // # Image
 //
 //	record      magic "ckptimg1", length 4, CBOR, BLAKE3 of all before 32
-//	            CBOR: name, created, unique bytes, chunks, tree of the data, trees of the attachments
+//	            CBOR: name, created, unique bytes, chunks, tree of the data, trees of the attachments,
+//	            kept, host, series
 //	tree        root node: hash, level, bytes below
 //	node        "CPTN", level 1, zero 3, entries 4, then
 //	  level 0   36 for each chunk: hash 32, length 4 (top bit: all zeros, not stored)
@@ -77,6 +78,14 @@
 //
 // At no moment is there a reference whose chunk is not in a sealed pack, so a crash
 // leaves garbage at worst.
+//
+// # Retention
+//
+// Prune takes images off the list by age, count and size; the next GC frees what only they
+// needed. What an image would free is not in its record, since others refer to its chunks.
+// So for the size the images that stay anyway are walked first, then the others from the
+// newest on, each chunk counted once, until the bound is reached: the rest goes. An image
+// that the user renamed is never removed, one that another host took is left to that host.
 //
 // # Damage
 //

@@ -65,6 +65,7 @@ func (s *Store) collect(ctx context.Context) (GCReport, error) {
 	if err := g.run(); err != nil {
 		return g.report, err
 	}
+	s.dead.Store(g.report.Dead)
 	return g.report, s.flushIndex(true)
 }
 

@@ -38,6 +38,7 @@ type Ingest struct {
 	s       *Store
 	ctx     context.Context
 	name    string
+	series  string
 	created time.Time
 	unique  atomic.Int64
 	jobs    sync.WaitGroup // chunks this image refers to that are not in a pack yet

@@ -243,7 +243,7 @@ func (s *Store) renameShared(old, name string) error {
 	if err != nil {
 		return fmt.Errorf("renaming image %q: %w", old, err)
 	}
-	rec.Name = name
+	rec.Name, rec.Kept = name, true
 	b, err := s.sec.recordFile(im.id, rec)
 	if err == nil {
 		err = s.sh.b.putBytes(s.sh.ctx, recordKey(im.id), b, false)
@@ -265,7 +265,13 @@ func (s *Store) removeShared(name string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.sh.removeRecord(s.sh.ctx, im.id); err != nil {
+	return s.forgetShared(s.sh.ctx, im)
+}
+
+// forgetShared removes the record of an image.
+func (s *Store) forgetShared(ctx context.Context, im *imageRec) error {
+	name := im.rec.Name
+	if err := s.sh.removeRecord(ctx, im.id); err != nil {
 		return fmt.Errorf("removing image %q: %w", name, err)
 	}
 	s.mu.Lock()

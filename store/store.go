@@ -37,6 +37,8 @@ type Options struct {
 	Key *Key
 	// CheckHashes makes Put compute the hash of every chunk and refuse a wrong one. For tests.
 	CheckHashes bool
+	// Host names this machine. It stands in the record of every image taken here.
+	Host string
 	// Log is told what was found and put in order; nil means nobody.
 	Log func(string)
 }
@@ -64,6 +66,7 @@ func (o *Options) defaults() {
 		o.attempt = min(defaultAttempt, o.Patience)
 	}
 	o.PackSize = min(o.PackSize, maxPackLen/2)
+	o.Host = label(o.Host)
 	if o.Log == nil {
 		o.Log = func(string) {}
 	}
@@ -86,6 +89,7 @@ type Store struct {
 	work     sync.WaitGroup // workers
 	back     sync.WaitGroup // index flushes in the background
 	flushing atomic.Bool
+	dead     atomic.Int64 // bytes in packs that the last GC found dead and left
 
 	// maint is held by whoever replaces index runs or removes packs.
 	maint sync.Mutex
@@ -315,10 +319,14 @@ type Image struct {
 	Unique      int64     // bytes in the store that this image brought, compressed
 	Chunks      int64     // pieces it is made of
 	Attachments []Attachment
+	Kept        bool   // it was renamed: Prune leaves it alone
+	Host        string // machine that took it, see Options.Host
+	Series      string // what it is one of many of, see Ingest.SetSeries
 }
 
 func (r *record) image() Image {
-	im := Image{Name: r.Name, Size: r.Data.Size, Created: time.Unix(0, r.Created), Unique: r.Unique, Chunks: r.Chunks}
+	im := Image{Name: r.Name, Size: r.Data.Size, Created: time.Unix(0, r.Created), Unique: r.Unique, Chunks: r.Chunks,
+		Kept: r.Kept, Host: r.Host, Series: r.Series}
 	for i := range r.Attach {
 		im.Attachments = append(im.Attachments, Attachment{r.Attach[i].Name, r.Attach[i].Data.Size})
 	}
@@ -408,7 +416,8 @@ func (s *Store) free(name string) error {
 	return nil
 }
 
-// Rename gives an image another name. fs.ErrExist if that is taken.
+// Rename gives an image another name. fs.ErrExist if that is taken. From then on Prune
+// leaves it alone.
 func (s *Store) Rename(old, name string) error {
 	if s.sh != nil {
 		return s.renameShared(old, name)
@@ -423,7 +432,7 @@ func (s *Store) Rename(old, name string) error {
 		return err
 	}
 	rec := *im.rec
-	rec.Name = name
+	rec.Name, rec.Kept = name, true
 	if err := s.writeRecord(im.id, &rec); err != nil {
 		return fmt.Errorf("renaming image %q: %w", old, err)
 	}
@@ -443,6 +452,12 @@ func (s *Store) Remove(name string) error {
 	if err != nil {
 		return err
 	}
+	return s.remove(im)
+}
+
+// remove is Remove with mu held.
+func (s *Store) remove(im *imageRec) error {
+	name := im.rec.Name
 	if err := os.Remove(s.recordPath(im.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing image %q: %w", name, err)
 	}
@@ -457,6 +472,8 @@ func (s *Store) Remove(name string) error {
 type Stats struct {
 	Images  int
 	Logical int64 // bytes of all images as a reader sees them
+	Unique  int64 // bytes in packs that these images brought, each what was new with it
+	Kept    int   // images that Prune leaves alone
 	Stored  int64 // bytes of all packs, garbage included
 	Packs   int
 	Chunks  int64   // distinct ones, about: copies that a crash left count twice
@@ -473,6 +490,10 @@ func (s *Store) Stats() (Stats, error) {
 	st := Stats{Images: len(s.images), Packs: len(s.packs)}
 	for _, im := range s.images {
 		st.Logical += im.rec.Data.Size
+		st.Unique += im.rec.Unique
+		if im.rec.Kept {
+			st.Kept++
+		}
 	}
 	for _, p := range s.packs {
 		st.Stored += p.size
