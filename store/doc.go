@@ -61,11 +61,12 @@
 // Head, table, keys and filter are checked when a run is opened, a block when it is read, and
 // whoever walks a run (merges, GC, Verify) also compares the filter with the blocks. A run
 // that is damaged, or of the format before ("ckptrun1", without filter), is made again from
-// its packs, so is the whole index if it is lost.
+// its packs; so is the whole index if it is lost.
 //
 // Memory is flushed into a new run at 65,536 to 196,607 chunks and at Close; a run that is not
-// more than twice as long as all newer ones together is merged with them. No lock is held
-// while a run is written or a block read.
+// more than twice as long as all newer ones together is merged with them. The lock is not held
+// while a run is written, nor while a block is read: only if what was found is gone when the
+// read is over, the lookup is done again with the lock.
 //
 // # How an image comes to be
 //
