@@ -157,7 +157,7 @@ func TestLookupsDuringMerge(t *testing.T) {
 			}
 		}()
 	}
-	for i := range uint64(20) {
+	for i := range uint64(10) {
 		add(100 + i)
 		s.maint.Lock()
 		if err := s.flushIndex(i%2 == 0); err != nil {
@@ -167,6 +167,66 @@ func TestLookupsDuringMerge(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
+	wantClean(t, s)
+}
+
+// hookFile calls hook once, before or after a block is read.
+type hookFile struct {
+	runFile
+	before bool
+	hook   func()
+}
+
+func (f *hookFile) ReadAt(b []byte, off int64) (int, error) {
+	hook := f.hook
+	f.hook = nil
+	if hook != nil && f.before {
+		hook()
+	}
+	n, err := f.runFile.ReadAt(b, off)
+	if hook != nil && !f.before {
+		hook()
+	}
+	return n, err
+}
+
+// TestIndexChangesDuringRead replaces the run that a lookup is reading: it finds the chunk
+// all the same, and marks it where a GC that began meanwhile looks. It would hang if the lock
+// were held.
+func TestIndexChangesDuringRead(t *testing.T) {
+	s := open(t, t.TempDir(), Options{})
+	for seed := range uint64(12) {
+		chunks := testImage(seed/2, 10)
+		ingest(t, s, fmt.Sprint(seed), chunks)
+		h := hashOf(chunks[slices.IndexFunc(chunks, func(c []byte) bool { return !allZero(c) })])
+		flush := func() {
+			s.maint.Lock()
+			defer s.maint.Unlock()
+			if err := s.flushIndex(true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		flush()
+		ingest(t, s, fmt.Sprint(seed, " more"), testImage(seed+50, 10)) // so that there is something to merge
+		old := s.ix.runs[0]
+		old.f = &hookFile{old.f, seed%2 == 0, func() {
+			flush()
+			s.ix.mu.Lock()
+			s.ix.marks = newMarks(s.ix.runs)
+			s.ix.mu.Unlock()
+		}}
+		if ok, err := s.ix.reuse(&h); !ok || err != nil {
+			t.Fatalf("round %d: %v, %v", seed, ok, err)
+		}
+		if len(s.ix.runs) != 1 || s.ix.runs[0] == old {
+			t.Fatalf("round %d: the run was not replaced", seed)
+		}
+		pos, _, ok, err := s.ix.runs[0].find(&h, &s.ix.reads)
+		if !ok || err != nil || !s.ix.marks.alive[s.ix.runs[0]].has(pos) {
+			t.Errorf("round %d: the chunk is not marked: %v, %v", seed, ok, err)
+		}
+		s.ix.marks = nil
+	}
 	wantClean(t, s)
 }
 
