@@ -159,11 +159,11 @@ func (s *Store) leave(in *Ingest) []*pack {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.running, in)
-	if len(s.running) > 0 || s.session.committed && s.sh == nil {
+	if len(s.running) > 0 {
 		return nil
 	}
 	dead := s.session.packs
-	if s.sh != nil { // others may refer to what they can see
+	if s.session.committed || s.sh != nil { // images, or other machines, refer to what is sealed
 		dead = slices.DeleteFunc(dead, func(p *pack) bool { return p.sealed.Load() })
 	}
 	s.session = session{}

@@ -215,8 +215,8 @@ func TestIndexChangesDuringRead(t *testing.T) {
 			s.ix.marks = newMarks(s.ix.runs)
 			s.ix.mu.Unlock()
 		}}
-		if ok, err := s.ix.reuse(&h); !ok || err != nil {
-			t.Fatalf("round %d: %v, %v", seed, ok, err)
+		if p, err := s.ix.reuse(&h); p == nil || err != nil {
+			t.Fatalf("round %d: %v, %v", seed, p, err)
 		}
 		if len(s.ix.runs) != 1 || s.ix.runs[0] == old {
 			t.Fatalf("round %d: the run was not replaced", seed)

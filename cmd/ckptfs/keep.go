@@ -51,12 +51,12 @@ func (f *keepFlags) check() error {
 // policy makes the rules for a store that is open.
 func (f *keepFlags) policy(at *storeFlags, st *store.Store) (p store.Policy, err error) {
 	p = store.Policy{KeepLast: f.last, KeepWithin: time.Duration(f.within), Expire: time.Duration(f.expire),
-		AllHosts: !isBucket(at.place)} // a folder has one user at a time, and a machine may get another name
+		AllHosts: !store.IsBucket(at.place)} // a folder has one user at a time, and a machine may get another name
 	if f.size.percent == 0 {
 		p.MaxSize = int64(f.size.bytes)
 		return p, nil
 	}
-	if isBucket(at.place) {
+	if store.IsBucket(at.place) {
 		return p, usagef("--max-size %s: nobody knows how much room a bucket has; give a size", f.size.String())
 	}
 	stats, err := st.Stats()

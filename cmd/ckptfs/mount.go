@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ckptfs/ckptfs/fusefs"
+	"github.com/ckptfs/ckptfs/store"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 )
@@ -65,7 +66,7 @@ func (f *mountFlags) run(ctx context.Context, c *console, dir string) error {
 	if err := errors.Join(f.keep.check(), f.at.resolve()); err != nil {
 		return err
 	}
-	if !f.keep.size.set && !isBucket(f.at.place) {
+	if !f.keep.size.set && !store.IsBucket(f.at.place) {
 		f.keep.size = limitFlag{set: true, percent: 50}
 	}
 	if f.log == "" {

@@ -47,16 +47,13 @@ func defaultDir(root, env, home string) string {
 // bucketPrefix begins a place that is no folder.
 const bucketPrefix = "s3://"
 
-// isBucket reports whether a store is in a bucket and not in a folder.
-func isBucket(place string) bool { return strings.HasPrefix(place, bucketPrefix) }
-
 // storeLocation makes the name of a folder absolute and leaves that of a bucket as it is.
 func storeLocation(place string) (string, error) {
 	scheme, rest, other := strings.Cut(place, "://")
 	switch {
-	case isBucket(place) && strings.Trim(rest, "/") == "":
+	case store.IsBucket(place) && strings.Trim(rest, "/") == "":
 		return "", usagef("%s names no bucket: want s3://BUCKET or s3://BUCKET/PREFIX", place)
-	case isBucket(place):
+	case store.IsBucket(place):
 		return strings.TrimRight(place, "/"), nil
 	case other && !strings.Contains(scheme, "/"):
 		return "", usagef("a store is a folder or s3://BUCKET/PREFIX; %s is neither", place)
@@ -90,7 +87,7 @@ func (f *storeFlags) folder() string {
 
 // exists fails if there is no store: opening it would make one.
 func (f *storeFlags) exists() error {
-	if isBucket(f.place) {
+	if store.IsBucket(f.place) {
 		return nil
 	}
 	_, err := os.Stat(f.place)
@@ -103,7 +100,7 @@ func (f *storeFlags) exists() error {
 // open opens the store. log takes what was found and put in order; nil: nobody.
 func (f *storeFlags) open(log func(string)) (*store.Store, error) {
 	o := store.Options{CacheSize: int64(f.cacheSize), Log: log}
-	if isBucket(f.place) {
+	if store.IsBucket(f.place) {
 		o.Cache = filepath.Join(f.folder(), "cache")
 	}
 	var err error
