@@ -295,9 +295,10 @@ func (in *Ingest) readSome(p []byte, off int64) (int, error) {
 		return copy(p, b.data[off-start:]), nil
 	}
 	if off >= in.tree.base {
-		ref, start, _ := locate(in.tree.open, in.tree.base, off)
+		i, start := locate(in.tree.open, in.tree.base, off)
+		ref := in.tree.open[i]
 		in.mu.Unlock()
-		return in.view.copyChunk(in.name, p, ref, start, off)
+		return in.view.copyChunk(in.name, p, &ref, start, off)
 	}
 	i, base := leafAt(in.tree.ends, off)
 	sp := in.tree.spans[i]

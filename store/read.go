@@ -58,8 +58,8 @@ func (s *Store) readCopy(l loc, h *Hash, dst []byte) error {
 	return s.dec.decode(dst, b.data, l.codec, *h)
 }
 
-// readNode returns a chunk whose length only the index knows.
-func (s *Store) readNode(h *Hash) ([]byte, error) {
+// readNode returns a chunk whose length only the index knows, in a buffer of its own.
+func (s *Store) readNode(h *Hash) (*buf, error) {
 	n, ok, err := s.ix.size(h)
 	if err != nil && s.healIndex(err) {
 		n, ok, err = s.ix.size(h)
@@ -70,8 +70,9 @@ func (s *Store) readNode(h *Hash) ([]byte, error) {
 	if !ok {
 		return nil, s.missing(h)
 	}
-	b := make([]byte, n)
-	if err := s.readChunk(h, b); err != nil {
+	b := s.bufs.get(n)
+	if err := s.readChunk(h, b.data); err != nil {
+		b.release()
 		return nil, err
 	}
 	return b, nil
