@@ -79,7 +79,7 @@ func serve(dir string) error {
 
 // mounted is a mount served by another process.
 type mounted struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string // holds mnt, store, spool, ctl, log, and out for results
 	mnt  string
 	cmd  *exec.Cmd
@@ -87,7 +87,16 @@ type mounted struct {
 }
 
 // mount starts a server. It is unmounted at the end of the test.
-func mount(t *testing.T) *mounted {
+func mount(t testing.TB) *mounted {
+	t.Helper()
+	m := prepare(t)
+	m.start()
+	t.Cleanup(m.end)
+	return m
+}
+
+// prepare makes the folders of a mount.
+func prepare(t testing.TB) *mounted {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Fatal("these tests mount a filesystem: run them as root")
@@ -99,8 +108,6 @@ func mount(t *testing.T) *mounted {
 			t.Fatal(err)
 		}
 	}
-	m.start()
-	t.Cleanup(m.end)
 	return m
 }
 

@@ -3,6 +3,7 @@ package store
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // ahead reads an image ahead of those who read it in order:
@@ -10,11 +11,13 @@ import (
 //  1. Every read is noted. One that goes on where others ended, or nearly so, belongs to the
 //     same stream as they; reads that come in the wrong order do too, as they do when the
 //     kernel sends several at once. A stream is read ahead from its second read on.
-//  2. The chunks of its window become pieces, in order. The window grows as it is read, and
-//     all windows together stay within a bound.
+//  2. The chunks of its window become pieces, in order. The window grows as it is read, as
+//     far as the time that reads of packs take makes it worth while (far more costs the
+//     processor's caches), and all windows together stay within a bound.
 //  3. Goroutines that end when there is nothing left to do take batches of pieces, the
-//     earliest first, and fetch them. Several wait for packs at once, GOMAXPROCS decode.
-//  4. A read takes what is there and waits for what is on its way. What is not there, or
+//     earliest first, and fetch them. As many wait for packs at once as keep GOMAXPROCS
+//     decoders busy.
+//  4. A read takes what is there and waits for what is on its way. What nobody fetches yet, or
 //     could not be fetched, it reads itself as if there were no read-ahead: so only that
 //     way ever says what is wrong with a chunk, and only to who asks for it.
 type ahead struct {
@@ -33,8 +36,21 @@ type ahead struct {
 	tick    uint64
 	held    int64 // bytes in pieces
 	fetches int   // goroutines
+	spent   spent
 	free    []*piece
 	spare   []*fetching
+}
+
+// spent is what the last fetches took, the newest counting most.
+type spent struct{ reading, decoding time.Duration }
+
+// parallel is how many fetches keep procs decoders busy.
+func (t spent) parallel(procs int) int {
+	n := int64(procs)
+	if t.decoding > 0 {
+		n += int64(t.reading) * n / int64(t.decoding)
+	}
+	return int(min(n, max(aheadFetches, int64(procs))))
 }
 
 // chunkList is the list of the leaves of an image.
@@ -79,7 +95,7 @@ const (
 
 const (
 	aheadStreams = 4
-	aheadFetches = 8       // batches on their way at once
+	aheadFetches = 8       // batches on their way at once, at most
 	aheadStart   = 1 << 20 // window of a new stream, bytes
 	aheadBatch   = 1 << 20 // bytes that are fetched at once, at most
 	aheadBehind  = 1 << 20 // what was jumped over is kept for as long, bytes
@@ -157,8 +173,10 @@ func (a *ahead) advance(s *stream, off, end int64) {
 			live++
 		}
 	}
-	s.window = min(s.window, a.max/max(live, 1))
+	s.window = min(s.window, a.max/max(live, 1), int64(a.parallel())*aheadBatch)
 }
+
+func (a *ahead) parallel() int { return a.spent.parallel(cap(a.s.decoding)) }
 
 // batch is how many bytes of a stream are fetched at once.
 func (s *stream) batch() int64 { return min(max(s.window/4, 1), aheadBatch) }
@@ -284,11 +302,11 @@ func (a *ahead) start() {
 		if s.blind {
 			want++
 		}
-		if s.todo < len(s.pieces) {
-			want += (s.next-s.pos)/s.batch() + 1
+		if p := s.first(); p != nil {
+			want += (s.next-p.off)/s.batch() + 1
 		}
 	}
-	for ; a.fetches < int(min(want, aheadFetches)); a.fetches++ {
+	for ; a.fetches < int(min(want, int64(a.parallel()))); a.fetches++ {
 		a.running.Add(1)
 		go a.run() // awaited by stop
 	}
@@ -358,11 +376,7 @@ func (a *ahead) claim(f *fetching) bool {
 	f.pieces = f.pieces[:0]
 	var first *stream
 	for i := range a.streams {
-		s := &a.streams[i]
-		for s.todo < len(s.pieces) && (s.pieces[s.todo] == nil || s.pieces[s.todo].state != pieceWaits) {
-			s.todo++
-		}
-		if s.todo < len(s.pieces) && (first == nil || s.lead() < first.lead()) {
+		if s := &a.streams[i]; s.first() != nil && (first == nil || s.first().off-s.pos < first.first().off-first.pos) {
 			first = s
 		}
 	}
@@ -379,11 +393,18 @@ func (a *ahead) claim(f *fetching) bool {
 	return true
 }
 
-// lead is how far ahead of the reader the next batch is.
-func (s *stream) lead() int64 { return s.pieces[s.todo].off - s.pos }
+// first returns the first piece that nobody fetches yet, or nil.
+func (s *stream) first() *piece {
+	for ; s.todo < len(s.pieces); s.todo++ {
+		if p := s.pieces[s.todo]; p != nil && p.state == pieceWaits {
+			return p
+		}
+	}
+	return nil
+}
 
 // read copies bytes at off into p, out of one piece. It waits for one that is on its way
-// and returns 0 if there is none.
+// and returns 0 if there is none: then the caller reads the chunk.
 func (a *ahead) read(p []byte, off int64) int {
 	a.mu.Lock()
 	for {
@@ -395,8 +416,10 @@ func (a *ahead) read(p []byte, off int64) int {
 		switch pc := s.pieces[i]; pc.state {
 		case pieceReady:
 			return a.consume(s, i, p, off) // unlocks
-		case pieceFailed:
+		case pieceWaits, pieceFailed:
 			a.drop(s, i)
+			a.mu.Unlock()
+			return 0
 		default:
 			pc.wanted = true
 			a.ready.Wait()

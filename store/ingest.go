@@ -114,7 +114,7 @@ func (s *Store) checkChunk(h *Hash, chunk []byte) error {
 		return fmt.Errorf("a chunk of %d bytes: it must have 1 to %d", len(chunk), MaxChunk)
 	}
 	if s.o.CheckHashes && hashOf(chunk) != *h {
-		return fmt.Errorf("chunk of %d bytes: %w (%s)", len(chunk), errMismatch, h)
+		return fmt.Errorf("chunk of %d bytes: %w (%s)", len(chunk), errMismatch, *h) // a copy: h itself would have to be allocated for every Put
 	}
 	return nil
 }

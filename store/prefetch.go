@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"slices"
+	"time"
 )
 
 // fetching is a batch of chunks on their way from packs into pieces.
@@ -68,9 +69,12 @@ func (a *ahead) fetchRun(run []located) {
 	}
 	raw := a.s.reads.get(int(end - from))
 	defer raw.release()
+	begun := time.Now()
 	err := a.s.files.readAt(run[0].p, raw.data, from)
+	reading := time.Since(begun)
 	a.s.decoding <- struct{}{}
 	defer func() { <-a.s.decoding }()
+	begun = time.Now()
 	for i := range run {
 		l := &run[i]
 		if err != nil || a.stopped.Load() {
@@ -80,6 +84,14 @@ func (a *ahead) fetchRun(run []located) {
 		at := int64(l.loc.off) - from
 		a.arrived(l.piece, a.decode(l, raw.data[at:at+int64(l.stored)]))
 	}
+	a.account(reading, time.Since(begun))
+}
+
+func (a *ahead) account(reading, decoding time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.spent.reading += reading - a.spent.reading/8
+	a.spent.decoding += decoding - a.spent.decoding/8
 }
 
 // decode returns the checked bytes of a chunk, or nil.
