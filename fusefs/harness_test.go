@@ -80,7 +80,7 @@ func serve(dir string) error {
 
 // mounted is a mount served by another process.
 type mounted struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string // holds mnt, store, spool, ctl, log, and out for results
 	mnt  string
 	cmd  *exec.Cmd
@@ -88,13 +88,22 @@ type mounted struct {
 }
 
 // mount starts a server. It is unmounted at the end of the test.
-func mount(t *testing.T) *mounted {
+func mount(t testing.TB) *mounted {
 	t.Helper()
 	return mountKeeping(t, 0)
 }
 
 // mountKeeping starts a server that keeps the last n images of each process.
-func mountKeeping(t *testing.T, n int) *mounted {
+func mountKeeping(t testing.TB, n int) *mounted {
+	t.Helper()
+	m := prepare(t, n)
+	m.start()
+	t.Cleanup(m.end)
+	return m
+}
+
+// prepare makes the folders of a mount that keeps the last n images of each process.
+func prepare(t testing.TB, n int) *mounted {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Fatal("these tests mount a filesystem: run them as root")
@@ -107,8 +116,6 @@ func mountKeeping(t *testing.T, n int) *mounted {
 		}
 	}
 	m.set("keep-last", n)
-	m.start()
-	t.Cleanup(m.end)
 	return m
 }
 

@@ -247,7 +247,7 @@ func (s *ingestSink) opened(p *pack) {
 	s.session.packs = append(s.session.packs, p)
 }
 
-func (s *ingestSink) added(p *pack, e *entry) { s.ix.added(p, e) }
+func (s *ingestSink) added(p *pack, e entry) { s.ix.added(p, &e) }
 
 func (s *ingestSink) sealed(p *pack) { (*Store)(s).packSealed(p) }
 

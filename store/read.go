@@ -80,16 +80,22 @@ func (s *Store) readCopyWith(readAt func(*pack, []byte, int64) error, l loc, h *
 	if err := readAt(l.p, b.data, int64(l.off)); err != nil {
 		return err
 	}
+	return s.decodeCopy(&l, h, dst, b.data)
+}
+
+// decodeCopy makes the chunk out of what stands in its place in a pack, and checks it. It may
+// use stored to decrypt in.
+func (s *Store) decodeCopy(l *loc, h *Hash, dst, stored []byte) error {
 	e := l.entry(h)
-	plain, err := l.p.unseal(s.sec, &e, b.data)
+	plain, err := l.p.unseal(s.sec, &e, stored)
 	if err != nil {
 		return err
 	}
 	return s.dec.decode(dst, plain, l.codec, *h)
 }
 
-// readNode returns a chunk whose length only the index knows.
-func (s *Store) readNode(h *Hash) ([]byte, error) {
+// readNode returns a chunk whose length only the index knows, in a buffer of its own.
+func (s *Store) readNode(h *Hash) (*buf, error) {
 	n, ok, err := s.ix.size(h)
 	if err != nil && s.healIndex(err) {
 		n, ok, err = s.ix.size(h)
@@ -105,8 +111,9 @@ func (s *Store) readNode(h *Hash) ([]byte, error) {
 	if !ok {
 		return nil, s.missing(h)
 	}
-	b := make([]byte, n)
-	if err := s.readChunk(h, b); err != nil {
+	b := s.bufs.get(n)
+	if err := s.readChunk(h, b.data); err != nil {
+		b.release()
 		return nil, err
 	}
 	return b, nil

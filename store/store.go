@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -21,6 +22,9 @@ type Options struct {
 	// Window is how many bytes of a running ingest stay in memory, uncompressed, for a
 	// reader that follows it closely; 0 means 16 MiB.
 	Window int64
+	// ReadAhead is how many bytes an image that is read in order is decoded ahead, for each
+	// Reader; 0 means 8 MiB, less than 0 that nothing is.
+	ReadAhead int64
 	// PackSize is where a pack is full, in bytes; 0 means 64 MiB.
 	PackSize int64
 	// Cache is the folder for what is kept here of a bucket, and CacheSize its limit in bytes,
@@ -49,6 +53,9 @@ func (o *Options) defaults() {
 	}
 	if o.Window <= 0 {
 		o.Window = 16 << 20
+	}
+	if o.ReadAhead == 0 {
+		o.ReadAhead = 8 << 20
 	}
 	if o.PackSize <= 0 {
 		o.PackSize = 64 << 20
@@ -83,7 +90,9 @@ type Store struct {
 	ix       *index
 	w        *packWriters
 	dec      *decoder
-	bufs     bufPool
+	bufs     bufPool       // chunks
+	reads    bufPool       // pieces of packs
+	decoding chan struct{} // as many read-aheads decode at once
 	queue    chan *job
 	jobs     sync.Pool
 	work     sync.WaitGroup // workers
@@ -126,9 +135,11 @@ type session struct {
 func Open(dir string, o Options) (*Store, error) {
 	o.defaults()
 	s := &Store{dir: dir, o: o, ix: newIndex(), images: map[string]*imageRec{}, packs: map[fileID]*pack{},
-		running: map[*Ingest]struct{}{}, readers: map[*Reader]struct{}{}, queue: make(chan *job, 2*o.Workers+8)}
+		running: map[*Ingest]struct{}{}, readers: map[*Reader]struct{}{}, queue: make(chan *job, 2*o.Workers+8),
+		decoding: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	s.jobs.New = func() any { return new(job) }
-	s.bufs.init()
+	s.bufs.init(64 << 10)
+	s.reads.init(aheadBatch)
 	if err := s.open(dir); err != nil {
 		if s.sh != nil {
 			s.sh.close()
@@ -278,7 +289,11 @@ func (s *Store) Close() error {
 	for in := range s.running {
 		live = append(live, in)
 	}
+	readers := slices.Collect(maps.Keys(s.readers))
 	s.mu.Unlock()
+	for _, r := range readers {
+		r.ahead.stop()
+	}
 	for _, in := range live {
 		in.fail(ErrClosed)
 		in.quiesce()
