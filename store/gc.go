@@ -234,7 +234,7 @@ func (g *collection) seen(h *Hash) (bool, error) {
 	if err := g.ctx.Err(); err != nil {
 		return false, err
 	}
-	known, found, err := g.s.ix.mark(h)
+	known, found, err := g.s.ix.mark(h, true)
 	if err == nil && !found {
 		err = g.s.missing(h)
 	}
@@ -255,7 +255,7 @@ func (g *collection) markRefs(refs []chunkRef) error {
 		if refs[i].zero {
 			continue
 		}
-		if _, _, err := g.s.ix.mark(&refs[i].hash); err != nil {
+		if _, _, err := g.s.ix.mark(&refs[i].hash, false); err != nil {
 			return err
 		}
 	}

@@ -171,7 +171,10 @@ func (x *index) reuse(h *Hash) (*pack, error) {
 
 // mark is how GC enters that a chunk is alive; it reports whether GC was there before. Chunks that
 // only memory knows are younger than the GC and none of its business.
-func (x *index) mark(h *Hash) (known, found bool, err error) {
+//
+// node says that the caller goes on to what the chunk, as a node, refers to. Others do not set
+// that bit: memory of a process may well have the very bytes of a node.
+func (x *index) mark(h *Hash, node bool) (known, found bool, err error) {
 	x.mu.RLock()
 	queued := x.queued[*h] != nil
 	x.mu.RUnlock()
@@ -186,19 +189,19 @@ func (x *index) mark(h *Hash) (known, found bool, err error) {
 			return false
 		case f.run != nil:
 			x.marks.alive[f.run].set(f.pos)
-			known = x.marks.walked[f.run].set(f.pos)
+			known = node && x.marks.walked[f.run].set(f.pos)
 		}
 		return true
 	})
 	if err == nil && !found && doomed {
-		return x.markDoomed(h)
+		return x.markDoomed(h, node)
 	}
 	return known, found, err
 }
 
 // markDoomed is mark for a chunk of which every copy is about to be removed, by us or by
 // others: none of them may go now.
-func (x *index) markDoomed(h *Hash) (known, found bool, err error) {
+func (x *index) markDoomed(h *Hash, node bool) (known, found bool, err error) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	l, ok := x.mem[*h]
@@ -206,7 +209,7 @@ func (x *index) markDoomed(h *Hash) (known, found bool, err error) {
 	_, _, _, _, err = x.findRun(h, func(l loc, r *run, pos int) bool {
 		if x.usable(l) {
 			x.marks.alive[r].set(pos)
-			known = x.marks.walked[r].set(pos)
+			known = node && x.marks.walked[r].set(pos)
 			found = true
 		}
 		return false
