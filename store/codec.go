@@ -17,6 +17,8 @@ const (
 type compressor struct {
 	enc *zstd.Encoder
 	out []byte
+	// sealed is where packWriter.append encrypts.
+	sealed []byte
 }
 
 func newCompressor() (*compressor, error) {
@@ -41,18 +43,22 @@ func (c *compressor) encode(raw []byte) (stored []byte, codec uint8) {
 var errMismatch = errors.New("the bytes do not match the hash")
 
 // decoder turns stored bytes back into chunks; for any number of goroutines.
-type decoder struct{ dec *zstd.Decoder }
+type decoder struct {
+	dec *zstd.Decoder
+	sec *secrets
+}
 
-func newDecoder() (*decoder, error) {
+func newDecoder(sec *secrets) (*decoder, error) {
 	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(2*MaxChunk),
 		zstd.WithDecodeAllCapLimit(true), zstd.IgnoreChecksum(true))
 	if err != nil {
 		return nil, fmt.Errorf("zstd: %w", err)
 	}
-	return &decoder{dec}, nil
+	return &decoder{dec, sec}, nil
 }
 
-// decode fills dst, which has the chunk's exact length, and checks it against h.
+// decode fills dst, which has the chunk's exact length, and checks it against its id h.
+// stored is no longer sealed.
 func (d *decoder) decode(dst, stored []byte, codec uint8, h Hash) error {
 	switch codec {
 	case codecRaw:
@@ -71,7 +77,7 @@ func (d *decoder) decode(dst, stored []byte, codec uint8, h Hash) error {
 	default:
 		return fmt.Errorf("codec %d is not known", codec)
 	}
-	if hashOf(dst) != h {
+	if d.sec.idOf(dst) != h {
 		return errMismatch
 	}
 	return nil

@@ -96,9 +96,9 @@ func (in *Ingest) storeSide(data []byte) (root, error) {
 	for len(data) > 0 {
 		chunk := data[:min(len(data), 64<<10)]
 		data = data[len(chunk):]
-		ref := chunkRef{hash: hashOf(chunk), size: uint32(len(chunk)), zero: allZero(chunk)}
+		ref := chunkRef{hash: in.s.sec.idOf(chunk), size: uint32(len(chunk)), zero: allZero(chunk)}
 		if !ref.zero {
-			if _, err := in.putNode(chunk); err != nil {
+			if _, err := in.putBytes(chunk, false); err != nil {
 				return root{}, err
 			}
 		}
@@ -200,7 +200,8 @@ func (s *Store) startWorkers() error {
 // write compresses a chunk and appends it to a pack.
 func (s *Store) write(c *compressor, j *job) error {
 	stored, codec := c.encode(j.buf.data)
-	_, err := s.w.append(entry{hash: j.hash, raw: uint32(len(j.buf.data)), codec: codec}, stored)
+	var err error
+	_, c.sealed, err = s.w.of(j.node).append(entry{hash: j.hash, raw: uint32(len(j.buf.data)), codec: codec}, stored, c.sealed)
 	if err == nil {
 		j.owner.unique.Add(int64(len(stored)))
 	}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -11,12 +12,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // layoutVersion is the newest layout this program reads and the one it writes.
-const layoutVersion = 1
+const layoutVersion = 2
 
 const versionPrefix = "ckptfs store "
 
@@ -34,17 +36,39 @@ const (
 	tmpExt  = ".tmp" // not visible yet; whoever opens the store removes it
 )
 
-// fileID names a pack, an index run or a record: random, so that machines that share a
-// bucket never choose the same one and a name tells nothing.
+// fileID names a pack, an index run or a record: the time in ms, 6 bytes big endian, and 10
+// random ones. So machines that share a bucket never choose the same one, and a listing
+// that begins at a time has what is younger.
 type fileID [16]byte
 
 func (id fileID) String() string { return hex.EncodeToString(id[:]) }
 
-func newID() fileID {
-	var id fileID
+func newID() fileID { return idAt(time.Now()) }
+
+func idAt(t time.Time) (id fileID) {
 	rand.Read(id[:]) // never fails, see crypto/rand
+	binary.BigEndian.PutUint64(id[:], uint64(t.UnixMilli())<<16|uint64(id[6])<<8|uint64(id[7]))
 	return id
 }
+
+// time is when the ID was made. IDs of layout 1 were random and tell nothing.
+func (id fileID) time() time.Time {
+	return time.UnixMilli(int64(binary.BigEndian.Uint64(id[:]) >> 16))
+}
+
+// newPackID makes the ID of a pack: bit 0 of the last byte tells packs of nodes.
+func newPackID(nodes bool) fileID {
+	id := newID()
+	id[15] &^= 1
+	if nodes {
+		id[15] |= 1
+	}
+	return id
+}
+
+// nodes reports whether a pack holds nodes of chunk lists. Packs of layout 1 hold both,
+// so it is only a hint.
+func (id fileID) nodes() bool { return id[15]&1 != 0 }
 
 // parseID takes the ID out of a file name with the extension ext.
 func parseID(name, ext string) (id fileID, ok bool) {
@@ -83,26 +107,48 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// checkVersion reads the version file, or writes it into a new store.
-func checkVersion(dir string) error {
+// keyLine begins the line of the version file that tells which key the store has.
+const keyLine = "key "
+
+// checkVersion reads the version file, or writes it into a new store, and compares keys.
+func checkVersion(dir string, sec *secrets) error {
 	path := filepath.Join(dir, versionName)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := mayInit(dir); err != nil {
 			return err
 		}
-		return writeFile(path, fmt.Appendf(nil, "%s%d\n", versionPrefix, layoutVersion))
+		return writeFile(path, versionText(sec))
 	}
 	if err != nil {
 		return err
 	}
-	s, ok := strings.CutPrefix(strings.TrimSpace(string(b)), versionPrefix)
+	return parseVersion(dir, path, string(b), sec)
+}
+
+// versionText is the content of a version file.
+func versionText(sec *secrets) []byte {
+	b := fmt.Appendf(nil, "%s%d\n", versionPrefix, layoutVersion)
+	if sec != nil {
+		b = fmt.Appendf(b, "%s%s\n", keyLine, sec.fingerprint())
+	}
+	return b
+}
+
+// parseVersion checks the version file path of the store dir.
+func parseVersion(dir, path, text string, sec *secrets) error {
+	first, rest, _ := strings.Cut(text, "\n")
+	s, ok := strings.CutPrefix(strings.TrimSpace(first), versionPrefix)
 	v, err := strconv.Atoi(s)
 	if !ok || err != nil || v < 1 {
 		return fmt.Errorf("%w: %s is not a version file", ErrNotStore, path)
 	}
 	if v > layoutVersion {
 		return &VersionError{Dir: dir, Found: v, Known: layoutVersion}
+	}
+	mark, sealed := strings.CutPrefix(strings.TrimSpace(rest), keyLine)
+	if sealed != (sec != nil) || sealed && !sec.matches(mark) {
+		return &KeyError{Dir: dir, Sealed: sealed, Given: sec != nil}
 	}
 	return nil
 }

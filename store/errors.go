@@ -45,6 +45,23 @@ func (e *VersionError) Error() string {
 		e.Dir, e.Found, e.Known)
 }
 
+// KeyError says that a store was opened with the wrong key, or without the one it needs.
+type KeyError struct {
+	Dir    string
+	Sealed bool // the store is encrypted
+	Given  bool // a key was given
+}
+
+func (e *KeyError) Error() string {
+	switch {
+	case !e.Sealed:
+		return fmt.Sprintf("store %s is not encrypted, but a key was given; open it without --key-file, or use an empty folder for an encrypted store", e.Dir)
+	case !e.Given:
+		return fmt.Sprintf("store %s is encrypted; give its key with --key-file", e.Dir)
+	}
+	return fmt.Sprintf("store %s is encrypted with another key; give the right one with --key-file", e.Dir)
+}
+
 // ChunkError says which bytes are lost, and whose they are.
 type ChunkError struct {
 	Image  string // image they were read for, "" if none

@@ -37,14 +37,14 @@ func FuzzRecord(f *testing.F) {
 }
 
 func testPack(n int) []byte {
-	head := packHead(fileID{1}, 5)
+	head := packHead(nil, fileID{1}, 5)
 	b := bytes.Clone(head)
 	var ents []entry
 	for i := range n {
 		ents = append(ents, entry{hash: Hash{byte(i)}, stored: 10, raw: 4096, codec: codecZstd})
 		b = append(b, "0123456789"...)
 	}
-	return append(b, packFooter(fileID{1}, head, ents)...)
+	return append(b, packFooter(nil, fileID{1}, head, ents)...)
 }
 
 func FuzzPack(f *testing.F) {
@@ -56,11 +56,11 @@ func FuzzPack(f *testing.F) {
 			// Give it a right checksum, so that the fuzzer gets further.
 			count := int(b[n-packTailLen]) | int(b[n-packTailLen+1])<<8
 			if from := n - packTailLen - count*packEntryLen; from >= packHeadLen {
-				sum := footerSum(b[:packHeadLen], b[from:n-packTailLen+24])
+				sum := footerSum(nil, b[:packHeadLen], b[from:n-packTailLen+24])
 				copy(b[n-40:], sum[:])
 			}
 		}
-		info, err := readPack(bytes.NewReader(b), int64(len(b)))
+		info, err := readPack(nil, bytes.NewReader(b), int64(len(b)))
 		if err != nil {
 			return
 		}
@@ -69,7 +69,7 @@ func FuzzPack(f *testing.F) {
 				t.Fatalf("%+v is out of bounds", e)
 			}
 		}
-		if !bytes.Equal(packFooter(info.id, b[:packHeadLen], info.entries), b[len(b)-packTailLen-len(info.entries)*packEntryLen:]) {
+		if !bytes.Equal(packFooter(nil, info.id, b[:packHeadLen], info.entries), b[len(b)-packTailLen-len(info.entries)*packEntryLen:]) {
 			t.Fatal("the footer is not what it was decoded from")
 		}
 	})

@@ -71,8 +71,8 @@ func (s *Store) stillDamaged() error {
 	}
 	var left []*RecordError
 	for _, d := range s.damaged {
-		rec, err := readRecord(d.Path)
 		id, _ := parseID(filepath.Base(d.Path), imgExt)
+		rec, err := s.readRecord(id)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 		case err == nil && s.images[rec.Name] == nil:
@@ -115,11 +115,12 @@ func (s *Store) snapshotPacks() []*pack {
 
 // collection is one run of GC.
 type collection struct {
-	s      *Store
-	ctx    context.Context
-	packs  []*pack // those whose chunks are all in the runs; younger ones stay
-	live   map[*pack]int64
-	report GCReport
+	s       *Store
+	ctx     context.Context
+	packs   []*pack // those whose chunks are all in the runs; younger ones stay
+	live    map[*pack]int64
+	sealBuf []byte // where moved chunks are encrypted
+	report  GCReport
 
 	mu  sync.Mutex
 	err error // why a pack of ours was lost

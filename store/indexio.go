@@ -180,7 +180,7 @@ func (s *Store) readFooter(p *pack) (*packInfo, error) {
 	if p.size == 0 {
 		p.size = st.Size()
 	}
-	info, err := readPack(pf.f, st.Size())
+	info, err := readPack(s.sec, pf.f, st.Size())
 	if err == nil && info.id != p.id {
 		err = fmt.Errorf("%w: it calls itself %s", errCutPack, info.id)
 	}

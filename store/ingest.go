@@ -19,6 +19,7 @@ type job struct {
 	hash    Hash
 	buf     *buf
 	owner   *Ingest
+	node    bool
 	waiters []*Ingest // everyone who refers to it, the owner too; guarded by index.mu
 }
 
@@ -96,12 +97,13 @@ func (in *Ingest) Put(h Hash, chunk []byte) error {
 	if err := in.s.checkChunk(&h, chunk); err != nil {
 		return in.fail(err)
 	}
+	h = in.s.sec.id(h)
 	ref := chunkRef{hash: h, size: uint32(len(chunk)), zero: allZero(chunk)}
 	var b *buf
 	if !ref.zero {
 		b = in.s.bufs.get(len(chunk))
 		copy(b.data, chunk)
-		if err := in.store(&h, b); err != nil {
+		if err := in.store(&h, b, false); err != nil {
 			b.release()
 			return in.fail(err)
 		}
@@ -140,13 +142,13 @@ func (in *Ingest) appendRef(ref chunkRef, b *buf) error {
 
 // store sees to it that a chunk is in a pack some time, unless it is already. It holds b
 // itself for as long as it needs it.
-func (in *Ingest) store(h *Hash, b *buf) error {
+func (in *Ingest) store(h *Hash, b *buf, node bool) error {
 	known, err := in.s.known(h, in)
 	if known || err != nil {
 		return err
 	}
 	j := in.s.jobs.Get().(*job)
-	j.hash, j.buf, j.owner = *h, b.hold(), in
+	j.hash, j.buf, j.owner, j.node = *h, b.hold(), in, node
 	j.waiters = append(j.waiters[:0], in)
 	in.jobs.Add(1)
 	if !in.s.ix.enqueue(h, j, in) {
@@ -174,12 +176,15 @@ func (s *Store) known(h *Hash, in *Ingest) (bool, error) {
 }
 
 // putNode stores a node of the chunk list.
-func (in *Ingest) putNode(node []byte) (Hash, error) {
-	h := hashOf(node)
-	b := in.s.bufs.get(len(node))
-	copy(b.data, node)
+func (in *Ingest) putNode(node []byte) (Hash, error) { return in.putBytes(node, true) }
+
+// putBytes stores what is no chunk of the image: a node or a piece of an attachment.
+func (in *Ingest) putBytes(data []byte, node bool) (Hash, error) {
+	h := in.s.sec.idOf(data)
+	b := in.s.bufs.get(len(data))
+	copy(b.data, data)
 	defer b.release()
-	return h, in.store(&h, b)
+	return h, in.store(&h, b, node)
 }
 
 // usable reports why an ingest takes nothing more, if so.

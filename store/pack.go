@@ -1,6 +1,7 @@
 package store
 
 import (
+	"crypto/cipher"
 	"errors"
 	"fmt"
 	"io"
@@ -9,7 +10,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // pack is one pack file: being written, or sealed and immutable.
@@ -23,6 +23,7 @@ type pack struct {
 	// new ingests too.
 	condemned atomic.Bool
 	sealed    atomic.Bool
+	cipher    atomic.Pointer[cipher.AEAD] // see aead
 
 	// While it is written; guarded by the packWriter.
 	entries []entry
@@ -34,6 +35,45 @@ type pack struct {
 }
 
 func (p *pack) name() string { return p.id.String() + packExt }
+
+// aead is the cipher of the pack's chunks, nil without a key. It is made at the first use.
+func (p *pack) aead(sec *secrets) cipher.AEAD {
+	if sec == nil {
+		return nil
+	}
+	if a := p.cipher.Load(); a != nil {
+		return *a
+	}
+	a := sec.packAEAD(p.id)
+	p.cipher.Store(&a)
+	return a
+}
+
+// seal encrypts a chunk for its place in the pack; buf is where it may do so.
+func (p *pack) seal(sec *secrets, e *entry, plain, buf []byte) []byte {
+	a := p.aead(sec)
+	if a == nil {
+		return plain
+	}
+	var c chunkSeal
+	c.set(e)
+	return a.Seal(buf[:0], c.nonce[:], plain, c.data[:])
+}
+
+// unseal decrypts in place what was read at the place of a chunk.
+func (p *pack) unseal(sec *secrets, e *entry, stored []byte) ([]byte, error) {
+	a := p.aead(sec)
+	if a == nil {
+		return stored, nil
+	}
+	var c chunkSeal
+	c.set(e)
+	plain, err := a.Open(stored[:0], c.nonce[:], stored, c.data[:])
+	if err != nil {
+		return nil, errSeal
+	}
+	return plain, nil
+}
 
 // packFile is an open file of a pack, shared by readers.
 type packFile struct {
@@ -192,7 +232,9 @@ type packSink interface {
 // once: a place is reserved under the lock, the bytes are written outside of it.
 type packWriter struct {
 	files *packFiles
+	sec   *secrets
 	limit int64
+	nodes bool // it writes packs of nodes
 	sink  packSink
 
 	mu      sync.Mutex
@@ -202,17 +244,52 @@ type packWriter struct {
 	free    [][]entry
 }
 
-func newPackWriter(files *packFiles, limit int64, sink packSink) *packWriter {
-	w := &packWriter{files: files, limit: limit, sink: sink}
+// packWriters are two writers: nodes of chunk lists stand in packs of their own, so that
+// who walks the lists reads little else.
+type packWriters struct{ chunks, nodes *packWriter }
+
+func newPackWriters(files *packFiles, sec *secrets, limit int64, sink packSink) *packWriters {
+	w := &packWriters{newPackWriter(files, sec, limit, sink), newPackWriter(files, sec, limit, sink)}
+	w.nodes.nodes = true
+	return w
+}
+
+// of chooses the writer.
+func (w *packWriters) of(nodes bool) *packWriter {
+	if nodes {
+		return w.nodes
+	}
+	return w.chunks
+}
+
+// flush flushes both at once.
+func (w *packWriters) flush() {
+	var wg sync.WaitGroup
+	wg.Go(w.nodes.flush)
+	w.chunks.flush()
+	wg.Wait()
+}
+
+func newPackWriter(files *packFiles, sec *secrets, limit int64, sink packSink) *packWriter {
+	w := &packWriter{files: files, sec: sec, limit: limit, sink: sink}
 	w.idle.L = &w.mu
 	return w
 }
 
-// append stores one chunk.
-func (w *packWriter) append(e entry, stored []byte) (*pack, error) {
-	p, e, err := w.reserve(e, len(stored))
+// append stores one chunk, encoded but not sealed. A seal is made in buf, which is returned
+// for the next call.
+func (w *packWriter) append(e entry, plain []byte, buf []byte) (*pack, []byte, error) {
+	n := len(plain)
+	if w.sec != nil {
+		n += sealLen
+	}
+	p, e, err := w.reserve(e, n)
 	if err != nil {
-		return nil, err
+		return nil, buf, err
+	}
+	stored := p.seal(w.sec, &e, plain, buf)
+	if w.sec != nil {
+		buf = stored
 	}
 	_, err = p.file.f.WriteAt(stored, int64(e.off))
 	if err == nil {
@@ -231,7 +308,7 @@ func (w *packWriter) append(e entry, stored []byte) (*pack, error) {
 	if seal {
 		go w.seal(p) // bounded by reserve, awaited by flush
 	}
-	return p, err
+	return p, buf, err
 }
 
 func (w *packWriter) reserve(e entry, n int) (*pack, entry, error) {
@@ -280,12 +357,13 @@ func (w *packWriter) detach() {
 
 // open begins a pack.
 func (w *packWriter) open() error {
-	p := &pack{id: newID(), created: time.Now().UnixNano(), end: packHeadLen}
+	p := &pack{id: newPackID(w.nodes), end: packHeadLen}
+	p.created = p.id.time().UnixNano()
 	f, err := os.OpenFile(w.files.path(p)+tmpExt, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("new pack: %w", err)
 	}
-	if _, err = f.WriteAt(packHead(p.id, p.created), 0); err != nil {
+	if _, err = f.WriteAt(packHead(w.sec, p.id, p.created), 0); err != nil {
 		f.Close()
 		os.Remove(f.Name()) // best effort: Open removes what stays
 		return fmt.Errorf("new pack: %w", err)
@@ -326,7 +404,7 @@ func (w *packWriter) seal(p *pack) {
 }
 
 func (w *packWriter) finish(p *pack) error {
-	foot := packFooter(p.id, packHead(p.id, p.created), p.entries)
+	foot := packFooter(w.sec, p.id, packHead(w.sec, p.id, p.created), p.entries)
 	f := p.file.f
 	if _, err := f.WriteAt(foot, p.end); err != nil {
 		return err

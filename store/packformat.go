@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-
-	"github.com/zeebo/blake3"
 )
 
 // The pack format; doc.go draws it. Everything is little endian.
@@ -15,6 +13,7 @@ const (
 	packEnd      = "kcaptpkc"
 	packVersion  = 1
 	packHeadLen  = 40 // magic 8, version 4, flags 4, id 16, created 8
+	packSealed   = 1  // flag: the chunks are encrypted
 	packEntryLen = 40 // hash 32, stored length 4, raw length and codec 4
 	packTailLen  = 64 // count 4, version 4, id 16, BLAKE3 32, magic 8
 
@@ -31,18 +30,32 @@ type entry struct {
 	codec  uint8
 }
 
-func packHead(id fileID, created int64) []byte {
+// loc is the place of an entry of p.
+func (e *entry) loc(p *pack) loc {
+	return loc{p: p, off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
+}
+
+// entry is the other way round.
+func (l *loc) entry(h *Hash) entry {
+	return entry{hash: *h, off: l.off, stored: l.stored, raw: l.raw, codec: l.codec}
+}
+
+func packHead(sec *secrets, id fileID, created int64) []byte {
+	var flags uint32
+	if sec != nil {
+		flags |= packSealed
+	}
 	b := make([]byte, 0, packHeadLen)
 	b = append(b, packMagic...)
 	b = binary.LittleEndian.AppendUint32(b, packVersion)
-	b = binary.LittleEndian.AppendUint32(b, 0)
+	b = binary.LittleEndian.AppendUint32(b, flags)
 	b = append(b, id[:]...)
 	return binary.LittleEndian.AppendUint64(b, uint64(created))
 }
 
 // packFooter encodes the list of chunks and the tail. Offsets are not stored: the chunks
 // stand one after the other.
-func packFooter(id fileID, head []byte, entries []entry) []byte {
+func packFooter(sec *secrets, id fileID, head []byte, entries []entry) []byte {
 	b := make([]byte, 0, len(entries)*packEntryLen+packTailLen)
 	for i := range entries {
 		e := &entries[i]
@@ -53,13 +66,13 @@ func packFooter(id fileID, head []byte, entries []entry) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(entries)))
 	b = binary.LittleEndian.AppendUint32(b, packVersion)
 	b = append(b, id[:]...)
-	sum := footerSum(head, b)
+	sum := footerSum(sec, head, b)
 	b = append(b, sum[:]...)
 	return append(b, packEnd...)
 }
 
-func footerSum(head, footer []byte) (sum Hash) {
-	h := blake3.New()
+func footerSum(sec *secrets, head, footer []byte) (sum Hash) {
+	h := sec.newSum()
 	h.Write(head)
 	h.Write(footer)
 	h.Sum(sum[:0])
@@ -76,7 +89,7 @@ type packInfo struct {
 var errCutPack = errors.New("the pack is cut or its footer is damaged")
 
 // readPack reads and checks header and footer of a pack of size bytes.
-func readPack(r io.ReaderAt, size int64) (*packInfo, error) {
+func readPack(sec *secrets, r io.ReaderAt, size int64) (*packInfo, error) {
 	if size < packHeadLen+packTailLen || size > maxPackLen {
 		return nil, fmt.Errorf("%w: it is %d bytes long", errCutPack, size)
 	}
@@ -94,8 +107,11 @@ func readPack(r io.ReaderAt, size int64) (*packInfo, error) {
 	if v := binary.LittleEndian.Uint32(head[8:]); v != packVersion {
 		return nil, fmt.Errorf("pack version %d is not known", v)
 	}
-	if f := binary.LittleEndian.Uint32(head[12:]); f != 0 {
+	switch f := binary.LittleEndian.Uint32(head[12:]); {
+	case f&^packSealed != 0:
 		return nil, fmt.Errorf("pack flags %#x are not known", f)
+	case f&packSealed != 0 != (sec != nil):
+		return nil, fmt.Errorf("pack flags %#x do not fit the store, which has %s", f, sec.describe())
 	}
 	n := int64(binary.LittleEndian.Uint32(tail))
 	if n > maxPackEntries || packHeadLen+n*packEntryLen+packTailLen > size {
@@ -105,7 +121,7 @@ func readPack(r io.ReaderAt, size int64) (*packInfo, error) {
 	if _, err := r.ReadAt(foot, size-packTailLen-n*packEntryLen); err != nil {
 		return nil, fmt.Errorf("reading the footer: %w", err)
 	}
-	if footerSum(head, foot) != Hash(tail[24:56]) || string(head[16:32]) != string(tail[8:24]) {
+	if footerSum(sec, head, foot) != Hash(tail[24:56]) || string(head[16:32]) != string(tail[8:24]) {
 		return nil, fmt.Errorf("%w: checksum", errCutPack)
 	}
 	info := &packInfo{id: fileID(head[16:32]), created: int64(binary.LittleEndian.Uint64(head[32:]))}

@@ -55,7 +55,12 @@ func (s *Store) readCopy(l loc, h *Hash, dst []byte) error {
 	if err := s.files.readAt(l.p, b.data, int64(l.off)); err != nil {
 		return err
 	}
-	return s.dec.decode(dst, b.data, l.codec, *h)
+	e := l.entry(h)
+	plain, err := l.p.unseal(s.sec, &e, b.data)
+	if err != nil {
+		return err
+	}
+	return s.dec.decode(dst, plain, l.codec, *h)
 }
 
 // readNode returns a chunk whose length only the index knows.

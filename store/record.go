@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,8 +13,9 @@ import (
 // An image record: magic 8, length 4, CBOR, BLAKE3 32 of all before.
 const (
 	recMagic  = "ckptimg1"
+	recSealed = "ckptimgs" // a record with a key: salt 16, then the same encrypted, tag 16
 	recMin    = 8 + 4 + 32
-	maxRecord = 1 << 20
+	maxRecord = 1 << 20 // bytes, sealed or not
 )
 
 // record is everything the store knows of one image but its bytes.
@@ -39,6 +41,31 @@ func recDecMode() (cbor.DecMode, error) {
 }
 
 var errRecord = errors.New("not an image record")
+
+// recordFile is the content of a record's file.
+func (x *secrets) recordFile(id fileID, r *record) ([]byte, error) {
+	b, err := encodeRecord(r)
+	if err != nil || x == nil {
+		return b, err
+	}
+	return append([]byte(recSealed), x.sealRecord(id, b)...), nil
+}
+
+// parseRecord is the way back.
+func (x *secrets) parseRecord(id fileID, b []byte) (*record, error) {
+	if x == nil {
+		return decodeRecord(b)
+	}
+	sealed, ok := bytes.CutPrefix(b, []byte(recSealed))
+	if !ok {
+		return nil, fmt.Errorf("%w: it is not encrypted", errRecord)
+	}
+	plain, err := x.openRecord(id, sealed)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errRecord, err)
+	}
+	return decodeRecord(plain)
+}
 
 func encodeRecord(r *record) ([]byte, error) {
 	enc, err := cbor.CoreDetEncOptions().EncMode()

@@ -23,6 +23,8 @@ type Options struct {
 	Window int64
 	// PackSize is where a pack is full, in bytes; 0 means 64 MiB.
 	PackSize int64
+	// Key encrypts what is stored and is needed to open an encrypted store; nil means none.
+	Key *Key
 	// CheckHashes makes Put compute the hash of every chunk and refuse a wrong one. For tests.
 	CheckHashes bool
 	// Log is told what was found and put in order; nil means nobody.
@@ -49,10 +51,11 @@ func (o *Options) defaults() {
 type Store struct {
 	dir      string
 	o        Options
+	sec      *secrets // nil: not encrypted
 	lock     *os.File
 	files    *packFiles
 	ix       *index
-	w        *packWriter
+	w        *packWriters
 	dec      *decoder
 	bufs     bufPool
 	queue    chan *job
@@ -118,7 +121,8 @@ func (s *Store) open() (err error) {
 	if s.lock, err = lockDir(s.dir); err != nil {
 		return err
 	}
-	if err := checkVersion(s.dir); err != nil {
+	s.sec = newSecrets(s.o.Key)
+	if err := checkVersion(s.dir, s.sec); err != nil {
 		return err
 	}
 	if err := makeDirs(s.dir); err != nil {
@@ -133,11 +137,11 @@ func (s *Store) open() (err error) {
 			s.o.Log(fmt.Sprintf("store %s: removed %d unfinished files", s.dir, n))
 		}
 	}
-	if s.dec, err = newDecoder(); err != nil {
+	if s.dec, err = newDecoder(s.sec); err != nil {
 		return err
 	}
 	s.files = &packFiles{dir: filepath.Join(s.dir, packsName), m: map[*pack]*packFile{}}
-	s.w = newPackWriter(s.files, s.o.PackSize, (*ingestSink)(s))
+	s.w = newPackWriters(s.files, s.sec, s.o.PackSize, (*ingestSink)(s))
 	if err := s.loadImages(); err != nil {
 		return err
 	}
@@ -161,7 +165,7 @@ func (s *Store) loadImages() error {
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
-		rec, err := readRecord(path)
+		rec, err := s.readRecord(id)
 		if err == nil && s.images[rec.Name] != nil {
 			err = fmt.Errorf("another record has the same name, %q", rec.Name)
 		}
@@ -176,7 +180,8 @@ func (s *Store) loadImages() error {
 	return nil
 }
 
-func readRecord(path string) (*record, error) {
+func (s *Store) readRecord(id fileID) (*record, error) {
+	path := s.recordPath(id)
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, err
@@ -188,7 +193,7 @@ func readRecord(path string) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	return decodeRecord(b)
+	return s.sec.parseRecord(id, b)
 }
 
 func (s *Store) recordPath(id fileID) string {
@@ -196,7 +201,7 @@ func (s *Store) recordPath(id fileID) string {
 }
 
 func (s *Store) writeRecord(id fileID, rec *record) error {
-	b, err := encodeRecord(rec)
+	b, err := s.sec.recordFile(id, rec)
 	if err != nil {
 		return err
 	}

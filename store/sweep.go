@@ -8,7 +8,7 @@ import (
 
 // sweep writes what is alive in the chosen packs elsewhere, and removes them.
 func (g *collection) sweep(chosen []*pack) error {
-	w := newPackWriter(g.s.files, g.s.o.PackSize, g)
+	w := newPackWriters(g.s.files, g.s.sec, g.s.o.PackSize, g)
 	var moved []*pack
 	err := func() error {
 		for _, p := range chosen {
@@ -48,7 +48,7 @@ func (g *collection) sweep(chosen []*pack) error {
 func isKept(err error) bool { return err != nil && errors.Is(err, ErrDamaged) }
 
 // move copies what is alive in a pack and returns the number of chunks.
-func (g *collection) move(w *packWriter, p *pack) (n int, err error) {
+func (g *collection) move(w *packWriters, p *pack) (n int, err error) {
 	info, err := g.s.readFooter(p)
 	if err != nil {
 		if isDamage(err) && !errors.Is(err, errGone) {
@@ -83,7 +83,7 @@ func (g *collection) alive(p *pack, e *entry) (bool, error) {
 }
 
 // copyChunk writes a chunk of p into a pack of ours, as it is stored, if it is whole.
-func (g *collection) copyChunk(w *packWriter, p *pack, e *entry) error {
+func (g *collection) copyChunk(w *packWriters, p *pack, e *entry) error {
 	s := g.s
 	stored, raw := s.bufs.get(int(e.stored)), s.bufs.get(int(e.raw))
 	defer stored.release()
@@ -91,11 +91,15 @@ func (g *collection) copyChunk(w *packWriter, p *pack, e *entry) error {
 	if err := s.files.readAt(p, stored.data, int64(e.off)); err != nil {
 		return err
 	}
-	if err := s.dec.decode(raw.data, stored.data, e.codec, e.hash); err != nil {
+	plain, err := p.unseal(s.sec, e, stored.data)
+	if err == nil {
+		err = s.dec.decode(raw.data, plain, e.codec, e.hash)
+	}
+	if err != nil {
 		s.ix.condemnCopy(loc{p: p, off: e.off})
 		return &ChunkError{Hash: e.hash, Pack: p.name(), Err: err}
 	}
-	_, err := w.append(entry{hash: e.hash, raw: e.raw, codec: e.codec}, stored.data)
+	_, g.sealBuf, err = w.of(p.id.nodes()).append(entry{hash: e.hash, raw: e.raw, codec: e.codec}, plain, g.sealBuf)
 	return err
 }
 

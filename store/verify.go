@@ -76,9 +76,8 @@ func (v *verification) records() ([]*record, error) {
 	var recs []*record
 	for _, im := range s.images {
 		recs = append(recs, im.rec)
-		path := s.recordPath(im.id)
-		if _, err := readRecord(path); err != nil {
-			v.fault("image %q: record %s: %v", im.rec.Name, path, err)
+		if _, err := s.readRecord(im.id); err != nil {
+			v.fault("image %q: record %s: %v", im.rec.Name, s.recordPath(im.id), err)
 		}
 	}
 	slices.SortFunc(recs, func(a, b *record) int { return strings.Compare(a.Name, b.Name) })

@@ -1,0 +1,166 @@
+package store
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hmac"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/zeebo/blake3"
+)
+
+// sealLen is how many bytes a sealed chunk or record is longer than a plain one.
+const sealLen = 16
+
+// errSeal says that something at rest was changed, or was sealed with another key.
+var errSeal = errors.New("it was changed, or sealed with another key")
+
+// secrets is what a store derives from its key. All methods work on nil: a store without
+// a key, whose chunks are named by their hash alone and not encrypted.
+//
+// No two seals share key and nonce: every pack has a key of its own, made of its random
+// ID, and a chunk's nonce is its offset there; every writing of a record has a key made
+// of a fresh random salt.
+type secrets struct {
+	packs   [32]byte // master of the packs' keys
+	records [32]byte // master of the records' keys
+	sums    [32]byte // keys the checksums of pack footers
+	check   [16]byte // what the version file says of the key
+	ids     sync.Pool
+}
+
+func newSecrets(k *Key) *secrets {
+	if k == nil {
+		return nil
+	}
+	x := new(secrets)
+	var ids [32]byte
+	for context, out := range map[string][]byte{
+		"ckptfs store 2 chunk ids":   ids[:],
+		"ckptfs store 2 pack keys":   x.packs[:],
+		"ckptfs store 2 record keys": x.records[:],
+		"ckptfs store 2 footer sums": x.sums[:],
+		"ckptfs store 2 key check":   x.check[:],
+	} {
+		blake3.DeriveKey(context, k.master[:], out)
+	}
+	x.ids.New = func() any { return newKeyed(&ids) }
+	return x
+}
+
+// newKeyed returns a keyed BLAKE3; it fails only for keys of another length.
+func newKeyed(key *[32]byte) *blake3.Hasher {
+	h, err := blake3.NewKeyed(key[:])
+	if err != nil {
+		panic(err)
+	}
+	return h
+}
+
+// id turns the hash of a chunk into its name in the store. With a key nobody else can tell
+// which content has which name, nor test whether the store holds something.
+func (x *secrets) id(h Hash) Hash {
+	if x == nil {
+		return h
+	}
+	k := x.ids.Get().(*blake3.Hasher)
+	k.Reset()
+	k.Write(h[:])
+	k.Sum(h[:0])
+	x.ids.Put(k)
+	return h
+}
+
+// idOf is the name of a chunk with these bytes.
+func (x *secrets) idOf(b []byte) Hash { return x.id(hashOf(b)) }
+
+// fingerprint is the line of the version file that tells which key a store has.
+func (x *secrets) fingerprint() string {
+	if x == nil {
+		return ""
+	}
+	return hex.EncodeToString(x.check[:])
+}
+
+// matches reports, in constant time, whether a fingerprint is that of this key.
+func (x *secrets) matches(fingerprint string) bool {
+	return hmac.Equal([]byte(fingerprint), []byte(x.fingerprint()))
+}
+
+// describe says in messages whether there is a key.
+func (x *secrets) describe() string {
+	if x == nil {
+		return "no key"
+	}
+	return "a key"
+}
+
+// aead makes an AES-256-GCM out of a master key and what tells one use from another.
+func aead(master *[32]byte, parts ...[]byte) cipher.AEAD {
+	h := newKeyed(master)
+	for _, p := range parts {
+		h.Write(p)
+	}
+	block, err := aes.NewCipher(h.Sum(nil))
+	if err != nil {
+		panic(err) // only for keys of another length
+	}
+	g, err := cipher.NewGCM(block)
+	if err != nil {
+		panic(err) // only for ciphers of another block size
+	}
+	return g
+}
+
+// packAEAD is the cipher of one pack, nil without a key.
+func (x *secrets) packAEAD(id fileID) cipher.AEAD {
+	if x == nil {
+		return nil
+	}
+	return aead(&x.packs, id[:])
+}
+
+// chunkSeal is nonce and additional data of a chunk in a pack.
+type chunkSeal struct {
+	nonce [12]byte
+	data  [36]byte
+}
+
+func (c *chunkSeal) set(e *entry) {
+	binary.LittleEndian.PutUint32(c.nonce[:], e.off)
+	copy(c.data[:], e.hash[:])
+	binary.LittleEndian.PutUint32(c.data[32:], e.raw|uint32(e.codec)<<24)
+}
+
+// sealRecord encrypts a record: salt 16, then ciphertext and tag. The ID is authenticated.
+func (x *secrets) sealRecord(id fileID, plain []byte) []byte {
+	var salt, nonce [16]byte
+	rand.Read(salt[:]) // never fails, see crypto/rand
+	out := append(make([]byte, 0, len(salt)+len(plain)+sealLen), salt[:]...)
+	return aead(&x.records, salt[:]).Seal(out, nonce[:12], plain, id[:])
+}
+
+func (x *secrets) openRecord(id fileID, b []byte) ([]byte, error) {
+	var nonce [16]byte
+	if len(b) < len(nonce)+sealLen {
+		return nil, fmt.Errorf("%d bytes: %w", len(b), errSeal)
+	}
+	plain, err := aead(&x.records, b[:16]).Open(nil, nonce[:12], b[16:], id[:])
+	if err != nil {
+		return nil, errSeal
+	}
+	return plain, nil
+}
+
+// newSum is the hash for the checksums of a store's own files, keyed if it has a key.
+func (x *secrets) newSum() *blake3.Hasher {
+	if x == nil {
+		return blake3.New()
+	}
+	return newKeyed(&x.sums)
+}
