@@ -37,9 +37,18 @@ func helperCmd(args ...string) *exec.Cmd {
 	return cmd
 }
 
+// helperOptions are those of the stores that helpers work on.
+func helperOptions(sealed bool) Options {
+	o := Options{PackSize: 256 << 10}
+	if sealed {
+		o.Key = &Key{master: [32]byte{1, 2, 3}}
+	}
+	return o
+}
+
 // helper works on the store until it is killed: mode, folder, seed.
 func helper(args []string) error {
-	s, err := Open(args[1], Options{PackSize: 256 << 10})
+	s, err := Open(args[1], helperOptions(args[0] == "work sealed"))
 	if err != nil {
 		return err
 	}
@@ -81,7 +90,7 @@ func TestKill(t *testing.T) {
 			os.RemoveAll(filepath.Join(dir, indexName)) // the packs alone must do
 		}
 		junk += countTemps(t, dir)
-		s := open(t, dir, Options{PackSize: 256 << 10})
+		s := open(t, dir, helperOptions(false))
 		n, err := j.check(s)
 		if err != nil {
 			t.Fatalf("after the kill with seed %d: %v", seed, err)

@@ -20,6 +20,7 @@ type powerCuts struct {
 	mnt  string
 	disk string // where the states after a cut are opened
 	lies lossyfs.Lies
+	mode string      // of the helper
 	fs   *lossyfs.FS // at the next power-on
 	j    journal
 
@@ -27,13 +28,13 @@ type powerCuts struct {
 }
 
 // newPowerCuts returns nil if nothing can be mounted.
-func newPowerCuts(t *testing.T, lies lossyfs.Lies) *powerCuts {
+func newPowerCuts(t *testing.T, lies lossyfs.Lies, mode string) *powerCuts {
 	t.Helper()
 	disk := tinyDisk(t, 1<<30)
 	if disk == "" {
 		return nil
 	}
-	return &powerCuts{t: t, mnt: t.TempDir(), disk: disk, lies: lies, fs: lossyfs.New(lies), j: journal{}}
+	return &powerCuts{t: t, mnt: t.TempDir(), disk: disk, lies: lies, mode: mode, fs: lossyfs.New(lies), j: journal{}}
 }
 
 // round is one life of the store. It returns what was lost, if anything was.
@@ -82,7 +83,7 @@ func (p *powerCuts) work(rnd *rand.Rand, seed uint64) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	h := startHelper(p.t, "work", filepath.Join(p.mnt, "store"), fmt.Sprint(seed))
+	h := startHelper(p.t, p.mode, filepath.Join(p.mnt, "store"), fmt.Sprint(seed))
 	select {
 	case <-p.fs.Cut():
 		time.Sleep(time.Duration(rnd.IntN(10)) * time.Millisecond) // what does it do without a disk?
@@ -117,7 +118,7 @@ func (p *powerCuts) check(dir string, rnd *rand.Rand, last bool) error {
 	if rnd.IntN(5) == 0 {
 		os.RemoveAll(filepath.Join(dir, indexName)) // the packs alone must do
 	}
-	s, err := Open(dir, Options{PackSize: 256 << 10})
+	s, err := Open(dir, helperOptions(p.mode == "work sealed"))
 	if err != nil {
 		return err
 	}
@@ -174,19 +175,21 @@ func emptyStore(s *Store) error {
 // disk, the store is clean afterwards, what it confirmed is true, and what it lists reads
 // back.
 func TestPowerCut(t *testing.T) {
-	p := newPowerCuts(t, lossyfs.Lies{})
-	if p == nil {
+	p, sealed := newPowerCuts(t, lossyfs.Lies{}, "work"), newPowerCuts(t, lossyfs.Lies{}, "work sealed")
+	if p == nil || sealed == nil {
 		return
 	}
-	rounds := soakRounds(25)
+	rounds := soakRounds(24)
 	base := uint64(time.Now().UnixNano())
 	t.Logf("seeds %d to %d", base, base+uint64(rounds)-1)
 	for i := range rounds {
 		if lost := p.round(base + uint64(i)); lost != nil {
 			t.Fatal(lost)
 		}
+		p, sealed = sealed, p
 	}
-	t.Logf("%d cuts, %d of them in Open, %d images compared, %d unfinished files found and removed", rounds, p.opens, p.images, p.temps)
+	t.Logf("%d cuts, %d of them in Open, %d images compared, %d unfinished files found and removed",
+		rounds, p.opens+sealed.opens, p.images+sealed.images, p.temps+sealed.temps)
 }
 
 // TestPowerCutBites shows that the check finds what a store loses that does not sync.
@@ -194,7 +197,7 @@ func TestPowerCutBites(t *testing.T) {
 	for name, lies := range map[string]lossyfs.Lies{"files": {Files: true}, "folders": {Folders: true}} {
 		t.Run(name, func(t *testing.T) {
 			var lost error
-			p := newPowerCuts(t, lies)
+			p := newPowerCuts(t, lies, "work")
 			if p == nil {
 				return
 			}
