@@ -61,65 +61,6 @@ func flip(t *testing.T, path string, off int64) {
 	}
 }
 
-// wantDamage checks that image a is lost with an error that names it, a chunk and a pack,
-// that b is whole, that Verify says so, and that putting a again heals it.
-func wantDamage(t *testing.T, dir string) {
-	t.Helper()
-	s := open(t, dir, Options{PackSize: 1 << 20})
-	_, err := readImage(s, "a")
-	var ce *ChunkError
-	if !errors.Is(err, ErrDamaged) || !errors.As(err, &ce) || ce.Image != "a" || ce.Pack == "" {
-		t.Errorf("error of the damaged image: %v", err)
-	}
-	wantImage(t, s, "b", testImage(2, 100))
-	var faults []string
-	if err := s.Verify(context.Background(), true, func(f string) { faults = append(faults, f) }); !errors.Is(err, ErrDamaged) {
-		t.Errorf("verify: %v", err)
-	}
-	if all := strings.Join(faults, "\n"); !strings.Contains(all, `["a"]`) || strings.Contains(all, `"b"`) || !strings.Contains(all, "chunk ") {
-		t.Errorf("verify says:\n%s", all)
-	}
-	ingest(t, s, "a again", testImage(1, 100))
-	wantImage(t, s, "a", testImage(1, 100))
-	wantImage(t, s, "a again", testImage(1, 100))
-	if _, err := s.GC(context.Background()); err != nil {
-		t.Errorf("gc of the healed store: %v", err)
-	}
-	wantImage(t, s, "a", testImage(1, 100))
-	wantImage(t, s, "b", testImage(2, 100))
-}
-
-func TestFlippedBit(t *testing.T) {
-	for _, off := range []int64{packHeadLen + 1, packHeadLen + 5000, 300 << 10} {
-		dir, packs := twoImages(t)
-		flip(t, packs[0], off)
-		wantDamage(t, dir)
-	}
-}
-
-func TestCutPack(t *testing.T) {
-	dir, packs := twoImages(t)
-	if err := os.Truncate(packs[0], 100<<10); err != nil {
-		t.Fatal(err)
-	}
-	s := open(t, dir, Options{PackSize: 1 << 20})
-	var faults []string
-	err := s.Verify(context.Background(), false, func(f string) { faults = append(faults, f) })
-	if all := strings.Join(faults, "\n"); !errors.Is(err, ErrDamaged) || !strings.Contains(all, `["a"]`) {
-		t.Errorf("fast verify: %v\n%s", err, all)
-	}
-	s.Close()
-	wantDamage(t, dir)
-}
-
-func TestMissingPack(t *testing.T) {
-	dir, packs := twoImages(t)
-	if err := os.Remove(packs[0]); err != nil {
-		t.Fatal(err)
-	}
-	wantDamage(t, dir)
-}
-
 // TestPackVanishes removes a pack under an open store.
 func TestPackVanishes(t *testing.T) {
 	dir, packs := twoImages(t)
@@ -173,19 +114,6 @@ func TestIndexDamaged(t *testing.T) {
 		}
 		gc(t, s)
 		wantClean(t, s)
-	}
-}
-
-// TestFooterDamaged: the index still knows what is in the pack.
-func TestFooterDamaged(t *testing.T) {
-	dir, packs := twoImages(t)
-	flip(t, packs[0], -40)
-	s := open(t, dir, Options{})
-	wantImage(t, s, "a", testImage(1, 100))
-	var faults []string
-	err := s.Verify(context.Background(), true, func(f string) { faults = append(faults, f) })
-	if !errors.Is(err, ErrDamaged) || len(faults) != 1 || !strings.Contains(faults[0], filepath.Base(packs[0])) {
-		t.Errorf("%v: %q", err, faults)
 	}
 }
 
