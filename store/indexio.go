@@ -137,6 +137,10 @@ func (s *Store) absorb(packs []*pack) error {
 		info, err := s.readFooter(p)
 		if err != nil {
 			s.o.Log(fmt.Sprintf("store %s: pack %s: %v; left alone", s.dir, p.name(), err))
+			p.sealed.Store(false) // see unreadable
+			if errors.Is(err, errCutPack) {
+				s.condemnFooter(p)
+			}
 			continue
 		}
 		p.created = info.created

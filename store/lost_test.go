@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -237,27 +238,87 @@ func TestLostWithIndex(t *testing.T) {
 	v.heal(t, s)
 }
 
-// TestLostCopy: of two copies of a chunk one is enough.
-func TestLostCopy(t *testing.T) {
+// TestPutBack: what was found damaged is read again as soon as it is whole. Until then GC
+// keeps the pack that holds the only copy, though little else there is needed.
+func TestPutBack(t *testing.T) {
 	v := newThree(t)
-	at := v.at["own"]
-	var whole []byte
-	v.lose(t, at.path, func(b []byte) []byte { whole = bytes.Clone(b); return flipIn(at, b) }, false)
+	at := v.at["shared"]
+	whole, err := os.ReadFile(at.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.lose(t, at.path, func(b []byte) []byte { return flipIn(at, b) }, false)
 	s := open(t, v.dir, Options{PackSize: 1 << 20})
-	v.wantRead(t, s, filepath.Base(at.path), []string{"a"})
-	ingest(t, s, "a again", v.chunks["a"])
-	if err := s.Close(); err != nil {
+	v.wantFaults(t, s, true, filepath.Base(at.path), []string{"a", "c"})
+	if err := s.Remove("a"); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(at.path, whole, 0o600); err != nil { // both copies are good now
-		t.Fatal(err)
-	}
-	for _, f := range files(t, v.dir, packsName) {
-		if f != at.path && !slices.Contains([]string{v.at["leaf"].path, v.at["root"].path}, f) {
-			continue
+	delete(v.chunks, "a")
+	for range 2 { // once more after opening the store again
+		if r := gc(t, s); len(r.Kept) != 1 || !strings.Contains(r.Kept[0], filepath.Base(at.path)) {
+			t.Errorf("gc kept %q", r.Kept)
 		}
+		v.wantRead(t, s, filepath.Base(at.path), []string{"c"})
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, v.dir, Options{PackSize: 1 << 20})
 	}
-	s = open(t, v.dir, Options{PackSize: 1 << 20})
+	if err := os.WriteFile(at.path, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	v.wantRead(t, s, "", nil)
 	wantClean(t, s)
+	if r := gc(t, s); len(r.Kept) > 0 || r.Packs == 0 {
+		t.Errorf("gc of the whole store: %+v", r)
+	}
+	v.wantRead(t, s, "", nil)
+	if _, err := os.Stat(s.badPath()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the list of damaged copies stays: %v", err)
+	}
+}
+
+// TestStrayPack: a pack of which nobody knows what is in it stays for as long as an image
+// lacks something.
+func TestStrayPack(t *testing.T) {
+	v := newThree(t)
+	at := v.at["own"]
+	v.lose(t, at.path, func(b []byte) []byte { return b[:len(b)-1] }, false)
+	if err := os.RemoveAll(filepath.Join(v.dir, indexName)); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, v.dir, Options{PackSize: 1 << 20})
+	if r := gc(t, s); len(r.Kept) != 1 || !strings.Contains(r.Kept[0], filepath.Base(at.path)) {
+		t.Errorf("gc kept %q", r.Kept)
+	}
+	ingest(t, s, "a again", v.chunks["a"])
+	if r := gc(t, s); len(r.Kept) > 0 {
+		t.Errorf("gc kept %q", r.Kept)
+	}
+	if _, err := os.Stat(at.path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the pack that nobody needs stays: %v", err)
+	}
+	v.wantRead(t, s, "", nil)
+}
+
+// TestBadList: a list that is damaged itself is no hindrance.
+func TestBadList(t *testing.T) {
+	whole := encodeBad(nil, []badPlace{{newID(), 40}, {newID(), footerOff}})
+	if list, err := decodeBad(nil, whole); err != nil || len(list) != 2 || list[0].off != 40 {
+		t.Errorf("%v, %v", list, err)
+	}
+	for i := range whole {
+		b := bytes.Clone(whole)
+		b[i] ^= 1
+		for _, b := range [][]byte{b, whole[:i]} {
+			if list, err := decodeBad(nil, b); !errors.Is(err, errBadList) || list != nil {
+				t.Fatalf("byte %d: %v, %v", i, list, err)
+			}
+		}
+	}
+	v := newThree(t)
+	if err := os.WriteFile(filepath.Join(v.dir, indexName, badName), whole[1:], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	v.wantRead(t, open(t, v.dir, Options{}), "", nil)
 }

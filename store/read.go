@@ -2,8 +2,10 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"syscall"
 )
 
@@ -28,7 +30,7 @@ func (s *Store) readChunk(h *Hash, dst []byte) error {
 			return last
 		}
 		if !ok {
-			return s.missing(h)
+			return s.readBad(h, dst)
 		}
 		err = s.readCopy(l, h, dst)
 		if err == nil {
@@ -43,6 +45,20 @@ func (s *Store) readChunk(h *Hash, dst []byte) error {
 		}
 		s.ix.condemnCopy(l)
 	}
+}
+
+// readBad tries a copy that was found damaged before: the disk may have recovered, or the
+// file was put back.
+func (s *Store) readBad(h *Hash, dst []byte) error {
+	l, ok := s.anyCopy(h)
+	if !ok || l.p.gone.Load() {
+		return s.missing(h)
+	}
+	if err := s.readCopy(l, h, dst); err != nil {
+		return &ChunkError{Hash: *h, Pack: l.p.name(), Err: err}
+	}
+	s.ix.forgive(l)
+	return nil
 }
 
 // readCopy reads one copy of a chunk.
@@ -73,7 +89,11 @@ func (s *Store) readNode(h *Hash) ([]byte, error) {
 		return nil, &ChunkError{Hash: *h, Err: err}
 	}
 	if !ok {
-		return nil, s.missing(h)
+		l, bad := s.anyCopy(h)
+		if !bad {
+			return nil, s.missing(h)
+		}
+		n = int(l.raw)
 	}
 	b := make([]byte, n)
 	if err := s.readChunk(h, b); err != nil {
@@ -84,18 +104,14 @@ func (s *Store) readNode(h *Hash) ([]byte, error) {
 
 // missing says why a chunk cannot be found, and in which pack it was.
 func (s *Store) missing(h *Hash) error {
-	s.ix.mu.RLock()
-	defer s.ix.mu.RUnlock()
-	l, ok := s.ix.mem[*h]
-	if !ok {
-		_, _, _, ok, _ = s.ix.findRun(h, func(c loc, _ *run, _ int) bool { // an error here adds nothing
-			l = c
-			return true
-		})
-	}
+	l, ok := s.anyCopy(h)
 	switch {
 	case !ok:
-		return &ChunkError{Hash: *h, Err: errNoChunk}
+		err := errNoChunk
+		if names := s.unreadable(); len(names) > 0 {
+			err = fmt.Errorf("%w; it may be in a pack whose footer is damaged: %s", err, strings.Join(names, ", "))
+		}
+		return &ChunkError{Hash: *h, Err: err}
 	case l.p.gone.Load():
 		return &ChunkError{Hash: *h, Pack: l.p.name(), Err: fs.ErrNotExist}
 	}

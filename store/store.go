@@ -148,6 +148,7 @@ func (s *Store) open() (err error) {
 	if err := s.loadIndex(); err != nil {
 		return err
 	}
+	s.loadBad()
 	return s.startWorkers()
 }
 
@@ -236,6 +237,7 @@ func (s *Store) Close() error {
 	s.maint.Lock()
 	defer s.maint.Unlock()
 	err := s.flushIndex(false)
+	s.saveBad()
 	err = errors.Join(err, s.ix.close())
 	s.files.close()
 	s.dec.dec.Close()
