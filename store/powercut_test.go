@@ -41,6 +41,9 @@ func newPowerCuts(t *testing.T, lies lossyfs.Lies, mode string) *powerCuts {
 func (p *powerCuts) round(seed uint64) (lost error) {
 	p.t.Helper()
 	rnd := rand.New(rand.NewPCG(seed, 7))
+	if rnd.IntN(8) == 0 {
+		p.fs, p.j = lossyfs.New(p.lies), journal{} // the first life of a store is special
+	}
 	p.work(rnd, seed)
 	after, fates := p.fs.After(rnd, p.lies)
 	dir, err := os.MkdirTemp(p.disk, "")
@@ -70,15 +73,7 @@ func (p *powerCuts) round(seed uint64) (lost error) {
 // work lets a helper work until the power goes.
 func (p *powerCuts) work(rnd *rand.Rand, seed uint64) {
 	p.t.Helper()
-	names := rnd.IntN(2) == 0
-	n := rnd.IntN(1000)
-	if names {
-		n /= 6
-	}
-	if rnd.IntN(4) == 0 {
-		n %= 12 // while it opens the store
-	}
-	p.fs.CutAt(n, names, rnd.IntN(2) == 0)
+	p.fs.CutAt(cutPlan(rnd))
 	unmount, err := p.fs.Mount(p.mnt)
 	if err != nil {
 		p.t.Fatal(err)
@@ -110,6 +105,27 @@ func (p *powerCuts) work(rnd *rand.Rand, seed uint64) {
 		p.opens++
 	}
 	p.j.read(h.said)
+}
+
+// cutPlan draws when the power goes: anywhere, or near what is rare.
+func cutPlan(rnd *rand.Rand) lossyfs.Plan {
+	plan := lossyfs.Plan{Finish: rnd.IntN(2) == 0}
+	near := func(verb, ext string) func(string) bool {
+		return func(change string) bool { return strings.HasPrefix(change, verb) && strings.HasSuffix(change, ext) }
+	}
+	switch rnd.IntN(6) {
+	case 0: // the store is being opened
+		plan.After = rnd.IntN(12)
+	case 1: // GC removes packs, or an ingest is given up
+		plan.Counts, plan.Skip, plan.After = near("remove ", packExt), 1+rnd.IntN(20), rnd.IntN(8)
+	case 2: // runs were merged
+		plan.Counts, plan.Skip, plan.After = near("remove ", runExt), 1+rnd.IntN(3), rnd.IntN(20)
+	case 3: // an image appears, goes or gets another name
+		plan.Counts, plan.Skip, plan.After = near("", imgExt), 1+rnd.IntN(30), rnd.IntN(4)
+	default:
+		plan.After = rnd.IntN(1000)
+	}
+	return plan
 }
 
 // check opens what a disk held after a cut.
@@ -197,10 +213,11 @@ func TestPowerCutBites(t *testing.T) {
 	for name, lies := range map[string]lossyfs.Lies{"files": {Files: true}, "folders": {Folders: true}} {
 		t.Run(name, func(t *testing.T) {
 			var lost error
-			p := newPowerCuts(t, lies, "work")
+			p := newPowerCuts(t, lossyfs.Lies{}, "work")
 			if p == nil {
 				return
 			}
+			p.lies = lies // from the second life on
 			for seed := uint64(0); seed < 40 && lost == nil; seed++ {
 				lost = p.round(seed)
 			}

@@ -44,9 +44,7 @@ type FS struct {
 	nodes   map[uint64]*node   // by the number the kernel knows them under
 	folders map[uint64][]named // open folders, as they were when opened
 	last    uint64             // number of a node or an open folder
-	left    int                // changes until the cut; negative means none comes
-	names   bool               // writes do not count
-	finish  bool               // the change at which the power goes still happens
+	plan    Plan
 	gone    bool
 	cut     chan struct{}
 	trace   []string
@@ -88,18 +86,43 @@ type rebind []named
 
 // New returns an empty filesystem that tells these lies.
 func New(lies Lies) *FS {
-	fs := &FS{lies: lies, nodes: map[uint64]*node{}, folders: map[uint64][]named{}, left: -1, cut: make(chan struct{})}
+	fs := &FS{lies: lies, nodes: map[uint64]*node{}, folders: map[uint64][]named{}, plan: Plan{After: -1}, cut: make(chan struct{})}
 	fs.root = fs.add(syscall.S_IFDIR | 0o700)
 	return fs
 }
 
-// CutAt lets the power go at the n-th change from now, counted from 0. With names, only
-// changes of names and syncs count, not writes. With finish the change itself still
-// happens, though nobody is told.
-func (fs *FS) CutAt(n int, names, finish bool) {
+// Plan says at which change of the filesystem the power goes.
+type Plan struct {
+	// Counts chooses changes by what Trace says of them, "write 40 at 0 of NAME", "sync NAME",
+	// "remove NAME" and so on; nil means all.
+	Counts func(change string) bool
+	// Skip is how many of those pass, and After how many of any kind come next. The power
+	// goes at the one that follows.
+	Skip, After int
+	// Finish lets that one still happen, though nobody is told.
+	Finish bool
+}
+
+// CutAt says when the power goes. Without it never.
+func (fs *FS) CutAt(p Plan) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	fs.left, fs.names, fs.finish = n, names, finish
+	fs.plan = p
+}
+
+// due reports whether the power goes at this change.
+func (p *Plan) due(change string) bool {
+	switch {
+	case p.After < 0:
+		return false
+	case p.Skip > 0:
+		if p.Counts == nil || p.Counts(change) {
+			p.Skip--
+		}
+		return false
+	}
+	p.After--
+	return p.After < 0
 }
 
 // Cut is closed when the power goes.
@@ -128,15 +151,12 @@ func (fs *FS) add(mode uint32) *node {
 func (n *node) isFolder() bool { return n.mode&syscall.S_IFMT == syscall.S_IFDIR }
 
 // change does one change of the filesystem, unless the power is gone or goes now.
-func (fs *FS) change(what string, isWrite bool, do func()) error {
+func (fs *FS) change(what string, do func()) error {
 	if fs.gone {
 		return syscall.EIO
 	}
-	if fs.left >= 0 && !(isWrite && fs.names) {
-		if fs.left == 0 {
-			return fs.die(what, do)
-		}
-		fs.left--
+	if fs.plan.due(what) {
+		return fs.die(what, do)
 	}
 	fs.note(what)
 	do()
@@ -147,7 +167,7 @@ func (fs *FS) change(what string, isWrite bool, do func()) error {
 func (fs *FS) die(what string, do func()) error {
 	fs.gone = true
 	close(fs.cut)
-	if fs.finish {
+	if fs.plan.Finish {
 		do()
 		fs.note(what + "; then the power went")
 	} else {

@@ -176,7 +176,7 @@ func TestMounted(t *testing.T) {
 	if !strings.HasPrefix(out, "unsyncedlonghello"+"u\nw\ny\n") || err != nil {
 		t.Errorf("%v: %q", err, out)
 	}
-	fs.CutAt(1, false, true)
+	fs.CutAt(Plan{Counts: func(c string) bool { return c == "remove w" }, Skip: 1, Finish: true})
 	if out, err := run("rm $M/d/w; rm $M/d/y"); err == nil || !strings.Contains(out, "Input/output error") {
 		t.Errorf("after the cut: %v: %q", err, out)
 	}

@@ -74,7 +74,7 @@ func (s *server) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOu
 		}
 		if size, ok := in.GetSize(); ok {
 			w := write{off: int64(size)}
-			err = s.fs.change(fmt.Sprintf("truncate %s to %d", n.label, size), true, func() { n.put(w) })
+			err = s.fs.change(fmt.Sprintf("truncate %s to %d", n.label, size), func() { n.put(w) })
 		}
 		n.attr(&out.Attr)
 		out.SetTimeout(forever)
@@ -88,7 +88,7 @@ func (s *server) create(dir uint64, name string, mode uint32, out *fuse.EntryOut
 		if d.entries[name] != nil {
 			return syscall.EEXIST
 		}
-		return s.fs.change("create "+name, false, func() {
+		return s.fs.change("create "+name, func() {
 			n := s.fs.add(mode)
 			d.bind(rebind{{name, n}})
 			n.entry(out)
@@ -111,7 +111,7 @@ func (s *server) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse
 		if d.entries[name] != nil || n == nil {
 			return syscall.EEXIST
 		}
-		return s.fs.change("link "+name, false, func() {
+		return s.fs.change("link "+name, func() {
 			d.bind(rebind{{name, n}})
 			n.entry(out)
 		})
@@ -127,7 +127,7 @@ func (s *server) Unlink(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.S
 		case len(n.entries) > 0:
 			return syscall.ENOTEMPTY
 		}
-		return s.fs.change("remove "+name, false, func() { d.bind(rebind{{name, nil}}) })
+		return s.fs.change("remove "+name, func() { d.bind(rebind{{name, nil}}) })
 	})
 }
 
@@ -149,7 +149,7 @@ func (s *server) Rename(_ <-chan struct{}, in *fuse.RenameIn, old, name string) 
 		case d.entries[name] != nil && len(d.entries[name].entries) > 0:
 			return syscall.ENOTEMPTY
 		}
-		return s.fs.change("rename "+old+" to "+name, false, func() { d.bind(rebind{{old, nil}, {name, n}}) })
+		return s.fs.change("rename "+old+" to "+name, func() { d.bind(rebind{{old, nil}, {name, n}}) })
 	})
 }
 
@@ -173,7 +173,7 @@ func (s *server) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Read
 func (s *server) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	w := write{int64(in.Offset), append([]byte{}, data...)}
 	return uint32(len(data)), s.in(in.NodeId, func(n *node) error {
-		return s.fs.change(fmt.Sprintf("write %d at %d of %s", len(data), in.Offset, n.label), true, func() { n.put(w) })
+		return s.fs.change(fmt.Sprintf("write %d at %d of %s", len(data), in.Offset, n.label), func() { n.put(w) })
 	})
 }
 
@@ -183,7 +183,7 @@ func (s *server) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 
 func (s *server) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	return s.in(in.NodeId, func(n *node) error {
-		return s.fs.change("sync "+cmp.Or(n.label, "/"), false, func() { s.fs.sync(n) })
+		return s.fs.change("sync "+cmp.Or(n.label, "/"), func() { s.fs.sync(n) })
 	})
 }
 
