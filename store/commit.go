@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 )
 
 // Commit makes the image durable and then lists it. On an error nothing is listed, the
@@ -18,7 +19,12 @@ func (in *Ingest) Commit() error {
 	rec, err := in.complete()
 	if err == nil {
 		id := newID()
-		if err = in.s.writeRecord(id, rec); err == nil {
+		if in.s.sh != nil {
+			err = in.commitShared(id, rec)
+		} else {
+			err = in.s.writeRecord(id, rec)
+		}
+		if err == nil {
 			in.list(&imageRec{id: id, rec: rec})
 			return nil
 		}
@@ -152,10 +158,13 @@ func (s *Store) leave(in *Ingest) []*pack {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.running, in)
-	if len(s.running) > 0 || s.session.committed {
+	if len(s.running) > 0 || s.session.committed && s.sh == nil {
 		return nil
 	}
 	dead := s.session.packs
+	if s.sh != nil { // others may refer to what they can see
+		dead = slices.DeleteFunc(dead, func(p *pack) bool { return p.sealed.Load() })
+	}
 	s.session = session{}
 	for _, p := range dead {
 		p.gone.Store(true) // before the next Begin can look anything up
@@ -190,7 +199,8 @@ func (s *Store) startWorkers() error {
 		go func() {
 			defer s.work.Done()
 			for j := range s.queue {
-				s.finish(j, s.write(c, j))
+				p, err := s.write(c, j)
+				s.finish(j, p, err)
 			}
 		}()
 	}
@@ -198,20 +208,22 @@ func (s *Store) startWorkers() error {
 }
 
 // write compresses a chunk and appends it to a pack.
-func (s *Store) write(c *compressor, j *job) error {
+func (s *Store) write(c *compressor, j *job) (p *pack, err error) {
 	stored, codec := c.encode(j.buf.data)
-	var err error
-	_, c.sealed, err = s.w.of(j.node).append(entry{hash: j.hash, raw: uint32(len(j.buf.data)), codec: codec}, stored, c.sealed)
+	p, c.sealed, err = s.w.of(j.node).append(entry{hash: j.hash, raw: uint32(len(j.buf.data)), codec: codec}, stored, c.sealed)
 	if err == nil {
 		j.owner.unique.Add(int64(len(stored)))
 	}
-	return err
+	return p, err
 }
 
 // finish tells everyone who refers to a chunk that it is in a pack, or will never be.
-func (s *Store) finish(j *job, err error) {
+func (s *Store) finish(j *job, p *pack, err error) {
 	s.ix.unqueue(&j.hash) // nobody joins any more
 	for _, in := range j.waiters {
+		if in.packs != nil && p != nil {
+			in.refer(p)
+		}
 		in.fail(err)
 		in.jobs.Done()
 	}

@@ -107,8 +107,12 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// keyLine begins the line of the version file that tells which key the store has.
-const keyLine = "key "
+// What the lines of the version file after the first begin with.
+const (
+	idLine    = "id "
+	keyLine   = "key "
+	graceLine = "grace "
+)
 
 // checkVersion reads the version file, or writes it into a new store, and compares keys.
 func checkVersion(dir string, sec *secrets) error {
@@ -118,39 +122,68 @@ func checkVersion(dir string, sec *secrets) error {
 		if err := mayInit(dir); err != nil {
 			return err
 		}
-		return writeFile(path, versionText(sec))
+		return writeFile(path, versionText(sec, 0))
 	}
 	if err != nil {
 		return err
 	}
-	return parseVersion(dir, path, string(b), sec)
+	_, err = parseVersion(dir, path, string(b), sec)
+	return err
 }
 
-// versionText is the content of a version file.
-func versionText(sec *secrets) []byte {
-	b := fmt.Appendf(nil, "%s%d\n", versionPrefix, layoutVersion)
+// version is what a version file says.
+type version struct {
+	layout int
+	key    string        // fingerprint; "" if not encrypted
+	grace  time.Duration // in a bucket
+}
+
+// versionText is the content of a version file. grace is 0 in a folder.
+func versionText(sec *secrets, grace time.Duration) []byte {
+	b := fmt.Appendf(nil, "%s%d\n%s%s\n", versionPrefix, layoutVersion, idLine, newID())
 	if sec != nil {
 		b = fmt.Appendf(b, "%s%s\n", keyLine, sec.fingerprint())
+	}
+	if grace > 0 {
+		b = fmt.Appendf(b, "%s%s\n", graceLine, grace)
 	}
 	return b
 }
 
-// parseVersion checks the version file path of the store dir.
-func parseVersion(dir, path, text string, sec *secrets) error {
-	first, rest, _ := strings.Cut(text, "\n")
-	s, ok := strings.CutPrefix(strings.TrimSpace(first), versionPrefix)
-	v, err := strconv.Atoi(s)
-	if !ok || err != nil || v < 1 {
-		return fmt.Errorf("%w: %s is not a version file", ErrNotStore, path)
+// parseVersion reads and checks the version file path of the store dir.
+func parseVersion(dir, path, text string, sec *secrets) (v version, err error) {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	s, ok := strings.CutPrefix(strings.TrimSpace(lines[0]), versionPrefix)
+	v.layout, err = strconv.Atoi(s)
+	if !ok || err != nil || v.layout < 1 {
+		return v, fmt.Errorf("%w: %s is not a version file", ErrNotStore, path)
 	}
-	if v > layoutVersion {
-		return &VersionError{Dir: dir, Found: v, Known: layoutVersion}
+	if v.layout > layoutVersion {
+		return v, &VersionError{Dir: dir, Found: v.layout, Known: layoutVersion}
 	}
-	mark, sealed := strings.CutPrefix(strings.TrimSpace(rest), keyLine)
-	if sealed != (sec != nil) || sealed && !sec.matches(mark) {
-		return &KeyError{Dir: dir, Sealed: sealed, Given: sec != nil}
+	for _, l := range lines[1:] {
+		if err := v.line(l); err != nil {
+			return v, fmt.Errorf("%w: %s: %w", ErrNotStore, path, err)
+		}
 	}
-	return nil
+	if v.key != "" != (sec != nil) || v.key != "" && !sec.matches(v.key) {
+		return v, &KeyError{Dir: dir, Sealed: v.key != "", Given: sec != nil}
+	}
+	return v, nil
+}
+
+func (v *version) line(l string) (err error) {
+	name, value, _ := strings.Cut(l, " ")
+	switch name + " " {
+	case idLine: // tells two stores of the same name apart
+	case keyLine:
+		v.key = value
+	case graceLine:
+		v.grace, err = time.ParseDuration(value)
+	default:
+		err = fmt.Errorf("%q is not known", l)
+	}
+	return err
 }
 
 // mayInit reports whether a folder without a version file may become a store: it must

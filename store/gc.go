@@ -18,6 +18,7 @@ type GCReport struct {
 	Freed   int64    // bytes fewer in packs than before
 	Live    int64    // bytes of chunks that are needed
 	Dead    int64    // bytes of chunks that are not, and stay in packs where little is dead
+	Pending int      // packs of a bucket that a later GC removes, when the grace time is over
 	Kept    []string // packs that should have gone but could not be read, and why
 }
 
@@ -52,10 +53,15 @@ func (s *Store) collect(ctx context.Context) (GCReport, error) {
 	if err := s.stillDamaged(); err != nil {
 		return GCReport{}, err
 	}
+	g := &collection{s: s, ctx: ctx}
+	if s.sh != nil {
+		if err := g.prepareShared(); err != nil {
+			return GCReport{}, err
+		}
+	}
 	if err := s.flushIndex(false); err != nil {
 		return GCReport{}, err
 	}
-	g := &collection{s: s, ctx: ctx}
 	defer s.saveBad()
 	if err := g.run(); err != nil {
 		return g.report, err
@@ -125,6 +131,12 @@ type collection struct {
 	spared  map[*pack]error // packs with the only copy of a needed chunk, and what is wrong with it
 	lost    bool            // a needed chunk is nowhere
 
+	// In a bucket:
+	now    int64 // by the server's clock, Unix ns
+	leased []root
+	known  map[*pack]struct{} // of packs
+	marked []*pack            // what may go later
+
 	mu  sync.Mutex
 	err error // why a pack of ours was lost
 }
@@ -134,6 +146,10 @@ func (g *collection) run() error {
 	x.mu.Lock()
 	x.marks = newMarks(x.runs)
 	g.packs = x.runPacks()
+	g.known = make(map[*pack]struct{}, len(g.packs))
+	for _, p := range g.packs {
+		g.known[p] = struct{}{}
+	}
 	x.mu.Unlock()
 	defer func() {
 		x.mu.Lock()
@@ -150,6 +166,12 @@ func (g *collection) run() error {
 	if err := g.count(); err != nil {
 		return err
 	}
+	if g.s.sh != nil {
+		if err := g.finishMarkers(); err != nil {
+			return err
+		}
+		g.abortUploads()
+	}
 	chosen := append(g.choose(), g.strays()...)
 	x.mu.Lock()
 	for _, p := range chosen {
@@ -157,7 +179,10 @@ func (g *collection) run() error {
 	}
 	x.mu.Unlock()
 	// Now what is not marked in these packs cannot be referred to any more.
-	return g.sweep(chosen)
+	if err := g.sweep(chosen); err != nil {
+		return err
+	}
+	return g.markPacks(g.marked)
 }
 
 // markAll marks what ingests, images and readers refer to. The order matters: an ingest
@@ -175,6 +200,11 @@ func (g *collection) markAll() error {
 		}
 		if err != nil {
 			return fmt.Errorf("cannot tell what image %q needs (remove it, or checkpoint the same again to heal it): %w", rec.Name, err)
+		}
+	}
+	for _, t := range g.leased {
+		if err := g.markTree(t); err != nil {
+			return fmt.Errorf("cannot tell what another machine is reading: %w", err)
 		}
 	}
 	return nil
@@ -311,6 +341,8 @@ func (g *collection) choose() []*pack {
 		worth := live == 0 || dead*deadShare > p.size || g.s.ix.isBad(p, footerOff)
 		switch {
 		case p.gone.Load() || p.size == 0:
+		case g.s.sh != nil && (p.doomed.Load() || g.young(p)):
+			g.report.Dead += dead
 		case worth && g.spared[p] != nil:
 			g.report.Kept = append(g.report.Kept, g.spared[p].Error())
 		case g.spared[p] != nil:

@@ -121,7 +121,7 @@ func TestGCJoinsSmallPacks(t *testing.T) {
 	for i := range uint64(20) {
 		ingest(t, s, fmt.Sprint(i), testImage(i, 3))
 	}
-	if r := gc(t, s); r.Packs != 20 || r.Written != 1 {
+	if r := gc(t, s); r.Packs != 40 || r.Written != 2 {
 		t.Errorf("%+v", r)
 	}
 	for i := range uint64(20) {

@@ -102,19 +102,22 @@ func (x *index) findRun(h *Hash, accept func(loc, *run, int) bool) (loc, *run, i
 
 // reuse looks a chunk up for an ingest that wants to refer to it. A running GC learns
 // that the chunk is alive; what a GC is about to remove is not found.
-func (x *index) reuse(h *Hash) (bool, error) {
+func (x *index) reuse(h *Hash) (*pack, error) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if l, ok := x.mem[*h]; ok && x.usable(l) {
-		return true, nil
+	if l, ok := x.mem[*h]; ok && x.usable(l) && !l.p.doomed.Load() {
+		return l.p, nil
 	}
-	_, r, pos, ok, err := x.findRun(h, func(l loc, r *run, pos int) bool {
-		return x.usable(l) && (!l.p.condemned.Load() || x.marks == nil || x.marks.alive[r].has(pos))
+	l, r, pos, ok, err := x.findRun(h, func(l loc, r *run, pos int) bool {
+		return x.usable(l) && !l.p.doomed.Load() && (!l.p.condemned.Load() || x.marks == nil || x.marks.alive[r].has(pos))
 	})
-	if ok && x.marks != nil {
+	if !ok || err != nil {
+		return nil, err
+	}
+	if x.marks != nil {
 		x.marks.alive[r].set(pos)
 	}
-	return ok, err
+	return l.p, nil
 }
 
 // mark is how GC enters that a chunk is alive; it reports whether GC was there before. Chunks that
@@ -122,33 +125,50 @@ func (x *index) reuse(h *Hash) (bool, error) {
 func (x *index) mark(h *Hash) (known, found bool, err error) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if l, ok := x.mem[*h]; ok && x.usable(l) {
+	l, inMem := x.mem[*h]
+	inMem = inMem && x.usable(l)
+	if inMem && !l.p.doomed.Load() || x.queued[*h] != nil {
 		return false, true, nil
 	}
-	if x.queued[*h] != nil {
-		return false, true, nil
+	_, r, pos, ok, err := x.findRun(h, func(l loc, r *run, pos int) bool { return x.usable(l) && !l.p.doomed.Load() })
+	if err == nil && !ok {
+		known, found, err = x.markDoomed(h)
+		return known, found || inMem, err
 	}
-	_, r, pos, ok, err := x.findRun(h, func(l loc, r *run, pos int) bool { return x.usable(l) })
-	if !ok || err != nil {
+	if err != nil {
 		return false, false, err
 	}
 	x.marks.alive[r].set(pos)
 	return x.marks.walked[r].set(pos), true, nil
 }
 
+// markDoomed is mark for a chunk of which every copy is about to be removed, by us or by
+// others: none of them may go now.
+func (x *index) markDoomed(h *Hash) (known, found bool, err error) {
+	_, _, _, _, err = x.findRun(h, func(l loc, r *run, pos int) bool {
+		if x.usable(l) {
+			x.marks.alive[r].set(pos)
+			known = x.marks.walked[r].set(pos)
+			found = true
+		}
+		return false
+	})
+	return known, found, err
+}
+
 // enqueue joins an ingest to the job that is about to store h, or makes j that job. It
-// reports whether j was taken; if not, the chunk is stored or will be.
-func (x *index) enqueue(h *Hash, j *job, in *Ingest) bool {
+// reports whether j was taken; if not, the chunk will be stored or is, then in the pack p.
+func (x *index) enqueue(h *Hash, j *job, in *Ingest) (taken bool, p *pack) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.join(h, in) {
-		return false
+		return false, nil
 	}
-	if l, ok := x.mem[*h]; ok && x.usable(l) {
-		return false
+	if l, ok := x.mem[*h]; ok && x.usable(l) && !l.p.doomed.Load() {
+		return false, l.p
 	}
 	x.queued[*h] = j
-	return true
+	return true, nil
 }
 
 // join makes an ingest wait for a chunk that is queued.

@@ -15,7 +15,11 @@ const flushAt = 1 << 16
 // loadIndex opens the runs and reads the footers of the packs that are in none: those
 // sealed after the last flush, or all if the index was lost.
 func (s *Store) loadIndex() error {
-	onDisk, err := s.listPacks()
+	list := s.listPacks
+	if s.sh != nil {
+		list = s.listShared
+	}
+	onDisk, err := list()
 	if err != nil {
 		return err
 	}
@@ -43,7 +47,7 @@ func (s *Store) loadIndex() error {
 		}
 	}
 	s.packs = onDisk
-	return s.absorb(fresh)
+	return s.absorb(fresh, false)
 }
 
 func (s *Store) listPacks() (map[fileID]*pack, error) {
@@ -130,29 +134,52 @@ func (r *run) covers(o *run) bool {
 	return true
 }
 
-// absorb enters the chunks of packs that no run knows, oldest first, so that the newest
-// copy of a chunk is the one found.
-func (s *Store) absorb(packs []*pack) error {
-	for _, p := range packs {
-		info, err := s.readFooter(p)
-		if err != nil {
-			s.o.Log(fmt.Sprintf("store %s: pack %s: %v; left alone", s.dir, p.name(), err))
-			p.sealed.Store(false) // see unreadable
-			if errors.Is(err, errCutPack) {
-				s.condemnFooter(p)
+// footerBatch is how many footers are in memory at once.
+const footerBatch = 128
+
+// absorb enters the chunks of packs that no run knows. held says that maint is.
+func (s *Store) absorb(packs []*pack, held bool) error {
+	for batch := range slices.Chunk(packs, footerBatch) {
+		infos, errs := make([]*packInfo, len(batch)), make([]error, len(batch))
+		read := func(i int) { infos[i], errs[i] = s.readFooter(batch[i]) }
+		if s.sh != nil {
+			parallel(len(batch), read)
+		} else {
+			for i := range batch {
+				read(i)
 			}
-			continue
 		}
-		p.created = info.created
-		p.sealed.Store(true)
-		if err := s.enter(p, info.entries); err != nil {
-			return err
+		for i, p := range batch {
+			if err := s.absorbOne(p, infos[i], errs[i], held); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-func (s *Store) enter(p *pack, entries []entry) error {
+func (s *Store) absorbOne(p *pack, info *packInfo, err error, held bool) error {
+	var be *BucketError
+	switch {
+	case s.sh != nil && errors.Is(err, errGone):
+		s.packGone(p)
+		return nil
+	case errors.As(err, &be):
+		return err // the next refresh tries again
+	case err != nil:
+		s.o.Log(fmt.Sprintf("store %s: pack %s: %v; left alone", s.dir, p.name(), err))
+		p.sealed.Store(false) // see unreadable
+		if errors.Is(err, errCutPack) {
+			s.condemnFooter(p)
+		}
+		return nil
+	}
+	p.created = info.created
+	p.sealed.Store(true)
+	return s.enter(p, info.entries, held)
+}
+
+func (s *Store) enter(p *pack, entries []entry, held bool) error {
 	s.ix.mu.Lock()
 	for i := range entries {
 		e := &entries[i]
@@ -167,12 +194,21 @@ func (s *Store) enter(p *pack, entries []entry) error {
 	if n < 4*flushAt {
 		return nil
 	}
+	if !held {
+		if !s.maint.TryLock() {
+			return nil // whoever has it flushes, or the next one here
+		}
+		defer s.maint.Unlock()
+	}
 	return s.flushIndex(false)
 }
 
 // readFooter reads what a pack says of itself and notes its size.
 func (s *Store) readFooter(p *pack) (*packInfo, error) {
 	pf, err := s.files.acquire(p)
+	if err == errElsewhere {
+		return s.readSharedFooter(p)
+	}
 	if err != nil {
 		return nil, err
 	}

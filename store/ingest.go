@@ -42,6 +42,10 @@ type Ingest struct {
 	unique  atomic.Int64
 	jobs    sync.WaitGroup // chunks this image refers to that are not in a pack yet
 	putting sync.Mutex     // held by Put and Commit; Abort and Close wait for it
+	extra   []Hash         // nodes and attachments, if the store is in a bucket
+
+	packsMu sync.Mutex
+	packs   map[*pack]struct{} // what the image refers to, if the store is in a bucket
 
 	mu     sync.Mutex
 	state  ingestState
@@ -66,6 +70,12 @@ func (s *Store) Begin(ctx context.Context, name string) (*Ingest, error) {
 	in := &Ingest{s: s, ctx: ctx, name: name, created: time.Now()}
 	in.tree.put = in.putNode
 	in.win.limit = s.o.Window
+	if s.sh != nil {
+		in.packs = map[*pack]struct{}{}
+		if err := s.sh.freshen(ctx, packsFresh); err != nil {
+			return nil, err
+		}
+	}
 	in.view = newView(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -151,7 +161,10 @@ func (in *Ingest) store(h *Hash, b *buf, node bool) error {
 	j.hash, j.buf, j.owner, j.node = *h, b.hold(), in, node
 	j.waiters = append(j.waiters[:0], in)
 	in.jobs.Add(1)
-	if !in.s.ix.enqueue(h, j, in) {
+	if taken, p := in.s.ix.enqueue(h, j, in); !taken {
+		if in.packs != nil && p != nil {
+			in.refer(p)
+		}
 		in.jobs.Done()
 		in.s.recycle(j)
 		return nil
@@ -168,11 +181,14 @@ func (s *Store) known(h *Hash, in *Ingest) (bool, error) {
 	if joined {
 		return true, nil
 	}
-	known, err := s.ix.reuse(h)
+	p, err := s.ix.reuse(h)
 	if errors.Is(err, errRun) && s.healIndex(err) {
-		known, err = s.ix.reuse(h)
+		p, err = s.ix.reuse(h)
 	}
-	return known, err
+	if p != nil && in.packs != nil {
+		in.refer(p)
+	}
+	return p != nil, err
 }
 
 // putNode stores a node of the chunk list.
@@ -181,6 +197,9 @@ func (in *Ingest) putNode(node []byte) (Hash, error) { return in.putBytes(node, 
 // putBytes stores what is no chunk of the image: a node or a piece of an attachment.
 func (in *Ingest) putBytes(data []byte, node bool) (Hash, error) {
 	h := in.s.sec.idOf(data)
+	if in.packs != nil {
+		in.extra = append(in.extra, h)
+	}
 	b := in.s.bufs.get(len(data))
 	copy(b.data, data)
 	defer b.release()

@@ -193,7 +193,7 @@ func (s *Store) mergeInto(w *runWriter, old []*run) error {
 func (x *index) better(a, b loc) loc {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if a.p == nil || a.p.dropped.Load() || (!x.usable(a) && x.usable(b)) {
+	if a.p == nil || a.p.dropped.Load() || (!x.usable(a) && x.usable(b)) || (x.usable(b) && a.p.doomed.Load() && !b.p.doomed.Load()) {
 		return b
 	}
 	return a
@@ -232,7 +232,7 @@ func (s *Store) heal(re *runError) bool {
 			packs = append(packs, p)
 		}
 	}
-	if err := s.absorb(packs); err != nil {
+	if err := s.absorb(packs, true); err != nil {
 		s.o.Log(fmt.Sprintf("store %s: %v", s.dir, err))
 		return false
 	}

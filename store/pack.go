@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -23,7 +24,11 @@ type pack struct {
 	// new ingests too.
 	condemned atomic.Bool
 	sealed    atomic.Bool
-	cipher    atomic.Pointer[cipher.AEAD] // see aead
+	// Of packs in a bucket:
+	doomed atomic.Bool // a GC somewhere is about to remove it: nothing new may refer to it
+	local  atomic.Bool // the whole file is in the cache
+
+	cipher atomic.Pointer[cipher.AEAD] // see aead
 
 	// While it is written; guarded by the packWriter.
 	entries []entry
@@ -32,6 +37,8 @@ type pack struct {
 	full    bool // takes no more chunks
 	err     error
 	file    *packFile
+	upload  *packUpload // nil in a folder
+	pending []int64     // where WriteAt calls under way began
 }
 
 func (p *pack) name() string { return p.id.String() + packExt }
@@ -84,10 +91,11 @@ type packFile struct {
 
 // packFiles keeps the files of the packs that were read last open.
 type packFiles struct {
-	dir  string
-	mu   sync.Mutex
-	m    map[*pack]*packFile
-	tick uint64
+	dir   string
+	cache *readCache // of a bucket; nil in a folder
+	mu    sync.Mutex
+	m     map[*pack]*packFile
+	tick  uint64
 }
 
 // maxPackFiles bounds the descriptors kept for reading.
@@ -95,6 +103,7 @@ const maxPackFiles = 64
 
 var (
 	errGone      = errors.New("the pack is gone")
+	errElsewhere = errors.New("the pack is not in the cache")
 	errAbandoned = errors.New("nobody needs the pack")
 )
 
@@ -110,10 +119,17 @@ func (c *packFiles) acquire(p *pack) (*packFile, error) {
 		pf.used = c.tick
 		return pf, nil
 	}
-	if p.gone.Load() {
+	switch {
+	case p.gone.Load():
 		return nil, errGone
+	case c.cache != nil && !p.local.Load():
+		return nil, errElsewhere
 	}
 	f, err := os.Open(c.path(p))
+	if errors.Is(err, fs.ErrNotExist) && c.cache != nil {
+		p.local.Store(false)
+		return nil, errElsewhere
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		p.gone.Store(true)
 		return nil, fmt.Errorf("%w: %w", errGone, err)
@@ -190,10 +206,16 @@ func (c *packFiles) close() {
 // readAt fills b from a pack.
 func (c *packFiles) readAt(p *pack, b []byte, off int64) error {
 	pf, err := c.acquire(p)
+	if err == errElsewhere {
+		return c.cache.readAt(p, b, off)
+	}
 	if err != nil {
 		return err
 	}
 	defer c.release(p, pf)
+	if c.cache != nil {
+		c.cache.touch(p)
+	}
 	n, err := pf.f.ReadAt(b, off)
 	if n == len(b) {
 		return nil
@@ -210,6 +232,9 @@ func (c *packFiles) drop(p *pack) error {
 	p.dropped.Store(true)
 	p.gone.Store(true)
 	c.forget(p)
+	if c.cache != nil {
+		c.cache.forget(p)
+	}
 	if err := os.Remove(c.path(p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -233,6 +258,7 @@ type packSink interface {
 type packWriter struct {
 	files *packFiles
 	sec   *secrets
+	up    func(p *pack, r io.ReaderAt) *packUpload // nil in a folder
 	limit int64
 	nodes bool // it writes packs of nodes
 	sink  packSink
@@ -248,8 +274,8 @@ type packWriter struct {
 // who walks the lists reads little else.
 type packWriters struct{ chunks, nodes *packWriter }
 
-func newPackWriters(files *packFiles, sec *secrets, limit int64, sink packSink) *packWriters {
-	w := &packWriters{newPackWriter(files, sec, limit, sink), newPackWriter(files, sec, limit, sink)}
+func newPackWriters(s *Store, sink packSink) *packWriters {
+	w := &packWriters{newPackWriter(s, sink), newPackWriter(s, sink)}
 	w.nodes.nodes = true
 	return w
 }
@@ -270,8 +296,11 @@ func (w *packWriters) flush() {
 	wg.Wait()
 }
 
-func newPackWriter(files *packFiles, sec *secrets, limit int64, sink packSink) *packWriter {
-	w := &packWriter{files: files, sec: sec, limit: limit, sink: sink}
+func newPackWriter(s *Store, sink packSink) *packWriter {
+	w := &packWriter{files: s.files, sec: s.sec, limit: s.o.PackSize, sink: sink}
+	if sh := s.sh; sh != nil {
+		w.up = func(p *pack, r io.ReaderAt) *packUpload { return sh.b.newUpload(sh.ctx, packKey(p.id), r) }
+	}
 	w.idle.L = &w.mu
 	return w
 }
@@ -297,6 +326,7 @@ func (w *packWriter) append(e entry, plain []byte, buf []byte) (*pack, []byte, e
 	}
 	w.mu.Lock()
 	p.writing--
+	p.wrote(int64(e.off))
 	if err != nil && p.err == nil {
 		p.err = fmt.Errorf("writing pack: %w", err)
 	}
@@ -330,10 +360,27 @@ func (w *packWriter) reserve(e entry, n int) (*pack, entry, error) {
 	p.end += int64(n)
 	p.entries = append(p.entries, e)
 	p.writing++
+	if p.upload != nil {
+		p.pending = append(p.pending, int64(e.off))
+	}
 	if p.end >= w.limit || len(p.entries) >= maxPackEntries {
 		w.detach()
 	}
 	return p, e, nil
+}
+
+// wrote tells the upload how far the file is whole after a WriteAt at off ended.
+func (p *pack) wrote(off int64) {
+	if p.upload == nil {
+		return
+	}
+	i := slices.Index(p.pending, off)
+	p.pending = slices.Delete(p.pending, i, i+1)
+	end := p.end
+	for _, o := range p.pending {
+		end = min(end, o)
+	}
+	p.upload.advance(end)
 }
 
 // retire detaches the current pack; one that nobody wants any more is then removed.
@@ -372,6 +419,9 @@ func (w *packWriter) open() error {
 		p.entries, w.free = w.free[n-1], w.free[:n-1]
 	}
 	p.file = w.files.add(p, f)
+	if w.up != nil {
+		p.upload = w.up(p, f)
+	}
 	w.cur = p
 	w.sink.opened(p)
 	return nil
@@ -394,7 +444,7 @@ func (w *packWriter) seal(p *pack) {
 	w.files.release(p, p.file)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	p.file = nil
+	p.file, p.upload, p.pending = nil, nil, nil
 	if len(w.free) < 4 {
 		w.free = append(w.free, p.entries[:0])
 	}
@@ -409,11 +459,25 @@ func (w *packWriter) finish(p *pack) error {
 	if _, err := f.WriteAt(foot, p.end); err != nil {
 		return err
 	}
+	p.size = p.end + int64(len(foot))
+	if p.upload != nil {
+		return w.send(p)
+	}
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	p.size = p.end + int64(len(foot))
 	return publish(f.Name(), w.files.path(p))
+}
+
+// send ends the upload of a pack. The file stays as a cache, which need not be durable.
+func (w *packWriter) send(p *pack) error {
+	if err := p.upload.finish(p.size); err != nil {
+		return err
+	}
+	if os.Rename(p.file.f.Name(), w.files.path(p)) == nil {
+		w.files.cache.adopt(p, p.size)
+	}
+	return nil
 }
 
 // discard gives up a pack that was not sealed.
@@ -421,6 +485,9 @@ func (w *packWriter) discard(p *pack, err error) {
 	p.dropped.Store(true)
 	p.gone.Store(true)
 	w.sink.failed(p, err)
+	if p.upload != nil {
+		p.upload.drop()
+	}
 	w.files.forget(p)
 	os.Remove(w.files.path(p) + tmpExt) // best effort: Open removes what stays
 	if !p.sealed.Load() {

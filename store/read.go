@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,6 +16,7 @@ var errNoChunk = errors.New("the store does not have it")
 // one serves.
 func (s *Store) readChunk(h *Hash, dst []byte) error {
 	var last *ChunkError
+	asked := false
 	for {
 		if s.ix.fromQueue(h, dst) {
 			return nil
@@ -29,10 +31,20 @@ func (s *Store) readChunk(h *Hash, dst []byte) error {
 		if !ok && last != nil {
 			return last
 		}
+		if !ok && s.sh != nil && !asked {
+			asked = true
+			if err := s.sh.freshen(s.sh.ctx, imagesFresh); err != nil {
+				return &ChunkError{Hash: *h, Err: err}
+			}
+			continue // another machine may have moved it
+		}
 		if !ok {
 			return s.readBad(h, dst)
 		}
 		err = s.readCopy(l, h, dst)
+		if err != nil && s.sh != nil && isDamage(err) && !errors.Is(err, errGone) {
+			err = s.readCopyAgain(l, h, dst)
+		}
 		if err == nil {
 			return nil
 		}
@@ -63,12 +75,23 @@ func (s *Store) readBad(h *Hash, dst []byte) error {
 
 // readCopy reads one copy of a chunk.
 func (s *Store) readCopy(l loc, h *Hash, dst []byte) error {
+	return s.readCopyWith(s.files.readAt, l, h, dst)
+}
+
+// readCopyAgain reads one copy of a chunk from the bucket itself: what came before may have
+// been damaged on its way, or in the cache.
+func (s *Store) readCopyAgain(l loc, h *Hash, dst []byte) error {
+	s.files.cache.forget(l.p)
+	return s.readCopyWith(s.files.cache.fetch, l, h, dst)
+}
+
+func (s *Store) readCopyWith(readAt func(*pack, []byte, int64) error, l loc, h *Hash, dst []byte) error {
 	if int(l.raw) != len(dst) {
 		return errMismatch
 	}
 	b := s.bufs.get(int(l.stored))
 	defer b.release()
-	if err := s.files.readAt(l.p, b.data, int64(l.off)); err != nil {
+	if err := readAt(l.p, b.data, int64(l.off)); err != nil {
 		return err
 	}
 	e := l.entry(h)
@@ -120,6 +143,10 @@ func (s *Store) missing(h *Hash) error {
 
 // isDamage tells bytes that are lost from bytes that cannot be read just now.
 func isDamage(err error) bool {
+	var be *BucketError
+	if errors.As(err, &be) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return errors.Is(err, fs.ErrNotExist)
+	}
 	var no syscall.Errno
 	if errors.As(err, &no) {
 		return no == syscall.EIO

@@ -23,6 +23,14 @@ const maxSpans = 1 << 26
 
 // OpenImage opens an image for reading.
 func (s *Store) OpenImage(name string) (*Reader, error) {
+	if s.sh != nil {
+		if _, err := s.look(name); err != nil {
+			return nil, err
+		}
+		if err := s.sh.freshen(s.sh.ctx, packsFresh); err != nil {
+			return nil, err
+		}
+	}
 	s.mu.Lock()
 	im, err := s.lookup(name)
 	if err != nil {

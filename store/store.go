@@ -23,6 +23,16 @@ type Options struct {
 	Window int64
 	// PackSize is where a pack is full, in bytes; 0 means 64 MiB.
 	PackSize int64
+	// Cache is the folder for what is kept here of a bucket, and CacheSize its limit in bytes,
+	// for packs; 0 means 10 GiB. Only one process can use a cache at a time.
+	Cache     string
+	CacheSize int64
+	// Patience is how long a call to a bucket is tried again; 0 means 90 s.
+	Patience time.Duration
+	// Grace is the time that passes between a GC's wish to remove a pack of a bucket and its
+	// removal; 0 means 15 min. All machines that use a bucket must have the same.
+	Grace   time.Duration
+	attempt time.Duration // how long one try may take
 	// Key encrypts what is stored and is needed to open an encrypted store; nil means none.
 	Key *Key
 	// CheckHashes makes Put compute the hash of every chunk and refuse a wrong one. For tests.
@@ -41,6 +51,18 @@ func (o *Options) defaults() {
 	if o.PackSize <= 0 {
 		o.PackSize = 64 << 20
 	}
+	if o.CacheSize <= 0 {
+		o.CacheSize = 10 << 30
+	}
+	if o.Patience <= 0 {
+		o.Patience = defaultPatience
+	}
+	if o.Grace <= 0 {
+		o.Grace = 15 * time.Minute
+	}
+	if o.attempt <= 0 {
+		o.attempt = min(defaultAttempt, o.Patience)
+	}
 	o.PackSize = min(o.PackSize, maxPackLen/2)
 	if o.Log == nil {
 		o.Log = func(string) {}
@@ -54,6 +76,7 @@ type Store struct {
 	sec      *secrets // nil: not encrypted
 	lock     *os.File
 	files    *packFiles
+	sh       *shared // nil in a folder
 	ix       *index
 	w        *packWriters
 	dec      *decoder
@@ -72,6 +95,7 @@ type Store struct {
 	images  map[string]*imageRec
 	damaged []*RecordError
 	packs   map[fileID]*pack // every sealed pack
+	doomed  map[fileID]bool  // of a bucket, see pack.doomed
 	running map[*Ingest]struct{}
 	readers map[*Reader]struct{}
 	session session
@@ -91,7 +115,8 @@ type session struct {
 }
 
 // Open opens the store in the folder dir and creates it if there is none. Only one
-// process at a time can have it open: the second gets a *LockedError. A folder that a
+// process at a time can have it open: the second gets a *LockedError. A dir of the form
+// s3://BUCKET/PREFIX is a bucket that many machines share, see Options.Cache. A folder that a
 // newer ckptfs wrote is refused with a *VersionError, one that holds something else with
 // ErrNotStore. What a process that died left unfinished is removed.
 func Open(dir string, o Options) (*Store, error) {
@@ -100,7 +125,10 @@ func Open(dir string, o Options) (*Store, error) {
 		running: map[*Ingest]struct{}{}, readers: map[*Reader]struct{}{}, queue: make(chan *job, 2*o.Workers+8)}
 	s.jobs.New = func() any { return new(job) }
 	s.bufs.init()
-	if err := s.open(); err != nil {
+	if err := s.open(dir); err != nil {
+		if s.sh != nil {
+			s.sh.close()
+		}
 		s.ix.close() // read only
 		if s.files != nil {
 			s.files.close()
@@ -113,7 +141,8 @@ func Open(dir string, o Options) (*Store, error) {
 	return s, nil
 }
 
-func (s *Store) open() (err error) {
+// openFolder claims a store folder, or makes one.
+func (s *Store) openFolder() (err error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
@@ -121,8 +150,17 @@ func (s *Store) open() (err error) {
 	if s.lock, err = lockDir(s.dir); err != nil {
 		return err
 	}
+	return checkVersion(s.dir, s.sec)
+}
+
+func (s *Store) open(location string) (err error) {
 	s.sec = newSecrets(s.o.Key)
-	if err := checkVersion(s.dir, s.sec); err != nil {
+	if IsBucket(location) {
+		err = s.openShared(location)
+	} else {
+		err = s.openFolder()
+	}
+	if err != nil {
 		return err
 	}
 	if err := makeDirs(s.dir); err != nil {
@@ -141,7 +179,10 @@ func (s *Store) open() (err error) {
 		return err
 	}
 	s.files = &packFiles{dir: filepath.Join(s.dir, packsName), m: map[*pack]*packFile{}}
-	s.w = newPackWriters(s.files, s.sec, s.o.PackSize, (*ingestSink)(s))
+	if s.sh != nil {
+		s.files.cache = newReadCache(s.sh.ctx, s.files, s.sh.b, s.o.CacheSize)
+	}
+	s.w = newPackWriters(s, (*ingestSink)(s))
 	if err := s.loadImages(); err != nil {
 		return err
 	}
@@ -149,11 +190,17 @@ func (s *Store) open() (err error) {
 		return err
 	}
 	s.loadBad()
+	if s.sh != nil {
+		s.sh.start()
+	}
 	return s.startWorkers()
 }
 
 // loadImages reads every record. A damaged one does not keep the others from being used.
 func (s *Store) loadImages() error {
+	if s.sh != nil {
+		return s.sh.refreshImages(s.sh.ctx, 0)
+	}
 	dir := filepath.Join(s.dir, imagesName)
 	ents, err := os.ReadDir(dir)
 	if err != nil {
@@ -182,6 +229,9 @@ func (s *Store) loadImages() error {
 }
 
 func (s *Store) readRecord(id fileID) (*record, error) {
+	if s.sh != nil {
+		return s.sh.readRecord(s.sh.ctx, id)
+	}
 	path := s.recordPath(id)
 	st, err := os.Stat(path)
 	if err != nil {
@@ -198,6 +248,9 @@ func (s *Store) readRecord(id fileID) (*record, error) {
 }
 
 func (s *Store) recordPath(id fileID) string {
+	if s.sh != nil {
+		return s.sh.b.url + "/" + recordKey(id)
+	}
 	return filepath.Join(s.dir, imagesName, id.String()+imgExt)
 }
 
@@ -227,6 +280,9 @@ func (s *Store) Close() error {
 		in.fail(ErrClosed)
 		in.quiesce()
 	}
+	if s.sh != nil {
+		s.sh.close() // what is still being sent belongs to no image
+	}
 	close(s.queue)
 	s.work.Wait()
 	for _, in := range live {
@@ -240,6 +296,9 @@ func (s *Store) Close() error {
 	s.saveBad()
 	err = errors.Join(err, s.ix.close())
 	s.files.close()
+	if s.sh != nil {
+		s.files.cache.close()
+	}
 	s.dec.dec.Close()
 	return errors.Join(err, s.lock.Close())
 }
@@ -270,6 +329,9 @@ func (r *record) image() Image {
 
 // List returns every image, the oldest first.
 func (s *Store) List() ([]Image, error) {
+	if err := s.lookAround(imagesFresh); err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -287,13 +349,35 @@ func (s *Store) List() ([]Image, error) {
 
 // Get returns one image, or fs.ErrNotExist.
 func (s *Store) Get(name string) (Image, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	im, err := s.lookup(name)
+	im, err := s.look(name)
 	if err != nil {
 		return Image{}, err
 	}
 	return im.rec.image(), nil
+}
+
+// look finds a listed image; in a bucket also one that another machine has just made.
+func (s *Store) look(name string) (*imageRec, error) {
+	s.mu.Lock()
+	im, err := s.lookup(name)
+	s.mu.Unlock()
+	if !errors.Is(err, fs.ErrNotExist) || s.sh == nil {
+		return im, err
+	}
+	if err := s.lookAround(imagesFresh); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lookup(name)
+}
+
+// lookAround learns which images other machines have made or removed, unless it did within d.
+func (s *Store) lookAround(d time.Duration) error {
+	if s.sh == nil {
+		return nil
+	}
+	return s.sh.refreshImages(s.sh.ctx, int64(d))
 }
 
 // lookup finds a listed image. Called with mu held.
@@ -326,6 +410,9 @@ func (s *Store) free(name string) error {
 
 // Rename gives an image another name. fs.ErrExist if that is taken.
 func (s *Store) Rename(old, name string) error {
+	if s.sh != nil {
+		return s.renameShared(old, name)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	im, err := s.lookup(old)
@@ -347,6 +434,9 @@ func (s *Store) Rename(old, name string) error {
 
 // Remove takes an image out of the list. Open readers read on; GC frees the space later.
 func (s *Store) Remove(name string) error {
+	if s.sh != nil {
+		return s.removeShared(name)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	im, err := s.lookup(name)

@@ -8,11 +8,15 @@ import (
 
 // sweep writes what is alive in the chosen packs elsewhere, and removes them.
 func (g *collection) sweep(chosen []*pack) error {
-	w := newPackWriters(g.s.files, g.s.sec, g.s.o.PackSize, g)
+	w := newPackWriters(g.s, g)
 	var moved []*pack
 	err := func() error {
 		for _, p := range chosen {
-			n, err := g.move(w, p)
+			var n int
+			var err error
+			if g.live[p] > 0 || g.s.sh == nil {
+				n, err = g.move(w, p)
+			}
 			switch {
 			case errors.Is(err, errGone):
 			case isKept(err):
@@ -45,8 +49,11 @@ func (g *collection) sweep(chosen []*pack) error {
 }
 
 // strays picks the packs of which nobody knows any more what is in them: garbage, if all
-// that is needed is elsewhere.
+// that is needed is elsewhere. Not in a bucket, where others may know.
 func (g *collection) strays() (chosen []*pack) {
+	if g.s.sh != nil {
+		return nil
+	}
 	for _, p := range g.s.snapshotPacks() {
 		if p.sealed.Load() || !g.s.ix.isBad(p, footerOff) {
 			continue
@@ -129,6 +136,10 @@ func (g *collection) copyChunk(w *packWriters, p *pack, e *entry) error {
 // drop removes a pack of which nothing is needed any more.
 func (g *collection) drop(p *pack) error {
 	s := g.s
+	if s.sh != nil {
+		g.marked = append(g.marked, p)
+		return nil
+	}
 	s.mu.Lock()
 	delete(s.packs, p.id)
 	s.mu.Unlock()

@@ -124,6 +124,8 @@ func (v *verification) packs(readData bool) error {
 			}
 			if st, err := os.Stat(v.s.files.path(p)); err == nil {
 				v.cut[p] = st.Size()
+			} else if v.s.sh != nil {
+				v.cut[p] = p.size
 			}
 			info = &packInfo{entries: v.s.ix.entriesOf(p)}
 		} else {

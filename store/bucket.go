@@ -1,0 +1,297 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+)
+
+// bucket is a folder of an object store. Every call is tried again until it succeeds, fails
+// for good, or the patience ends; all of them may be made by any number of goroutines.
+type bucket struct {
+	core     *minio.Core
+	url      string // as the user wrote it
+	name     string
+	prefix   string
+	patience time.Duration // how long one call is tried
+	attempt  time.Duration // how long one try of a small request may take
+	slots    chan struct{} // requests under way
+}
+
+// What is reasonable for servers from the next rack to the next continent.
+const (
+	defaultPatience = 90 * time.Second
+	defaultAttempt  = 20 * time.Second
+	slowest         = 256 << 10 // bytes a second, below which a transfer counts as hung
+	bucketSlots     = 32
+	maxBackoff      = 5 * time.Second
+)
+
+// BucketError says what a bucket did not do, after all retries.
+type BucketError struct {
+	Op    string // "get", "put", "list" …
+	URL   string // of the object
+	Tries int
+	Err   error
+}
+
+func (e *BucketError) Error() string {
+	s := fmt.Sprintf("%s %s", e.Op, e.URL)
+	if e.Tries > 1 {
+		s += fmt.Sprintf(" (%d tries)", e.Tries)
+	}
+	return s + ": " + e.Err.Error() + e.advice()
+}
+
+func (e *BucketError) advice() string {
+	switch status(e.Err) {
+	case http.StatusForbidden, http.StatusUnauthorized:
+		return "; check the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE) and what they may do"
+	case 0, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		if e.Tries > 1 {
+			return "; check the server (AWS_ENDPOINT_URL) and try again"
+		}
+	}
+	return ""
+}
+
+// Unwrap makes errors.Is find what callers decide on: fs.ErrNotExist, fs.ErrExist.
+func (e *BucketError) Unwrap() []error {
+	switch status(e.Err) {
+	case http.StatusNotFound:
+		return []error{fs.ErrNotExist, e.Err}
+	case http.StatusPreconditionFailed:
+		return []error{fs.ErrExist, e.Err}
+	case http.StatusForbidden, http.StatusUnauthorized:
+		return []error{fs.ErrPermission, e.Err}
+	}
+	return []error{e.Err}
+}
+
+// status is the HTTP status inside an error, 0 if the server did not answer.
+func status(err error) int {
+	var re minio.ErrorResponse
+	if errors.As(err, &re) {
+		return re.StatusCode
+	}
+	return 0
+}
+
+// temporary reports whether another try may help.
+func temporary(err error) bool {
+	var re minio.ErrorResponse
+	if !errors.As(err, &re) {
+		return true // the connection broke, or the try took too long
+	}
+	switch re.Code {
+	case "RequestTimeout", "BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "SlowDown", "RequestTimeTooSkewed":
+		return true
+	}
+	switch re.StatusCode {
+	case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusConflict:
+		return true
+	}
+	return re.StatusCode == 0 || re.StatusCode >= 500 && re.StatusCode != http.StatusNotImplemented
+}
+
+func openBucket(location string, o *Options) (*bucket, error) {
+	name, prefix, err := parseBucket(location)
+	if err != nil {
+		return nil, err
+	}
+	core, err := newCore()
+	if err != nil {
+		return nil, fmt.Errorf("store %s: %w", location, err)
+	}
+	return &bucket{core: core, url: strings.TrimRight(location, "/"), name: name, prefix: prefix,
+		patience: o.Patience, attempt: o.attempt, slots: make(chan struct{}, bucketSlots)}, nil
+}
+
+// try makes a call of op on key that moves n bytes.
+func (b *bucket) try(ctx context.Context, op, key string, n int64, call func(ctx context.Context) error) error {
+	select {
+	case b.slots <- struct{}{}:
+		defer func() { <-b.slots }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	limit := b.attempt + time.Duration(n)*time.Second/slowest
+	end := time.Now().Add(b.patience + limit - b.attempt)
+	for tries := 1; ; tries++ {
+		actx, cancel := context.WithTimeout(ctx, limit)
+		err := call(actx)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		wait := backoff(tries)
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		if !temporary(err) || time.Now().Add(wait).After(end) {
+			return &BucketError{Op: op, URL: b.url + "/" + key, Tries: tries, Err: err}
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// backoff is how long to wait after the nth try: about twice as long as before, at random, so
+// that many machines do not come back at once.
+func backoff(n int) time.Duration {
+	d := min(50*time.Millisecond<<min(n, 10), maxBackoff)
+	return d/2 + rand.N(d/2)
+}
+
+// put writes an object of n bytes at offset off of r. The server checks the content.
+func (b *bucket) put(ctx context.Context, key string, r io.ReaderAt, off, n int64) error {
+	sum, err := sumOf(r, off, n)
+	if err != nil {
+		return err
+	}
+	return b.try(ctx, "put", key, n, func(ctx context.Context) error {
+		_, err := b.core.PutObject(ctx, b.name, b.prefix+key, io.NewSectionReader(r, off, n), n, "", sum, minio.PutObjectOptions{})
+		return err
+	})
+}
+
+// putBytes writes a small object. If it must be new and is there, the error is fs.ErrExist;
+// but some servers do not know that condition and overwrite.
+func (b *bucket) putBytes(ctx context.Context, key string, data []byte, mustBeNew bool) error {
+	r := bytes.NewReader(data)
+	sum, err := sumOf(r, 0, int64(len(data)))
+	if err != nil {
+		return err
+	}
+	return b.try(ctx, "put", key, int64(len(data)), func(ctx context.Context) error {
+		var o minio.PutObjectOptions
+		if mustBeNew {
+			o.SetMatchETagExcept("*")
+		}
+		_, err := b.core.PutObject(ctx, b.name, b.prefix+key, bytes.NewReader(data), int64(len(data)), "", sum, o)
+		return err
+	})
+}
+
+// sumOf is the SHA-256 that S3 wants to know of what it is sent.
+func sumOf(r io.ReaderAt, off, n int64) (string, error) {
+	h := sha256.New()
+	if _, err := io.Copy(h, io.NewSectionReader(r, off, n)); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// get fills p with the bytes of an object at off.
+func (b *bucket) get(ctx context.Context, key string, p []byte, off int64) error {
+	if len(p) == 0 {
+		return nil
+	}
+	return b.try(ctx, "get", key, int64(len(p)), func(ctx context.Context) error {
+		var o minio.GetObjectOptions
+		if err := o.SetRange(off, off+int64(len(p))-1); err != nil {
+			return err
+		}
+		body, _, _, err := b.core.GetObject(ctx, b.name, b.prefix+key, o)
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		_, err = io.ReadFull(body, p)
+		return err
+	})
+}
+
+// getAll returns a small object, of at most max bytes.
+func (b *bucket) getAll(ctx context.Context, key string, max int64) (data []byte, err error) {
+	err = b.try(ctx, "get", key, 0, func(ctx context.Context) error {
+		body, info, _, err := b.core.GetObject(ctx, b.name, b.prefix+key, minio.GetObjectOptions{})
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		if info.Size > max {
+			return minio.ErrorResponse{StatusCode: http.StatusBadRequest, Message: fmt.Sprintf("%d bytes long, %d at most expected", info.Size, max)}
+		}
+		data = make([]byte, info.Size)
+		_, err = io.ReadFull(body, data)
+		return err
+	})
+	return data, err
+}
+
+// object is an entry of a listing.
+type object struct {
+	key  string // without the bucket's prefix
+	size int64
+	mod  time.Time // by the server's clock
+	etag string
+}
+
+// listPage is how many objects one request lists.
+const listPage = 1000
+
+// list calls fn for every object below a prefix whose key comes after a given one, in order.
+// A listing that breaks off goes on where it was.
+func (b *bucket) list(ctx context.Context, below, after string, fn func(object)) error {
+	if after != "" {
+		after = b.prefix + after
+	}
+	for {
+		n := 0
+		err := b.try(ctx, "list", below, 0, func(ctx context.Context) error {
+			ctx, cancel := context.WithCancel(ctx) // ends the iteration where we leave it
+			defer cancel()
+			for o := range b.core.ListObjectsIter(ctx, b.name, minio.ListObjectsOptions{
+				Prefix: b.prefix + below, StartAfter: after, Recursive: true, MaxKeys: listPage}) {
+				if o.Err != nil {
+					return o.Err
+				}
+				after = o.Key
+				fn(object{key: strings.TrimPrefix(o.Key, b.prefix), size: o.Size, mod: o.LastModified, etag: strings.Trim(o.ETag, `"`)})
+				if n++; n == listPage {
+					break
+				}
+			}
+			return nil
+		})
+		if err != nil || n < listPage {
+			return err
+		}
+	}
+}
+
+// stat tells of one object, or fs.ErrNotExist.
+func (b *bucket) stat(ctx context.Context, key string) (o object, err error) {
+	err = b.try(ctx, "look at", key, 0, func(ctx context.Context) error {
+		info, err := b.core.StatObject(ctx, b.name, b.prefix+key, minio.StatObjectOptions{})
+		o = object{key: key, size: info.Size, mod: info.LastModified, etag: strings.Trim(info.ETag, `"`)}
+		return err
+	})
+	return o, err
+}
+
+// remove removes an object; one that is not there is no error.
+func (b *bucket) remove(ctx context.Context, key string) error {
+	err := b.try(ctx, "remove", key, 0, func(ctx context.Context) error {
+		return b.core.RemoveObject(ctx, b.name, b.prefix+key, minio.RemoveObjectOptions{})
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

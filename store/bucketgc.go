@@ -1,0 +1,144 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// In a bucket GC takes two runs. The first copies what is alive, then marks the packs it
+// wants to remove; the second, a grace time later, removes those that nobody has come to
+// need. doc.go, "Bucket", says why that is safe.
+
+// youngPacks is, in grace times, how old a pack must be to be looked at: younger ones may
+// belong to an image that is still being written.
+const youngPacks = 4
+
+// abandoned is how old an unfinished upload must be to be removed.
+const abandoned = 24 * time.Hour
+
+// prepareShared brings everything up to date before a GC marks what is alive.
+func (g *collection) prepareShared() error {
+	sh := g.s.sh
+	now, err := sh.serverTime(g.ctx)
+	if err != nil {
+		return err
+	}
+	g.now = now
+	if err := sh.refresh(g.ctx, true); err != nil {
+		return err
+	}
+	if err := sh.refreshImages(g.ctx, 0); err != nil {
+		return err
+	}
+	if g.leased, err = sh.leases(g.ctx, now); err != nil {
+		return err
+	}
+	return g.s.stillDamaged()
+}
+
+// serverTime is what the bucket's clock says, in Unix ns: machines' clocks differ, and
+// markers and leases are dated by the server.
+func (sh *shared) serverTime(ctx context.Context) (int64, error) {
+	key := leasesName + "/" + newID().String() + ".now"
+	if err := sh.b.putBytes(ctx, key, []byte{'\n'}, false); err != nil {
+		return 0, err
+	}
+	o, err := sh.b.stat(ctx, key)
+	return o.mod.UnixNano(), errors.Join(err, sh.b.remove(ctx, key))
+}
+
+// ripe reports whether a marker is so old that everyone who writes has seen it. Servers
+// date objects to the second.
+func (g *collection) ripe(m *marker) bool {
+	return g.now-m.mod.UnixNano() > int64(g.s.sh.grace+time.Second)
+}
+
+// finishMarkers removes the packs of ripe markers that are still not needed.
+func (g *collection) finishMarkers() error {
+	sh := g.s.sh
+	sh.mu.Lock()
+	ripe := map[fileID]*marker{}
+	for id, m := range sh.markers {
+		if g.ripe(m) {
+			ripe[id] = m
+		} else {
+			g.report.Pending += len(m.packs)
+		}
+	}
+	sh.mu.Unlock()
+	for id, m := range ripe {
+		for _, pid := range m.packs {
+			if err := g.removeDoomed(pid); err != nil {
+				return err
+			}
+		}
+		if err := sh.b.remove(g.ctx, markerKey(id)); err != nil {
+			return err
+		}
+		sh.mu.Lock()
+		delete(sh.markers, id)
+		sh.applyMarkers()
+		sh.mu.Unlock()
+	}
+	return nil
+}
+
+// removeDoomed removes a marked pack, unless something in it is alive.
+func (g *collection) removeDoomed(id fileID) error {
+	sh := g.s.sh
+	g.s.mu.Lock()
+	p := g.s.packs[id]
+	g.s.mu.Unlock()
+	if p == nil {
+		return nil // another machine was here
+	}
+	if _, counted := g.known[p]; !counted || g.live[p] > 0 {
+		return nil
+	}
+	if err := sh.inTouch(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(g.ctx, sh.grace/4)
+	defer cancel()
+	if err := sh.b.remove(ctx, packKey(id)); err != nil {
+		return err
+	}
+	g.s.packGone(p)
+	g.report.Packs++
+	g.report.Freed += p.size
+	return nil
+}
+
+// young reports whether a pack is too young to be looked at.
+func (g *collection) young(p *pack) bool {
+	return g.now-p.id.time().UnixNano() < youngPacks*int64(g.s.sh.grace)
+}
+
+// markPacks is the end of the first run: what was not needed or has been copied may go.
+func (g *collection) markPacks(packs []*pack) error {
+	if len(packs) == 0 {
+		return nil
+	}
+	g.report.Pending += len(packs)
+	return g.s.sh.mark(g.ctx, packs)
+}
+
+// abortUploads removes the parts of uploads that machines did not live to finish. Not every
+// server can list them, and nothing depends on it.
+func (g *collection) abortUploads() {
+	sh := g.s.sh
+	for u := range sh.b.core.ListIncompleteUploads(g.ctx, sh.b.name, sh.b.prefix+packsName+"/", true) {
+		if u.Err != nil {
+			g.s.o.Log(fmt.Sprintf("store %s: unfinished uploads cannot be listed: %v", sh.b.url, u.Err))
+			return
+		}
+		if g.now-u.Initiated.UnixNano() < int64(abandoned) {
+			continue
+		}
+		if err := sh.b.core.AbortMultipartUpload(g.ctx, sh.b.name, u.Key, u.UploadID); err != nil {
+			g.s.o.Log(fmt.Sprintf("store %s: removing an unfinished upload of %s: %v", sh.b.url, u.Key, err))
+		}
+	}
+}

@@ -1,0 +1,180 @@
+package store
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/minio/minio-go/v7"
+)
+
+// openShared connects to the bucket and prepares the cache folder for it.
+func (s *Store) openShared(location string) error {
+	b, err := openBucket(location, &s.o)
+	if err != nil {
+		return err
+	}
+	dir := s.o.Cache
+	if dir == "" {
+		if dir, err = os.UserCacheDir(); err != nil {
+			return fmt.Errorf("a store in a bucket needs a folder for its cache: %w", err)
+		}
+		dir = filepath.Join(dir, "ckptfs")
+	}
+	sum := hashOf([]byte(b.core.EndpointURL().String() + " " + b.name + "/" + b.prefix))
+	s.dir = filepath.Join(dir, hex.EncodeToString(sum[:8]))
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	if s.lock, err = lockDir(s.dir); err != nil {
+		return err
+	}
+	s.sh = newShared(s, b)
+	text, err := s.sh.version()
+	if err != nil {
+		return err
+	}
+	v, err := parseVersion(location, location+"/"+versionName, text, s.sec)
+	if err != nil {
+		return err
+	}
+	if v.grace > 0 {
+		s.sh.grace = v.grace
+	}
+	return s.claimCache(text)
+}
+
+// version returns the bucket's version object, and writes it if there is none.
+func (sh *shared) version() (string, error) {
+	for {
+		b, err := sh.b.getAll(sh.ctx, versionName, maxKeyFile)
+		var re minio.ErrorResponse
+		if errors.As(err, &re) && re.Code == minio.NoSuchBucket {
+			return "", fmt.Errorf("there is no bucket %q; create it first: %w", sh.b.name, err)
+		}
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return string(b), err
+		}
+		if err := sh.mayInit(); err != nil {
+			return "", err
+		}
+		err = sh.b.putBytes(sh.ctx, versionName, versionText(sh.s.sec, sh.grace), true)
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return "", err
+		}
+	}
+}
+
+// mayInit reports whether a prefix without a version may become a store.
+func (sh *shared) mayInit() error {
+	ctx, cancel := context.WithCancel(sh.ctx)
+	defer cancel()
+	found := ""
+	err := sh.b.list(ctx, "", "", func(o object) {
+		if found == "" {
+			found = o.key
+			cancel() // one is enough
+		}
+	})
+	if found != "" && found != versionName {
+		return fmt.Errorf("%w: %s is not empty (%s); choose another prefix", ErrNotStore, sh.b.url, found)
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// claimCache empties the cache folder if it is that of another store.
+func (s *Store) claimCache(text string) error {
+	path := filepath.Join(s.dir, versionName)
+	old, err := os.ReadFile(path)
+	if err == nil && string(old) == text {
+		return nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, n := range []string{packsName, indexName} {
+		if err := os.RemoveAll(filepath.Join(s.dir, n)); err != nil {
+			return err
+		}
+	}
+	return writeFile(path, []byte(text))
+}
+
+// listShared lists the packs of the bucket, with what is about to be removed.
+func (s *Store) listShared() (map[fileID]*pack, error) {
+	sh := s.sh
+	now := bootTime()
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if _, err := sh.readMarkers(sh.ctx); err != nil {
+		return nil, err
+	}
+	m := map[fileID]*pack{}
+	err := sh.b.list(sh.ctx, packsName+"/", "", func(o object) {
+		if id, ok := keyID(o.key, packExt); ok {
+			p := &pack{id: id, size: o.size, created: id.time().UnixNano()}
+			p.doomed.Store(s.doomed[id])
+			m[id] = p
+			if strings.Compare(id.String(), sh.newest.String()) > 0 {
+				sh.newest = id
+			}
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	sh.seen.Store(now)
+	return m, s.files.cache.adoptOld(m)
+}
+
+// tailLen is how much of the end of a pack is fetched for its footer: enough for 6,500 chunks.
+const tailLen = 256 << 10
+
+// footerReader reads head and footer of a pack in a bucket: the end comes with one request,
+// and the head is known.
+type footerReader struct {
+	s    *Store
+	p    *pack
+	tail []byte
+	from int64 // offset of tail
+	err  error
+}
+
+func (s *Store) newFooterReader(p *pack) *footerReader {
+	r := &footerReader{s: s, p: p, from: max(0, p.size-tailLen)}
+	r.tail = make([]byte, p.size-r.from)
+	r.err = s.files.cache.fetch(p, r.tail, r.from)
+	return r
+}
+
+func (r *footerReader) ReadAt(b []byte, off int64) (int, error) {
+	switch {
+	case r.err != nil:
+		return 0, r.err
+	case off >= r.from:
+		return copy(b, r.tail[off-r.from:]), nil
+	case off == 0 && len(b) == packHeadLen:
+		return copy(b, packHead(r.s.sec, r.p.id, r.p.created)), nil
+	}
+	return len(b), r.s.files.cache.fetch(r.p, b, off)
+}
+
+// readSharedFooter is readFooter for a pack of a bucket that is not here. What came damaged
+// is asked for once more.
+func (s *Store) readSharedFooter(p *pack) (info *packInfo, err error) {
+	for range 2 {
+		info, err = readPack(s.sec, s.newFooterReader(p), p.size)
+		if !errors.Is(err, errCutPack) {
+			break
+		}
+	}
+	return info, err
+}

@@ -1,0 +1,185 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// A lease names the images that a machine is reading, so that GC keeps what they need even
+// if somebody removes them meanwhile.
+
+// maxLease bounds a lease, in bytes.
+const maxLease = 16 << 20
+
+func (sh *shared) leaseKey() string { return leasesName + "/" + sh.lease.String() + leaseExt }
+
+// roots lists the chunk lists that open readers need.
+func (s *Store) readerRoots() (roots []root) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for r := range s.readers {
+		roots = append(roots, r.rec.Data)
+		for i := range r.rec.Attach {
+			roots = append(roots, r.rec.Attach[i].Data)
+		}
+	}
+	return roots
+}
+
+// renewLease writes our lease, or takes it back when nothing is read any more.
+func (sh *shared) renewLease() error {
+	roots := sh.s.readerRoots()
+	if len(roots) == 0 {
+		if !sh.leased {
+			return nil
+		}
+		err := sh.b.remove(sh.ctx, sh.leaseKey())
+		sh.leased = err != nil
+		return err
+	}
+	b, err := cbor.Marshal(roots)
+	if err != nil {
+		return err
+	}
+	if sh.s.sec != nil {
+		b = sh.s.sec.sealRecord(sh.lease, b)
+	}
+	if err := sh.b.putBytes(sh.ctx, sh.leaseKey(), b, false); err != nil {
+		return err
+	}
+	sh.leased = true
+	return nil
+}
+
+func (s *Store) parseLease(id fileID, b []byte) (roots []root, err error) {
+	if s.sec != nil {
+		if b, err = s.sec.openRecord(id, b); err != nil {
+			return nil, err
+		}
+	}
+	dec, err := recDecMode()
+	if err != nil {
+		return nil, err
+	}
+	if err := dec.Unmarshal(b, &roots); err != nil {
+		return nil, err
+	}
+	for i := range roots {
+		if err := roots[i].check(); err != nil {
+			return nil, err
+		}
+	}
+	return roots, nil
+}
+
+// leases returns what other machines are reading. Old leases are those of machines that
+// died; they are removed.
+func (sh *shared) leases(ctx context.Context, now int64) (roots []root, err error) {
+	var old []string
+	var live []fileID
+	err = sh.b.list(ctx, leasesName+"/", "", func(o object) {
+		id, ok := keyID(o.key, leaseExt)
+		switch {
+		case !ok || id == sh.lease:
+		case now-o.mod.UnixNano() > 2*int64(sh.grace):
+			old = append(old, o.key)
+		default:
+			live = append(live, id)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, key := range old {
+		if err := sh.b.remove(ctx, key); err != nil {
+			return nil, err
+		}
+	}
+	for _, id := range live {
+		key := leasesName + "/" + id.String() + leaseExt
+		b, err := sh.b.getAll(ctx, key, maxLease)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		var more []root
+		if err == nil {
+			more, err = sh.s.parseLease(id, b)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("what another machine is reading (%s/%s): %w", sh.b.url, key, err)
+		}
+		roots = append(roots, more...)
+	}
+	return roots, nil
+}
+
+// rescue stores again what the ingest refers to and only a pack has that is about to be
+// removed. Called with putting held.
+func (in *Ingest) rescue() error {
+	if !in.endangered() {
+		return nil
+	}
+	in.mu.Lock()
+	spans, open := in.tree.spans, in.tree.open
+	in.mu.Unlock()
+	in.resetPacks()
+	for _, sp := range spans { // only Put and Commit append, and we hold putting
+		if err := in.rescueNode(sp.hash); err != nil {
+			return err
+		}
+		refs, err := in.s.leaf(sp)
+		if err != nil {
+			return err
+		}
+		if err := in.rescueRefs(refs); err != nil {
+			return err
+		}
+	}
+	for _, h := range in.extra {
+		if err := in.rescueNode(h); err != nil {
+			return err
+		}
+	}
+	return in.rescueRefs(open)
+}
+
+func (in *Ingest) rescueRefs(refs []chunkRef) error {
+	for i := range refs {
+		if refs[i].zero {
+			continue
+		}
+		if err := in.rescueChunk(refs[i].hash, int(refs[i].size), false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rescueNode is rescueChunk for a chunk whose length only the index knows.
+func (in *Ingest) rescueNode(h Hash) error {
+	n, ok, err := in.s.ix.size(&h)
+	if err == nil && !ok {
+		err = in.s.missing(&h)
+	}
+	if err != nil {
+		return err
+	}
+	return in.rescueChunk(h, n, true)
+}
+
+func (in *Ingest) rescueChunk(h Hash, n int, node bool) error {
+	known, err := in.s.known(&h, in)
+	if known || err != nil {
+		return err
+	}
+	b := in.s.bufs.get(n)
+	defer b.release()
+	if err := in.s.readChunk(&h, b.data); err != nil {
+		return fmt.Errorf("another machine is removing a pack that this image needs, and it cannot be copied: %w", err)
+	}
+	return in.store(&h, b, node)
+}

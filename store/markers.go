@@ -1,0 +1,135 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+)
+
+// marker says that a GC wants to remove packs. It is an object of lines, an ID each.
+type marker struct {
+	packs []fileID
+	mod   time.Time // by the server's clock
+}
+
+// markerMagic is the first line of a marker.
+const markerMagic = "ckptfs gc 1"
+
+// maxMarker bounds a marker, in bytes, that is in packs: half a million.
+const maxMarker = 16 << 20
+
+func encodeMarker(ids []fileID) []byte {
+	b := append([]byte(markerMagic), '\n')
+	for _, id := range ids {
+		b = append(hex.AppendEncode(b, id[:]), '\n')
+	}
+	return b
+}
+
+func decodeMarker(b []byte) ([]fileID, error) {
+	lines := bytes.Split(bytes.TrimSuffix(b, []byte{'\n'}), []byte{'\n'})
+	if string(lines[0]) != markerMagic {
+		return nil, errors.New("not a GC marker")
+	}
+	var ids []fileID
+	for _, l := range lines[1:] {
+		id, ok := parseID(string(l), "")
+		if !ok {
+			return nil, fmt.Errorf("%q in a GC marker is no pack", l)
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+func markerKey(id fileID) string { return markersName + "/" + id.String() + markerExt }
+
+// readMarkers learns which packs are about to be removed, and reports whether a marker that
+// was there is not any more: its packs are gone, or stay. Called with mu held.
+func (sh *shared) readMarkers(ctx context.Context) (vanished bool, err error) {
+	found := map[fileID]time.Time{}
+	err = sh.b.list(ctx, markersName+"/", "", func(o object) {
+		if id, ok := keyID(o.key, markerExt); ok {
+			found[id] = o.mod
+		}
+	})
+	if err != nil {
+		return false, err
+	}
+	for id, mod := range found {
+		if sh.markers[id] != nil {
+			continue
+		}
+		b, err := sh.b.getAll(ctx, markerKey(id), maxMarker)
+		if errors.Is(err, fs.ErrNotExist) {
+			vanished = true
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		packs, err := decodeMarker(b)
+		if err != nil {
+			return false, fmt.Errorf("%s/%s: %w", sh.b.url, markerKey(id), err)
+		}
+		sh.markers[id] = &marker{packs, mod}
+	}
+	for id := range sh.markers {
+		if _, ok := found[id]; ok {
+			continue
+		}
+		_, err := sh.b.stat(ctx, markerKey(id)) // the listing may be old
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+		if err != nil {
+			delete(sh.markers, id)
+			vanished = true
+		}
+	}
+	sh.applyMarkers()
+	return vanished, nil
+}
+
+// applyMarkers tells every pack whether it is about to go. Called with mu held.
+func (sh *shared) applyMarkers() {
+	doomed := map[fileID]bool{}
+	for _, m := range sh.markers {
+		for _, id := range m.packs {
+			doomed[id] = true
+		}
+	}
+	sh.s.mu.Lock()
+	defer sh.s.mu.Unlock()
+	sh.s.doomed = doomed
+	for id, p := range sh.s.packs {
+		p.doomed.Store(doomed[id])
+	}
+}
+
+// mark writes a marker. From now on nobody may refer to the packs; after the grace time a
+// GC removes those that are still not needed.
+func (sh *shared) mark(ctx context.Context, packs []*pack) error {
+	ids := make([]fileID, len(packs))
+	for i, p := range packs {
+		ids[i] = p.id
+		p.doomed.Store(true)
+	}
+	id := newID()
+	if err := sh.b.putBytes(ctx, markerKey(id), encodeMarker(ids), true); err != nil {
+		return err
+	}
+	o, err := sh.b.stat(ctx, markerKey(id))
+	if err != nil {
+		return err
+	}
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	sh.markers[id] = &marker{ids, o.mod}
+	sh.applyMarkers()
+	return nil
+}

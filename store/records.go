@@ -1,0 +1,276 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"sync"
+)
+
+// fetched is a record as the bucket had it.
+type fetched struct {
+	etag string // "" if it has to be fetched again
+	rec  *record
+	err  error // why it cannot be used
+}
+
+func recordKey(id fileID) string { return imagesName + "/" + id.String() + imgExt }
+
+// refreshImages lists the images of all machines, unless that was done within d.
+func (sh *shared) refreshImages(ctx context.Context, d int64) error {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	now := bootTime()
+	if sh.listed != 0 && now-sh.listed < d {
+		return nil
+	}
+	found := map[fileID]string{}
+	err := sh.b.list(ctx, imagesName+"/", "", func(o object) {
+		if id, ok := keyID(o.key, imgExt); ok && !sh.removed[id] {
+			found[id] = o.etag
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for id := range sh.records {
+		if _, ok := found[id]; !ok {
+			found[id] = "" // gone, or the listing is old
+		}
+	}
+	var wanted []fileID
+	for id, etag := range found {
+		if have, ok := sh.records[id]; !ok || etag == "" || have.etag != etag {
+			wanted = append(wanted, id)
+		}
+	}
+	if err := sh.fetchRecords(ctx, wanted, found); err != nil {
+		return err
+	}
+	sh.listed = now
+	sh.s.setImages(sh.records)
+	return nil
+}
+
+// fetchRecords gets records, several at once. Called with mu held.
+func (sh *shared) fetchRecords(ctx context.Context, wanted []fileID, etags map[fileID]string) error {
+	got := make([]fetched, len(wanted))
+	parallel(len(wanted), func(i int) {
+		rec, err := sh.readRecord(ctx, wanted[i])
+		got[i] = fetched{etags[wanted[i]], rec, err}
+	})
+	for i, id := range wanted {
+		var be *BucketError
+		switch err := got[i].err; {
+		case errors.Is(err, fs.ErrNotExist):
+			delete(sh.records, id)
+		case errors.As(err, &be), ctx.Err() != nil:
+			return err
+		default:
+			sh.records[id] = got[i] // err, if any, says that it is damaged
+		}
+	}
+	return nil
+}
+
+func (sh *shared) readRecord(ctx context.Context, id fileID) (*record, error) {
+	b, err := sh.b.getAll(ctx, recordKey(id), maxRecord)
+	if err != nil {
+		return nil, err
+	}
+	return sh.s.sec.parseRecord(id, b)
+}
+
+// parallel calls fn for 0 to n-1, as many at once as a bucket takes requests.
+func parallel(n int, fn func(int)) {
+	var wg sync.WaitGroup
+	next := make(chan int)
+	for range min(n, bucketSlots) {
+		wg.Go(func() {
+			for i := range next {
+				fn(i)
+			}
+		})
+	}
+	for i := range n {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+}
+
+// setImages replaces the list of images. Two machines may have chosen the same name: the
+// older image keeps it, the other one gets a piece of its ID.
+func (s *Store) setImages(records map[fileID]fetched) {
+	ids := make([]fileID, 0, len(records))
+	for id := range records {
+		ids = append(ids, id)
+	}
+	slices.SortFunc(ids, func(a, b fileID) int { return cmp.Compare(a.String(), b.String()) })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.images
+	s.images, s.damaged = make(map[string]*imageRec, len(ids)), nil
+	for _, id := range ids {
+		f := records[id]
+		if f.err != nil {
+			s.damaged = append(s.damaged, &RecordError{Path: s.recordPath(id), Err: f.err})
+			continue
+		}
+		im := &imageRec{id: id, rec: f.rec}
+		if s.images[f.rec.Name] != nil {
+			rec := *f.rec
+			rec.Name = fmt.Sprintf("%s~%x", rec.Name, id[12:])
+			im.rec = &rec
+		}
+		if o := old[im.rec.Name]; o != nil && o.id == id && o.rec == f.rec {
+			im = o
+		}
+		s.images[im.rec.Name] = im
+	}
+}
+
+// noteRecord enters a record that we wrote. etag is not known.
+func (sh *shared) noteRecord(id fileID, rec *record) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	sh.records[id] = fetched{rec: rec}
+}
+
+// removeRecord removes a record. Listings may show it for a while; we know better.
+func (sh *shared) removeRecord(ctx context.Context, id fileID) error {
+	if err := sh.b.remove(ctx, recordKey(id)); err != nil {
+		return err
+	}
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	delete(sh.records, id)
+	sh.removed[id] = true
+	return nil
+}
+
+// commit lists an image, once it is certain that everything it needs stays.
+func (in *Ingest) commitShared(id fileID, rec *record) error {
+	sh := in.s.sh
+	if err := in.secure(); err != nil {
+		return err
+	}
+	b, err := in.s.sec.recordFile(id, rec)
+	if err != nil {
+		return err
+	}
+	err = sh.b.putBytes(in.ctx, recordKey(id), b, false)
+	if err == nil && sh.inTouch() != nil {
+		err = in.secure() // it took so long that packs may be going
+	}
+	if err != nil {
+		// It may have arrived all the same, but nobody was told that it is there.
+		ctx, cancel := context.WithTimeout(context.Background(), sh.b.attempt)
+		defer cancel()
+		return errors.Join(err, sh.removeRecord(ctx, id))
+	}
+	sh.noteRecord(id, rec)
+	return nil
+}
+
+// secure sees to it that what the image needs is in packs that nobody is about to remove.
+func (in *Ingest) secure() error {
+	for {
+		if err := in.s.sh.refresh(in.ctx, false); err != nil {
+			return err
+		}
+		if !in.endangered() {
+			return nil
+		}
+		if err := in.rescue(); err != nil {
+			return err
+		}
+		in.jobs.Wait()
+		in.s.w.flush()
+		in.mu.Lock()
+		err := in.err
+		in.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// refer notes that the image needs a chunk of a pack.
+func (in *Ingest) refer(p *pack) {
+	in.packsMu.Lock()
+	defer in.packsMu.Unlock()
+	in.packs[p] = struct{}{}
+}
+
+// endangered reports whether a pack that the image needs is about to go, or has gone.
+func (in *Ingest) endangered() bool {
+	in.packsMu.Lock()
+	defer in.packsMu.Unlock()
+	for p := range in.packs {
+		if p.doomed.Load() || p.gone.Load() {
+			return true
+		}
+	}
+	return false
+}
+
+// resetPacks forgets which packs the image needs; rescue finds out anew.
+func (in *Ingest) resetPacks() {
+	in.packsMu.Lock()
+	defer in.packsMu.Unlock()
+	clear(in.packs)
+}
+
+// renameShared is Rename in a bucket. The record is looked at first: another machine may
+// have removed the image.
+func (s *Store) renameShared(old, name string) error {
+	im, err := s.look(old)
+	if err != nil || old == name {
+		return err
+	}
+	s.mu.Lock()
+	err = s.free(name)
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	rec, err := s.sh.readRecord(s.sh.ctx, im.id)
+	if err != nil {
+		return fmt.Errorf("renaming image %q: %w", old, err)
+	}
+	rec.Name = name
+	b, err := s.sec.recordFile(im.id, rec)
+	if err == nil {
+		err = s.sh.b.putBytes(s.sh.ctx, recordKey(im.id), b, false)
+	}
+	if err != nil {
+		return fmt.Errorf("renaming image %q: %w", old, err)
+	}
+	s.sh.noteRecord(im.id, rec)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.images, old)
+	s.images[name] = &imageRec{id: im.id, rec: rec}
+	return nil
+}
+
+// removeShared is Remove in a bucket.
+func (s *Store) removeShared(name string) error {
+	im, err := s.look(name)
+	if err != nil {
+		return err
+	}
+	if err := s.sh.removeRecord(s.sh.ctx, im.id); err != nil {
+		return fmt.Errorf("removing image %q: %w", name, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.images[name] != nil && s.images[name].id == im.id {
+		delete(s.images, name)
+	}
+	return nil
+}

@@ -1,0 +1,254 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// shared is what a store in a bucket has beyond one in a folder: what other machines did
+// is learned by listings, and what they are about to remove from their markers. The rules
+// that keep machines out of each other's way are in doc.go, "Bucket".
+type shared struct {
+	s      *Store
+	b      *bucket
+	ctx    context.Context // ends with the store
+	cancel context.CancelCauseFunc
+	grace  time.Duration
+	loop   sync.WaitGroup
+
+	seen atomic.Int64 // bootTime of the last refresh
+
+	mu      sync.Mutex // held by a refresh
+	newest  fileID     // youngest pack that a listing showed
+	markers map[fileID]*marker
+	lease   fileID
+	leased  bool // the bucket has our lease
+	removed map[fileID]bool
+	records map[fileID]fetched // images as last listed
+	listed  int64              // bootTime of that
+}
+
+// Folders of a bucket beside those of a store folder.
+const (
+	markersName = "gc"
+	leasesName  = "leases"
+	markerExt   = ".gone"
+	leaseExt    = ".lease"
+)
+
+// Where fresh means that asking again would only cost.
+const (
+	packsFresh  = 5 * time.Second // before a Begin
+	imagesFresh = time.Second     // before a List or a Get that finds nothing
+)
+
+// clockSkew is how far the clocks of machines that share a bucket may be apart. Nothing
+// is lost if they are further, but a machine may store again what another one has.
+const clockSkew = time.Hour
+
+// bootTime is a clock that also runs while the machine sleeps.
+func bootTime() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		panic(err) // it exists since Linux 2.6.39
+	}
+	return ts.Nano()
+}
+
+func since(boot int64) time.Duration { return time.Duration(bootTime() - boot) }
+
+func newShared(s *Store, b *bucket) *shared {
+	sh := &shared{s: s, b: b, grace: s.o.Grace, lease: newID(), markers: map[fileID]*marker{},
+		removed: map[fileID]bool{}, records: map[fileID]fetched{}}
+	sh.ctx, sh.cancel = context.WithCancelCause(context.Background())
+	return sh
+}
+
+// keyID takes the ID out of the key of an object.
+func keyID(key, ext string) (fileID, bool) { return parseID(path.Base(key), ext) }
+
+// refresh learns what other machines did: which packs are about to go, and which are new.
+// Everything is listed if all is set or we have not looked for so long that a pack can have
+// been removed unseen.
+func (sh *shared) refresh(ctx context.Context, all bool) error {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	return sh.refreshLocked(ctx, all)
+}
+
+// freshen is a refresh if the last one is older than d.
+func (sh *shared) freshen(ctx context.Context, d time.Duration) error {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if since(sh.seen.Load()) <= d {
+		return nil
+	}
+	return sh.refreshLocked(ctx, false)
+}
+
+func (sh *shared) refreshLocked(ctx context.Context, all bool) error {
+	now := bootTime()
+	all = all || time.Duration(now-sh.seen.Load()) > sh.grace/2
+	vanished, err := sh.readMarkers(ctx)
+	if err != nil {
+		return err
+	}
+	if err := sh.listNewPacks(ctx, all || vanished); err != nil {
+		return err
+	}
+	sh.seen.Store(now)
+	return nil
+}
+
+// listNewPacks enters the packs that were not known, and with all those that are gone.
+func (sh *shared) listNewPacks(ctx context.Context, all bool) error {
+	after := ""
+	if !all {
+		after = packKey(idBefore(sh.newest.time().Add(-clockSkew)))
+	}
+	found := map[fileID]int64{}
+	err := sh.b.list(ctx, packsName+"/", after, func(o object) {
+		if id, ok := keyID(o.key, packExt); ok {
+			found[id] = o.size
+			if id.String() > sh.newest.String() {
+				sh.newest = id
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	fresh, missing := sh.s.compare(found, all)
+	if err := sh.s.absorb(fresh, false); err != nil {
+		for _, p := range fresh {
+			if !p.sealed.Load() {
+				sh.s.packGone(p) // the next listing makes a new one of it
+			}
+		}
+		return err
+	}
+	sh.s.flushLater(flushAt)
+	return sh.lookFor(ctx, missing)
+}
+
+// idBefore is an ID that is listed before all of a time.
+func idBefore(t time.Time) fileID {
+	id := idAt(t)
+	clear(id[6:])
+	return id
+}
+
+// compare makes packs of what a listing found and we do not know, and, if the listing was
+// complete, tells which of ours it does not have.
+func (s *Store) compare(found map[fileID]int64, all bool) (fresh, missing []*pack) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, size := range found {
+		if p := s.packs[id]; p == nil {
+			p = &pack{id: id, size: size, created: id.time().UnixNano()}
+			p.doomed.Store(s.doomed[id])
+			s.packs[id] = p
+			fresh = append(fresh, p)
+		}
+	}
+	if !all {
+		return fresh, nil
+	}
+	for id, p := range s.packs {
+		if _, ok := found[id]; !ok {
+			missing = append(missing, p)
+		}
+	}
+	return fresh, missing
+}
+
+// lookFor looks at every pack that a listing did not show: listings may be old.
+func (sh *shared) lookFor(ctx context.Context, packs []*pack) error {
+	for _, p := range packs {
+		_, err := sh.b.stat(ctx, packKey(p.id))
+		if errors.Is(err, fs.ErrNotExist) {
+			sh.s.packGone(p)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// packGone forgets a pack that another machine removed.
+func (s *Store) packGone(p *pack) {
+	s.mu.Lock()
+	delete(s.packs, p.id)
+	s.mu.Unlock()
+	_ = s.files.drop(p) // only a cached copy, which Open removes too
+}
+
+// start keeps in touch with the bucket while anything of ours needs it.
+func (sh *shared) start() {
+	sh.loop.Go(func() {
+		tick := time.NewTicker(sh.grace / 4)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				sh.keepUp()
+			case <-sh.ctx.Done():
+				return
+			}
+		}
+	})
+}
+
+// keepUp is one round of the loop: readers' leases are renewed, and running ingests move
+// away from packs that are about to be removed.
+func (sh *shared) keepUp() {
+	s := sh.s
+	if err := sh.renewLease(); err != nil {
+		s.o.Log(fmt.Sprintf("store %s: what is being read here may be removed by other machines: %v", sh.b.url, err))
+	}
+	live := s.live()
+	if len(live) == 0 {
+		return
+	}
+	if err := sh.refresh(sh.ctx, false); err != nil {
+		s.o.Log(fmt.Sprintf("store %s: %v", sh.b.url, err))
+	}
+	for _, in := range live {
+		in.putting.Lock()
+		err := sh.inTouch()
+		if err == nil && in.usable() == nil {
+			err = in.rescue()
+		}
+		in.fail(err)
+		in.putting.Unlock()
+	}
+}
+
+// inTouch fails if we may have missed that a pack we refer to is removed.
+func (sh *shared) inTouch() error {
+	if d := since(sh.seen.Load()); d > sh.grace/2 {
+		return fmt.Errorf("the bucket %s could not be asked for %s what other machines are about to remove", sh.b.url, d.Round(time.Second))
+	}
+	return nil
+}
+
+// close ends the loop and takes our lease back.
+func (sh *shared) close() {
+	sh.cancel(ErrClosed)
+	sh.loop.Wait()
+	if sh.leased {
+		ctx, cancel := context.WithTimeout(context.Background(), sh.b.attempt)
+		defer cancel()
+		_ = sh.b.remove(ctx, sh.leaseKey()) // GC ignores an old one
+	}
+}
