@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -94,9 +95,12 @@ func (s *Store) saveBad() {
 	x.badChanged = false
 	var list []badPlace
 	for at := range x.bad {
-		if !at.p.gone.Load() {
-			list = append(list, badPlace{at.p.id, at.off})
+		if at.p.gone.Load() {
+			delete(x.bad, at)
+			changed = true
+			continue
 		}
+		list = append(list, badPlace{at.p.id, at.off})
 	}
 	x.mu.Unlock()
 	if !changed {
@@ -165,13 +169,15 @@ func (s *Store) anyCopy(h *Hash) (l loc, ok bool) {
 	return l, ok
 }
 
-// unreadable names the packs of which nobody knows any more what is in them.
-func (s *Store) unreadable() (names []string) {
-	for _, p := range s.snapshotPacks() {
-		if !p.sealed.Load() && s.ix.isBad(p, footerOff) {
-			names = append(names, p.name())
+// unreadable lists the packs of which nobody knows any more what is in them.
+func (x *index) unreadable() (list []*pack) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for at := range x.bad {
+		if at.off == footerOff && !at.p.sealed.Load() && !at.p.gone.Load() {
+			list = append(list, at.p)
 		}
 	}
-	slices.Sort(names)
-	return names
+	slices.SortFunc(list, func(a, b *pack) int { return bytes.Compare(a.id[:], b.id[:]) })
+	return list
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
 	"syscall"
 )
 
@@ -131,8 +130,11 @@ func (s *Store) missing(h *Hash) error {
 	switch {
 	case !ok:
 		err := errNoChunk
-		if names := s.unreadable(); len(names) > 0 {
-			err = fmt.Errorf("%w; it may be in a pack whose footer is damaged: %s", err, strings.Join(names, ", "))
+		for i, p := range s.ix.unreadable() {
+			if i == 3 {
+				break // the log of Open and Verify name all
+			}
+			err = fmt.Errorf("%w; it may be in pack %s, whose footer is damaged", err, p.name())
 		}
 		return &ChunkError{Hash: *h, Err: err}
 	case l.p.gone.Load():

@@ -54,10 +54,7 @@ func (g *collection) strays() (chosen []*pack) {
 	if g.s.sh != nil {
 		return nil
 	}
-	for _, p := range g.s.snapshotPacks() {
-		if p.sealed.Load() || !g.s.ix.isBad(p, footerOff) {
-			continue
-		}
+	for _, p := range g.s.ix.unreadable() {
 		if g.lost {
 			g.report.Kept = append(g.report.Kept, fmt.Sprintf("%s: %v; what an image lacks may be in it", p.name(), errCutPack))
 			continue
