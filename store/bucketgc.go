@@ -69,10 +69,13 @@ func (g *collection) finishMarkers() error {
 	}
 	sh.mu.Unlock()
 	for id, m := range ripe {
-		for _, pid := range m.packs {
-			if err := g.removeDoomed(pid); err != nil {
-				return err
-			}
+		done, err := g.removeMarked(m)
+		if err != nil {
+			return err
+		}
+		if !done {
+			g.report.Pending += len(m.packs)
+			continue
 		}
 		if err := sh.b.remove(g.ctx, markerKey(id)); err != nil {
 			return err
@@ -83,6 +86,44 @@ func (g *collection) finishMarkers() error {
 		sh.mu.Unlock()
 	}
 	return nil
+}
+
+// removeMarked removes the packs of a marker. It reports false if it had to give up because
+// everything takes so long that what is known is old at once; a later run tries again.
+func (g *collection) removeMarked(m *marker) (done bool, err error) {
+	for _, id := range m.packs {
+		if since(g.s.sh.seen.Load()) > g.s.sh.grace/4 {
+			if err := g.catchUp(); err != nil {
+				return false, err
+			}
+		}
+		if g.s.sh.inTouch() != nil {
+			return false, nil
+		}
+		if err := g.removeDoomed(id); err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// catchUp marks what has come to be needed since the marking began, which is little.
+func (g *collection) catchUp() error {
+	sh := g.s.sh
+	err := sh.refresh(g.ctx, false)
+	if err == nil {
+		err = sh.refreshImages(g.ctx, bootTime())
+	}
+	if err == nil {
+		g.leased, err = sh.leases(g.ctx, g.now)
+	}
+	if err == nil {
+		err = g.markAll()
+	}
+	if err == nil {
+		err = g.count()
+	}
+	return err
 }
 
 // removeDoomed removes a marked pack, unless something in it is alive.
@@ -96,9 +137,6 @@ func (g *collection) removeDoomed(id fileID) error {
 	}
 	if _, counted := g.known[p]; !counted || g.live[p] > 0 {
 		return nil
-	}
-	if err := sh.inTouch(); err != nil {
-		return err
 	}
 	ctx, cancel := context.WithTimeout(g.ctx, sh.grace/4)
 	defer cancel()

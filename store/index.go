@@ -32,7 +32,9 @@ type index struct {
 	queued map[Hash]*job      // given to Put, not in a pack yet
 	runs   []*run             // newest first; a slice that is replaced, never changed
 	bad    map[place]struct{}
-	marks  *marks // what a running GC found alive
+	// badChanged: the list on disk does not say the same as bad.
+	badChanged bool
+	marks      *marks // what a running GC found alive
 }
 
 // marks tells what a running GC knows of every entry of the runs, a bit for each.
@@ -276,14 +278,6 @@ func (x *index) lose(p *pack) {
 			delete(x.mem, h)
 		}
 	}
-}
-
-// condemnCopy remembers that a copy of a chunk is damaged, so that another copy is read
-// and the next Put stores the chunk again.
-func (x *index) condemnCopy(l loc) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.bad[place{l.p, l.off}] = struct{}{}
 }
 
 // fromQueue copies a chunk that is still on its way to a pack.

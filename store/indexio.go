@@ -170,6 +170,10 @@ func (s *Store) absorbOne(p *pack, info *packInfo, err error, held bool) error {
 		return err // the next refresh tries again
 	case err != nil:
 		s.o.Log(fmt.Sprintf("store %s: pack %s: %v; left alone", s.dir, p.name(), err))
+		p.sealed.Store(false) // see unreadable
+		if errors.Is(err, errCutPack) {
+			s.condemnFooter(p)
+		}
 		return nil
 	}
 	p.created = info.created

@@ -204,6 +204,7 @@ func (s *Store) open(location string) (err error) {
 	if err := s.loadIndex(); err != nil {
 		return err
 	}
+	s.loadBad()
 	if s.sh != nil {
 		s.sh.start()
 	}
@@ -311,6 +312,7 @@ func (s *Store) Close() error {
 	s.maint.Lock()
 	defer s.maint.Unlock()
 	err := s.flushIndex(false)
+	s.saveBad()
 	err = errors.Join(err, s.ix.close())
 	s.files.close()
 	if s.sh != nil {

@@ -13,11 +13,13 @@ import (
 // Verify checks the store and calls report with a sentence for every fault: records, the
 // index, footers of packs, and that every chunk of every image is where the index says.
 // With readData every stored chunk is also read and checked against its hash. It returns
-// an error that is ErrDamaged if anything was reported, and changes nothing. What it finds
-// damaged is not reused: the next checkpoint with the same content stores it again.
+// an error that is ErrDamaged if anything was reported. It changes nothing but notes what is
+// damaged, so that it is not reused: the next checkpoint with the same content stores it
+// again, and then GC removes what is broken.
 func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) error {
 	s.maint.Lock()
 	defer s.maint.Unlock()
+	defer s.saveBad()
 	if s.sh != nil { // what other machines did is no fault
 		if err := errors.Join(s.sh.refreshImages(ctx, bootTime()), s.sh.refresh(ctx, true)); err != nil {
 			return err
@@ -122,12 +124,17 @@ func (v *verification) packs(readData bool) error {
 		}
 		if err != nil {
 			v.fault("pack %s: %v", p.name(), err)
+			if errors.Is(err, errCutPack) {
+				v.s.condemnFooter(p)
+			}
 			if st, err := os.Stat(v.s.files.path(p)); err == nil {
 				v.cut[p] = st.Size()
 			} else if v.s.sh != nil {
 				v.cut[p] = p.size
 			}
 			info = &packInfo{entries: v.s.ix.entriesOf(p)}
+		} else {
+			v.s.ix.forgive(loc{p: p, off: footerOff})
 		}
 		if err := v.entries(p, info.entries, readData); err != nil {
 			return err
@@ -153,7 +160,10 @@ func (v *verification) entries(p *pack, entries []entry, readData bool) error {
 		raw := v.s.bufs.get(int(e.raw))
 		err = v.s.readCopy(l, &e.hash, raw.data)
 		raw.release()
-		if err != nil && !p.gone.Load() {
+		switch {
+		case err == nil:
+			v.s.ix.forgive(l)
+		case !p.gone.Load():
 			v.badCopy(l, &e.hash, err)
 		}
 	}
@@ -233,6 +243,7 @@ func (v *verification) refs(image string, refs []chunkRef) error {
 		case l.raw != refs[i].size:
 			v.note(&ChunkError{Hash: *h, Pack: l.p.name(), Err: fmt.Errorf("it has %d bytes, %d wanted", l.raw, refs[i].size)}, image)
 		case v.beyond(&l):
+			v.s.ix.condemnCopy(l)
 			v.note(&ChunkError{Hash: *h, Pack: l.p.name(), Err: errCutPack}, image)
 		}
 	}
@@ -276,12 +287,4 @@ func (x *index) entriesOf(p *pack) (list []entry) {
 		}
 	}
 	return list
-}
-
-// isBad reports whether a copy is known to be damaged.
-func (x *index) isBad(p *pack, off uint32) bool {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	_, bad := x.bad[place{p, off}]
-	return bad
 }
