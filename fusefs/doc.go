@@ -37,6 +37,13 @@
 //  3. RELEASE records an upload that was cut off. It restores nothing: nobody would see how
 //     that went.
 //
+// # Old images
+//
+// After every commit and every removal a goroutine in the background removes what the policy
+// does not keep, then frees the space, if there is any to free. It looks at the whole store, so
+// it works a tenth of the time at most. An image is never removed between its commit and the
+// moment its reader has it open; who has one open reads on whatever happens.
+//
 // The serving process must never use its own mount; nothing here opens a path given by a
 // user. Requests are served in parallel, so a task that waits in one of them can be frozen
 // meanwhile: READ answers an interrupt at once, and OPEN fails with EDEADLK if its caller is

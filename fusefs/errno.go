@@ -56,6 +56,8 @@ func errno(err error) syscall.Errno {
 		return syscall.ENOENT
 	case errors.Is(err, fs.ErrExist):
 		return syscall.EEXIST
+	case errors.Is(err, fs.ErrInvalid): // a name that is no UTF-8; of EINVAL mv says "to a subdirectory of itself"
+		return syscall.EILSEQ
 	}
 	return syscall.EIO
 }

@@ -26,9 +26,10 @@ type filesystem struct {
 	ctx     context.Context
 	stop    context.CancelCauseFunc
 
+	collector *collector
+
 	taking   chan struct{}  // holds a token while a checkpoint is taken
 	streams  sync.WaitGroup // checkpoints that are being stored, and the collector
-	dirty    chan struct{}  // tells the collector that there is garbage
 	gen      atomic.Uint64  // generation of the last image inode
 	saved    savedNames
 	uploads  uploads

@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 }
 
 // serve mounts dir/mnt with a store in dir/store and a fake engine that is told what to do
-// by files in dir/ctl, until standard input ends.
+// by files in dir/ctl, until standard input ends. ctl/keep-last is its policy.
 func serve(dir string) error {
 	st, err := store.Open(filepath.Join(dir, "store"), store.Options{CheckHashes: true})
 	if err != nil {
@@ -61,7 +61,8 @@ func serve(dir string) error {
 	if err != nil {
 		return err
 	}
-	srv, err := fusefs.Mount(fusefs.Options{Dir: filepath.Join(dir, "mnt"), Source: "test", Engine: &fake{ctl: filepath.Join(dir, "ctl")},
+	e := &fake{ctl: filepath.Join(dir, "ctl")}
+	srv, err := fusefs.Mount(fusefs.Options{Dir: filepath.Join(dir, "mnt"), Source: "test", Engine: e, Keep: store.Policy{KeepLast: e.number("keep-last")},
 		Store: st, Spool: spool, RestoreTimeout: 5 * time.Second, Logf: log.New(f, "", log.Lmicroseconds).Printf})
 	if err != nil {
 		return err
@@ -79,7 +80,7 @@ func serve(dir string) error {
 
 // mounted is a mount served by another process.
 type mounted struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string // holds mnt, store, spool, ctl, log, and out for results
 	mnt  string
 	cmd  *exec.Cmd
@@ -87,7 +88,22 @@ type mounted struct {
 }
 
 // mount starts a server. It is unmounted at the end of the test.
-func mount(t *testing.T) *mounted {
+func mount(t testing.TB) *mounted {
+	t.Helper()
+	return mountKeeping(t, 0)
+}
+
+// mountKeeping starts a server that keeps the last n images of each process.
+func mountKeeping(t testing.TB, n int) *mounted {
+	t.Helper()
+	m := prepare(t, n)
+	m.start()
+	t.Cleanup(m.end)
+	return m
+}
+
+// prepare makes the folders of a mount that keeps the last n images of each process.
+func prepare(t testing.TB, n int) *mounted {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Fatal("these tests mount a filesystem: run them as root")
@@ -99,8 +115,7 @@ func mount(t *testing.T) *mounted {
 			t.Fatal(err)
 		}
 	}
-	m.start()
-	t.Cleanup(m.end)
+	m.set("keep-last", n)
 	return m
 }
 
@@ -216,6 +231,16 @@ func target(t *testing.T) int {
 	return cmd.Process.Pid
 }
 
+// logged reports whether the server's log says something.
+func (m *mounted) logged(says string) bool {
+	m.t.Helper()
+	b, err := os.ReadFile(filepath.Join(m.dir, "log"))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return strings.Contains(string(b), says)
+}
+
 // checkImage reads an image, compares it with its hashes and returns its generation.
 func checkImage(t *testing.T, path string) int {
 	t.Helper()
@@ -236,9 +261,9 @@ func checkImage(t *testing.T, path string) int {
 // eventually waits until a condition holds.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); !cond(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); !cond(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not within 5 s: %s", what)
+			t.Fatalf("not within 30 s: %s", what)
 		}
 	}
 }

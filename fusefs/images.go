@@ -153,7 +153,7 @@ func (d *imagesDir) Rmdir(_ context.Context, name string) syscall.Errno {
 	}
 	d.f.saved.forget(name)
 	d.f.logf("image %s removed", name)
-	d.f.garbage()
+	d.f.collector.garbage()
 	return 0
 }
 
@@ -229,12 +229,7 @@ func (n *savedDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) 
 		return nil, syscall.ENOENT
 	}
 	part := slices.Index(savedFiles(im), name) + 1
-	c := &savedFile{dir: n, name: name, size: im.Size, time: im.Created}
-	for _, a := range im.Attachments {
-		if a.Name == name {
-			c.size, c.attached = a.Size, true
-		}
-	}
+	c := &savedFile{dir: n, name: name, size: savedSize(&im, name), time: im.Created, attached: part > 1}
 	c.attr(&out.Attr)
 	return n.NewInode(ctx, c, fs.StableAttr{Ino: ino(spaceSaved, n.d.f.saved.id(im.Name), uint8(part))}), 0
 }
@@ -261,7 +256,7 @@ func (n *savedDir) Rename(_ context.Context, _ string, to fs.InodeEmbedder, _ st
 	return syscall.EPERM
 }
 
-// savedFile is a file of a stored image. It never changes.
+// savedFile is a file of a stored image. Its size never changes.
 type savedFile struct {
 	fs.Inode
 	dir      *savedDir
@@ -294,6 +289,10 @@ func (n *savedFile) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32
 		return &savedHandle{n.dir.d.f, r}, fuse.FOPEN_DIRECT_IO, 0
 	}
 	b, err := r.Attachment(n.name)
+	if err == nil && n.name == infoName {
+		im = r.Image() // as it was opened
+		b, err = infoText(&im, b)
+	}
 	if err = errors.Join(err, r.Close()); err != nil {
 		return nil, 0, n.dir.d.fail(im.Name+"/"+n.name, err)
 	}

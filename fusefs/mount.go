@@ -25,6 +25,7 @@ type Options struct {
 	Engine         Engine
 	Store          *store.Store
 	Spool          string                           // folder for uploads and NAME.out files; must exist
+	Keep           store.Policy                     // which images stay in the store; Spare is set here
 	RestoreTimeout time.Duration                    // for one restore, verifying included; 0: two minutes
 	Logf           func(format string, args ...any) // one line per call
 }
@@ -51,7 +52,7 @@ func Mount(o Options) (*Server, error) {
 	}
 	ctx, stop := context.WithCancelCause(context.Background())
 	f := &filesystem{engine: o.Engine, store: o.Store, spool: o.Spool, logf: o.Logf, timeout: o.RestoreTimeout, ctx: ctx, stop: stop,
-		taking: make(chan struct{}, 1), dirty: make(chan struct{}, 1), records: make(map[procID]*record), imageOf: make(map[reader]*imageNode),
+		collector: newCollector(o.Keep, ctx.Done()), taking: make(chan struct{}, 1), records: make(map[procID]*record), imageOf: make(map[reader]*imageNode),
 		frozenBy: make(map[procID]*frozenTree)}
 	f.saved.byName = make(map[string]*savedName)
 	f.uploads.byName = make(map[string]*upload)
@@ -60,6 +61,7 @@ func Mount(o Options) (*Server, error) {
 		stop(err)
 		return nil, fmt.Errorf("mounting on %s: %w", dir, err)
 	}
+	f.collector.look() // the policy may be another one than last time
 	f.streams.Go(f.collect)
 	s := &Server{f: f, fuse: srv, dir: dir}
 	if err := closeOnExec(); err != nil {

@@ -129,20 +129,25 @@ func (f *filesystem) beginIngest(ctx context.Context, s *session, m *image.Manif
 	if len(m.Tasks) > 0 {
 		comm = m.Tasks[0].Comm
 	}
-	base := imageName(comm, s.pid, s.created)
+	series := seriesName(comm, s.pid)
+	base := series + s.created.UTC().Format("-20060102T150405Z")
 	s.name = base
 	for i := 2; ; i++ {
 		var err error
 		s.ingest, err = f.store.Begin(ctx, s.name)
-		if err == nil || !errors.Is(err, fs.ErrExist) {
+		if err == nil {
+			s.ingest.SetSeries(series)
+			return nil
+		}
+		if !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 		s.name = fmt.Sprintf("%s-%d", base, i)
 	}
 }
 
-// imageName is how an image is called in images/.
-func imageName(comm string, pid int, t time.Time) string {
+// seriesName is what the names of all images of a process begin with.
+func seriesName(comm string, pid int) string {
 	clean := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '+' {
 			return r
@@ -152,7 +157,7 @@ func imageName(comm string, pid int, t time.Time) string {
 	if clean = strings.TrimLeft(clean, ".-"); clean == "" {
 		clean = "process"
 	}
-	return fmt.Sprintf("%s-%d-%s", clean, pid, t.UTC().Format("20060102T150405Z"))
+	return fmt.Sprintf("%s-%d", clean, pid)
 }
 
 // stream brings the whole image into the store, however slow the reader is.
@@ -168,6 +173,7 @@ func (f *filesystem) stream(ctx context.Context, s *session, cp Checkpoint) {
 	if err == nil {
 		err = f.attach(s, cp.Manifest(), root)
 	}
+	opened := f.collector.opening(s.name)
 	if err == nil {
 		err = s.ingest.Commit()
 	} else {
@@ -180,10 +186,8 @@ func (f *filesystem) stream(ctx context.Context, s *session, cp Checkpoint) {
 	if err == nil {
 		r, err = f.store.OpenImage(s.name)
 	}
+	opened()
 	s.cancel(nil)
-	if err != nil {
-		f.garbage()
-	}
 	f.streamed(s, err)
 	s.finish(r, err)
 }
@@ -193,15 +197,21 @@ func (f *filesystem) streamed(s *session, err error) {
 	switch {
 	case err == nil:
 		f.logf("pid %d: checkpoint %s stored, %d bytes", s.pid, s.name, s.size)
+		f.collector.look()
 		f.remember(s.pid, func(r *record) { r.Last, r.Error = &lastCheckpoint{s.name, s.created, s.size}, nil })
 	case errors.Is(err, errReaderGone):
 		f.logf("pid %d: checkpoint given up: %v", s.pid, err)
+		f.collector.garbage()
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		f.failed(s.pid, err)
+		f.collector.noRoom()
 	default:
 		f.failed(s.pid, err)
+		f.collector.garbage()
 	}
 }
 
-// savedInfo is images/NAME/info.
+// savedInfo is images/NAME/info as it is stored, see infoText.
 type savedInfo struct {
 	Name      string          `json:"name"`
 	PID       int             `json:"pid"`
@@ -244,7 +254,7 @@ func (f *filesystem) attach(s *session, m *image.Manifest, root image.Hash) erro
 	if err != nil {
 		return fmt.Errorf("info of %s: %w", s.name, err)
 	}
-	s.ingest.Attach("info", append(b, '\n'))
+	s.ingest.Attach(infoName, append(b, '\n'))
 	// The manifest is read back from what is stored: that also shows that it can be.
 	r, err := image.Open(s.ingest, s.size)
 	if err != nil {

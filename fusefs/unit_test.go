@@ -67,6 +67,7 @@ func TestErrno(t *testing.T) {
 		{&os.PathError{Err: syscall.ENOSPC}, syscall.ENOSPC},
 		{os.ErrNotExist, syscall.ENOENT},
 		{os.ErrExist, syscall.EEXIST},
+		{os.ErrInvalid, syscall.EILSEQ},
 		{fmt.Errorf("x: %w", context.DeadlineExceeded), syscall.ETIMEDOUT},
 		{context.Canceled, syscall.EINTR},
 		{errors.New("anything else"), syscall.EIO},
@@ -150,12 +151,9 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-func TestImageName(t *testing.T) {
-	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("x", 3600))
-	for comm, want := range map[string]string{
-		"python3": "python3-7-20260102T020405Z", "a/b c": "a-b-c-7-20260102T020405Z", "../..": "-..-7-20260102T020405Z"[1:], "": "process-7-20260102T020405Z",
-	} {
-		if got := imageName(comm, 7, at); comm != "../.." && got != want {
+func TestSeriesName(t *testing.T) {
+	for comm, want := range map[string]string{"python3": "python3-7", "a/b c": "a-b-c-7", "../..": "-..-7"[1:], "": "process-7"} {
+		if got := seriesName(comm, 7); comm != "../.." && got != want {
 			t.Errorf("%q: %s, want %s", comm, got, want)
 		} else if got[0] == '.' || got[0] == '-' {
 			t.Errorf("%q: %s", comm, got)

@@ -29,7 +29,7 @@ func (g *collection) prepareShared() error {
 	if err := sh.refresh(g.ctx, true); err != nil {
 		return err
 	}
-	if err := sh.refreshImages(g.ctx, 0); err != nil {
+	if err := sh.refreshImages(g.ctx, bootTime()); err != nil {
 		return err
 	}
 	if g.leased, err = sh.leases(g.ctx, now); err != nil {

@@ -24,15 +24,22 @@ func (b *buf) release() {
 	}
 }
 
-type bufPool struct{ p sync.Pool }
+// bufPool makes buffers for at least least bytes.
+type bufPool struct {
+	p     sync.Pool
+	least int
+}
 
-func (bp *bufPool) init() { bp.p.New = func() any { return &buf{pool: bp} } }
+func (bp *bufPool) init(least int) {
+	bp.least = least
+	bp.p.New = func() any { return &buf{pool: bp} }
+}
 
 // get returns a buffer of n bytes, held once.
 func (bp *bufPool) get(n int) *buf {
 	b := bp.p.Get().(*buf)
 	if cap(b.data) < n {
-		b.data = make([]byte, n, max(n, 64<<10))
+		b.data = make([]byte, n, max(n, bp.least))
 	}
 	b.data = b.data[:n]
 	b.refs.Store(1)

@@ -40,7 +40,8 @@ func (in *Ingest) complete() (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	rec := &record{Name: in.name, Created: in.created.UnixNano(), Chunks: in.tree.count, Data: data}
+	rec := &record{Name: in.name, Created: in.created.UnixNano(), Chunks: in.tree.count, Data: data,
+		Host: in.s.o.Host, Series: in.series}
 	if rec.Attach, err = in.storeAttached(); err != nil {
 		return nil, err
 	}
@@ -158,11 +159,11 @@ func (s *Store) leave(in *Ingest) []*pack {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.running, in)
-	if len(s.running) > 0 || s.session.committed && s.sh == nil {
+	if len(s.running) > 0 {
 		return nil
 	}
 	dead := s.session.packs
-	if s.sh != nil { // others may refer to what they can see
+	if s.session.committed || s.sh != nil { // images, or other machines, refer to what is sealed
 		dead = slices.DeleteFunc(dead, func(p *pack) bool { return p.sealed.Load() })
 	}
 	s.session = session{}
@@ -246,7 +247,7 @@ func (s *ingestSink) opened(p *pack) {
 	s.session.packs = append(s.session.packs, p)
 }
 
-func (s *ingestSink) added(p *pack, e *entry) { s.ix.added(p, e) }
+func (s *ingestSink) added(p *pack, e entry) { s.ix.added(p, &e) }
 
 func (s *ingestSink) sealed(p *pack) { (*Store)(s).packSealed(p) }
 

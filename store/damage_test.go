@@ -99,7 +99,7 @@ func TestIndexLost(t *testing.T) {
 
 // TestIndexDamaged flips bits all over the index: it is made again at Open or on the fly.
 func TestIndexDamaged(t *testing.T) {
-	for _, off := range []int64{0, 9, 20, 40, runHeadLen + 3, runBlock + 7, 2*runBlock + 100, -1} {
+	for _, off := range []int64{0, 9, 20, 40, runHeadLen + 3, runBlock + 7, 2*runBlock + 100, -1, -150, -190} {
 		dir, _ := twoImages(t)
 		for _, f := range files(t, dir, indexName) {
 			flip(t, f, off)

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 )
@@ -284,8 +285,9 @@ func removeTemps(dir string) (int, error) {
 
 // checkName refuses what cannot be the name of a file in images/.
 func checkName(name string) error {
-	if name == "" || name == "." || name == ".." || len(name) > 255 || strings.ContainsAny(name, "/\x00") {
-		return fmt.Errorf("%q cannot name an image: it must be a valid file name: %w", name, fs.ErrInvalid)
+	// What is no UTF-8 would be written, but not be read again: CBOR refuses it.
+	if name == "" || name == "." || name == ".." || len(name) > 255 || strings.ContainsAny(name, "/\x00") || !utf8.ValidString(name) {
+		return fmt.Errorf("%q cannot name an image: it must be a valid file name in UTF-8: %w", name, fs.ErrInvalid)
 	}
 	return nil
 }

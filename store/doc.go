@@ -28,7 +28,8 @@
 // # Image
 //
 //	record      magic "ckptimg1", length 4, CBOR, BLAKE3 of all before 32
-//	            CBOR: name, created, unique bytes, chunks, tree of the data, trees of the attachments
+//	            CBOR: name, created, unique bytes, chunks, tree of the data, trees of the attachments,
+//	            kept, host, series
 //	tree        root node: hash, level, bytes below
 //	node        "CPTN", level 1, zero 3, entries 4, then
 //	  level 0   36 for each chunk: hash 32, length 4 (top bit: all zeros, not stored)
@@ -40,16 +41,34 @@
 //
 // # Index
 //
-// A run is sorted by hash. Memory holds 8 bytes for each block of 85 chunks, and the
-// chunks of packs sealed since the last run; a lookup reads one block of each run.
+// A run is sorted by hash and needs nothing but itself. Memory holds 200 bytes for each block
+// of 85 chunks, and the chunks of packs sealed since the last run.
 //
-//	header  64  magic "ckptrun1", packs 4, zero 4, chunks 8, zero 8, BLAKE3 of this, table and sparse 32
+//	header  64  magic "ckptrun2", packs 4, zero 4, chunks 8, CRC-32C of keys and filter 4, zero 4,
+//	            BLAKE3 of this and the table 32
 //	table   32  for each pack: ID 16, size 8, created 8; padded to 4096
 //	block 4096  85 entries of 48: hash 32, offset 4, stored 4, raw 3, codec 1, pack 4; then CRC-32C 4, zero 12
-//	sparse   8  for each block: first 8 bytes of its first hash
+//	keys     8  for each block: first 8 bytes of its first hash
+//	filter 192  for each block: 16 parts of its range, the slot where each ends 1; for each entry
+//	            bytes 9 and 10 of its hash; zero 6
 //
-// Memory is flushed into a new run at 65,536 chunks and at Close; a run that is not more
-// than twice as long as all newer ones together is merged with them.
+// A lookup goes through the runs from the newest on. The keys tell the block, the top bits of
+// the distance from its key tell the part (of the range to the next block's key, 8 to 16 parts
+// are in use), and only if a fingerprint there is equal is the block read. A foreign hash gets
+// so far one time in 6,000 to 12,000 for each run. Measured with ten million chunks in six runs:
+// a chunk that is there takes 1.0005 reads, one that is not 0.0008 (at worst, with the fifteen
+// runs that the rule below can leave, 0.0025); 23 MiB of memory, 30 ms of processor time to
+// open, and 26 MiB more while all of it is merged.
+//
+// Head, table, keys and filter are checked when a run is opened, a block when it is read, and
+// whoever walks a run (merges, GC, Verify) also compares the filter with the blocks. A run
+// that is damaged, or of the format before ("ckptrun1", without filter), is made again from
+// its packs; so is the whole index if it is lost.
+//
+// Memory is flushed into a new run at 65,536 to 196,607 chunks and at Close; a run that is not
+// more than twice as long as all newer ones together is merged with them. The lock is not held
+// while a run is written, nor while a block is read: only if what was found is gone when the
+// read is over, the lookup is done again with the lock.
 //
 // # How an image comes to be
 //
@@ -82,6 +101,14 @@
 //
 // At no moment is there a reference whose chunk is not in a sealed pack, so a crash
 // leaves garbage at worst.
+//
+// # Retention
+//
+// Prune takes images off the list by age, count and size; the next GC frees what only they
+// needed. What an image would free is not in its record, since others refer to its chunks.
+// So for the size the images that stay anyway are walked first, then the others from the
+// newest on, each chunk counted once, until the bound is reached: the rest goes. An image
+// that the user renamed is never removed, one that another host took is left to that host.
 //
 // # Damage
 //

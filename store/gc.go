@@ -16,7 +16,7 @@ type GCReport struct {
 	Packs   int      // packs removed
 	Written int      // packs written with what was alive in removed ones
 	Freed   int64    // bytes fewer in packs than before
-	Live    int64    // bytes of chunks that are needed
+	Live    int64    // bytes of chunks that are needed, with their entries in footers
 	Dead    int64    // bytes of chunks that are not, and stay in packs where little is dead
 	Pending int      // packs of a bucket that a later GC removes, when the grace time is over
 	Kept    []string // packs that should have gone but could not be read, and why
@@ -66,6 +66,7 @@ func (s *Store) collect(ctx context.Context) (GCReport, error) {
 	if err := g.run(); err != nil {
 		return g.report, err
 	}
+	s.dead.Store(g.report.Dead)
 	return g.report, s.flushIndex(true)
 }
 
@@ -236,7 +237,7 @@ func (g *collection) seen(h *Hash) (bool, error) {
 	if err := g.ctx.Err(); err != nil {
 		return false, err
 	}
-	known, found, err := g.s.ix.mark(h)
+	known, found, err := g.s.ix.mark(h, true)
 	if err == nil && !found {
 		err = g.s.missing(h)
 	}
@@ -257,7 +258,7 @@ func (g *collection) markRefs(refs []chunkRef) error {
 		if refs[i].zero {
 			continue
 		}
-		_, found, err := g.s.ix.mark(&refs[i].hash)
+		_, found, err := g.s.ix.mark(&refs[i].hash, false)
 		if err != nil {
 			return err
 		}
@@ -323,7 +324,7 @@ func (g *collection) count() error {
 				break
 			}
 			if g.s.ix.marks.alive[r].has(it.pos) {
-				g.live[it.loc.p] += int64(it.loc.stored)
+				g.live[it.loc.p] += int64(it.loc.stored) + packEntryLen
 			}
 		}
 	}

@@ -290,3 +290,42 @@ func TestUnknownCopy(t *testing.T) {
 	wantImage(t, s, "twice", chunks[99:])
 	wantClean(t, s)
 }
+
+// TestGCNodeAsData: memory of a process holds the very bytes of another image's root node.
+// GC comes to it as data first and must follow it all the same.
+func TestGCNodeAsData(t *testing.T) {
+	s := open(t, t.TempDir(), Options{PackSize: 256 << 10})
+	chunks := testImage(1, 900) // a root above leaves
+	ingest(t, s, "b", chunks)
+	root := s.images["b"].rec.Data
+	if root.Level == 0 {
+		t.Fatal("the tree is only a leaf")
+	}
+	n, ok, err := s.ix.size(&root.Hash)
+	if !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	node := make([]byte, n)
+	if err := s.readChunk(&root.Hash, node); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.flushIndexNow(); err != nil {
+		t.Fatal(err)
+	}
+	g := &collection{s: s, ctx: t.Context()}
+	s.ix.marks = newMarks(s.ix.runs)
+	if err := g.markRefs([]chunkRef{{hash: root.Hash, size: uint32(n)}}); err != nil {
+		t.Fatal(err)
+	}
+	if known, err := g.seen(&root.Hash); known || err != nil {
+		t.Errorf("GC would not follow the node: %v, %v", known, err)
+	}
+	s.ix.marks = nil
+}
+
+// flushIndexNow is flushIndex for who does not hold maint.
+func (s *Store) flushIndexNow() error {
+	s.maint.Lock()
+	defer s.maint.Unlock()
+	return s.flushIndex(false)
+}

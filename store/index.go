@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -22,13 +23,14 @@ type place struct {
 }
 
 // index finds chunks. The newest are in memory, all others in sorted runs on disk, of
-// which memory holds eight bytes for every 85 chunks.
+// which memory holds 200 bytes for every 85 chunks.
 type index struct {
+	reads  atomic.Uint64 // blocks that lookups read
 	mu     sync.RWMutex
 	mem    map[Hash]loc
 	fresh  map[*pack]struct{} // sealed packs whose chunks only mem knows
 	queued map[Hash]*job      // given to Put, not in a pack yet
-	runs   []*run             // newest first
+	runs   []*run             // newest first; a slice that is replaced, never changed
 	bad    map[place]struct{}
 	// badChanged: the list on disk does not say the same as bad.
 	badChanged bool
@@ -78,82 +80,153 @@ func (x *index) usable(l loc) bool {
 	return !bad
 }
 
-// find looks a chunk up for a reader.
-func (x *index) find(h *Hash) (loc, bool, error) {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	if l, ok := x.mem[*h]; ok && x.usable(l) {
-		return l, true, nil
-	}
-	l, _, _, ok, err := x.findRun(h, func(l loc, r *run, pos int) bool { return x.usable(l) })
-	return l, ok, err
+// hit is a copy that a lookup found.
+type hit struct {
+	loc
+	run *run // nil if memory has it
+	pos int  // in run
 }
 
-// findRun looks a chunk up in the runs, newest first, for a copy that accept takes.
+// lookup finds a copy of a chunk that accept takes: the one in memory, or one in the runs,
+// newest first. accept is called with the lock held, and a run is then still in use. The
+// lock is not held while a block is read, so that a slow disk stops nobody who adds chunks.
+func (x *index) lookup(h *Hash, accept func(hit) bool) (hit, bool, error) {
+	x.mu.RLock()
+	l, ok := x.mem[*h]
+	ok = ok && x.usable(l) && accept(hit{loc: l})
+	runs := x.runs
+	x.mu.RUnlock()
+	if ok {
+		return hit{loc: l}, true, nil
+	}
+	for _, r := range runs {
+		pos, l, ok, err := r.find(h, &x.reads)
+		if err == nil && !ok {
+			continue
+		}
+		if f := (hit{l, r, pos}); err == nil && x.accepted(f, accept) {
+			return f, true, nil
+		}
+		// A merge has replaced the run, GC moved the chunk, or there is another copy.
+		return x.lookupLocked(h, accept)
+	}
+	return hit{}, false, nil
+}
+
+func (x *index) accepted(f hit, accept func(hit) bool) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return slices.Contains(x.runs, f.run) && x.usable(f.loc) && accept(f)
+}
+
+// lookupLocked is lookup with nothing changing meanwhile.
+func (x *index) lookupLocked(h *Hash, accept func(hit) bool) (hit, bool, error) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if l, ok := x.mem[*h]; ok && x.usable(l) && accept(hit{loc: l}) {
+		return hit{loc: l}, true, nil
+	}
+	l, r, pos, ok, err := x.findRun(h, func(l loc, r *run, pos int) bool { return x.usable(l) && accept(hit{l, r, pos}) })
+	return hit{l, r, pos}, ok, err
+}
+
+// findRun looks a chunk up in the runs, newest first, for a copy that accept takes. Called
+// with the lock held.
 func (x *index) findRun(h *Hash, accept func(loc, *run, int) bool) (loc, *run, int, bool, error) {
 	for _, r := range x.runs {
-		pos, l, ok, err := r.find(h, accept)
-		if ok || err != nil {
+		pos, l, ok, err := r.find(h, &x.reads)
+		if err != nil || (ok && accept(l, r, pos)) {
 			return l, r, pos, ok, err
 		}
 	}
 	return loc{}, nil, 0, false, nil
 }
 
+// find looks a chunk up for a reader.
+func (x *index) find(h *Hash) (loc, bool, error) {
+	f, ok, err := x.lookup(h, func(hit) bool { return true })
+	return f.loc, ok, err
+}
+
 // reuse looks a chunk up for an ingest that wants to refer to it. A running GC learns
 // that the chunk is alive; what a GC is about to remove is not found.
 func (x *index) reuse(h *Hash) (*pack, error) {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	if l, ok := x.mem[*h]; ok && x.usable(l) && !l.p.doomed.Load() {
-		return l.p, nil
-	}
-	l, r, pos, ok, err := x.findRun(h, func(l loc, r *run, pos int) bool {
-		return x.usable(l) && !l.p.doomed.Load() && (!l.p.condemned.Load() || x.marks == nil || x.marks.alive[r].has(pos))
+	f, ok, err := x.lookup(h, func(f hit) bool {
+		if f.p.doomed.Load() {
+			return false
+		}
+		if f.run == nil || x.marks == nil {
+			return true
+		}
+		alive := x.marks.alive[f.run]
+		if f.p.condemned.Load() {
+			return alive.has(f.pos)
+		}
+		alive.set(f.pos)
+		return true
 	})
 	if !ok || err != nil {
 		return nil, err
 	}
-	if x.marks != nil {
-		x.marks.alive[r].set(pos)
-	}
-	return l.p, nil
+	return f.p, nil
 }
 
 // mark is how GC enters that a chunk is alive; it reports whether GC was there before. Chunks that
 // only memory knows are younger than the GC and none of its business.
-func (x *index) mark(h *Hash) (known, found bool, err error) {
+//
+// node says that the caller goes on to what the chunk, as a node, refers to. Others do not set
+// that bit: memory of a process may well have the very bytes of a node.
+func (x *index) mark(h *Hash, node bool) (known, found bool, err error) {
 	x.mu.RLock()
-	defer x.mu.RUnlock()
-	l, inMem := x.mem[*h]
-	inMem = inMem && x.usable(l)
-	if inMem && !l.p.doomed.Load() || x.queued[*h] != nil {
+	queued := x.queued[*h] != nil
+	x.mu.RUnlock()
+	if queued {
 		return false, true, nil
 	}
-	_, r, pos, ok, err := x.findRun(h, func(l loc, r *run, pos int) bool { return x.usable(l) && !l.p.doomed.Load() })
-	if err == nil && !ok {
-		known, found, err = x.markDoomed(h)
-		return known, found || inMem, err
+	doomed := false // there is a copy, but somebody is about to remove it
+	_, found, err = x.lookup(h, func(f hit) bool {
+		switch {
+		case f.p.doomed.Load():
+			doomed = true
+			return false
+		case f.run != nil:
+			x.marks.alive[f.run].set(f.pos)
+			known = node && x.marks.walked[f.run].set(f.pos)
+		}
+		return true
+	})
+	if err == nil && !found && doomed {
+		return x.markDoomed(h, node)
 	}
-	if err != nil {
-		return false, false, err
-	}
-	x.marks.alive[r].set(pos)
-	return x.marks.walked[r].set(pos), true, nil
+	return known, found, err
 }
 
 // markDoomed is mark for a chunk of which every copy is about to be removed, by us or by
 // others: none of them may go now.
-func (x *index) markDoomed(h *Hash) (known, found bool, err error) {
+func (x *index) markDoomed(h *Hash, node bool) (known, found bool, err error) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	l, ok := x.mem[*h]
+	found = ok && x.usable(l)
 	_, _, _, _, err = x.findRun(h, func(l loc, r *run, pos int) bool {
 		if x.usable(l) {
 			x.marks.alive[r].set(pos)
-			known = x.marks.walked[r].set(pos)
+			known = node && x.marks.walked[r].set(pos)
 			found = true
 		}
 		return false
 	})
 	return known, found, err
+}
+
+// memory is how many bytes the tables of the runs take.
+func (x *index) memory() (n int) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for _, r := range x.runs {
+		n += r.memory()
+	}
+	return n
 }
 
 // enqueue joins an ingest to the job that is about to store h, or makes j that job. It

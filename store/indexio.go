@@ -104,29 +104,31 @@ func (r *run) newest() (t int64) {
 // dropCovered removes runs whose packs are all in another one: a merge that a crash cut
 // short of removing what it had merged.
 func (s *Store) dropCovered() error {
-	for i := 0; i < len(s.ix.runs); i++ {
-		r := s.ix.runs[i]
-		covered := slices.ContainsFunc(s.ix.runs, func(o *run) bool { return o != r && o.covers(r) })
-		if !covered {
-			continue
+	for _, o := range slices.Clone(s.ix.runs) {
+		if !slices.Contains(s.ix.runs, o) {
+			continue // covered itself
 		}
-		r.f.Close()
-		if err := os.Remove(r.path); err != nil {
-			return err
+		have := make(map[*pack]struct{}, len(o.packs))
+		for _, p := range o.packs {
+			have[p] = struct{}{}
 		}
-		s.ix.runs = slices.Delete(s.ix.runs, i, i+1)
-		i--
+		for _, r := range slices.Clone(s.ix.runs) {
+			if r == o || !r.coveredBy(have) {
+				continue
+			}
+			r.f.Close() // read only
+			if err := os.Remove(r.path); err != nil {
+				return err
+			}
+			s.ix.runs = slices.DeleteFunc(s.ix.runs, func(x *run) bool { return x == r })
+		}
 	}
 	return nil
 }
 
-// covers reports whether all packs of o that exist are in r too.
-func (r *run) covers(o *run) bool {
-	have := make(map[*pack]struct{}, len(r.packs))
+// coveredBy reports whether all packs of a run that exist are in have.
+func (r *run) coveredBy(have map[*pack]struct{}) bool {
 	for _, p := range r.packs {
-		have[p] = struct{}{}
-	}
-	for _, p := range o.packs {
 		if _, ok := have[p]; !ok && !p.gone.Load() {
 			return false
 		}
@@ -191,7 +193,7 @@ func (s *Store) enter(p *pack, entries []entry, held bool) error {
 	s.ix.fresh[p] = struct{}{}
 	n := len(s.ix.mem)
 	s.ix.mu.Unlock()
-	if n < 4*flushAt {
+	if n < 2*flushAt {
 		return nil
 	}
 	if !held {

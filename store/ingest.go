@@ -38,6 +38,7 @@ type Ingest struct {
 	s       *Store
 	ctx     context.Context
 	name    string
+	series  string
 	created time.Time
 	unique  atomic.Int64
 	jobs    sync.WaitGroup // chunks this image refers to that are not in a pack yet
@@ -72,7 +73,7 @@ func (s *Store) Begin(ctx context.Context, name string) (*Ingest, error) {
 	in.win.limit = s.o.Window
 	if s.sh != nil {
 		in.packs = map[*pack]struct{}{}
-		if err := s.sh.freshen(ctx, packsFresh); err != nil {
+		if err := s.sh.freshen(ctx, ago(packsFresh)); err != nil {
 			return nil, err
 		}
 	}
@@ -126,7 +127,7 @@ func (s *Store) checkChunk(h *Hash, chunk []byte) error {
 		return fmt.Errorf("a chunk of %d bytes: it must have 1 to %d", len(chunk), MaxChunk)
 	}
 	if s.o.CheckHashes && hashOf(chunk) != *h {
-		return fmt.Errorf("chunk of %d bytes: %w (%s)", len(chunk), errMismatch, h)
+		return fmt.Errorf("chunk of %d bytes: %w (%s)", len(chunk), errMismatch, *h) // a copy: h itself would have to be allocated for every Put
 	}
 	return nil
 }
@@ -319,9 +320,10 @@ func (in *Ingest) readSome(p []byte, off int64) (int, error) {
 		return copy(p, b.data[off-start:]), nil
 	}
 	if off >= in.tree.base {
-		ref, start, _ := locate(in.tree.open, in.tree.base, off)
+		i, start := locate(in.tree.open, in.tree.base, off)
+		ref := in.tree.open[i]
 		in.mu.Unlock()
-		return in.view.copyChunk(in.name, p, ref, start, off)
+		return in.view.copyChunk(in.name, p, &ref, start, off)
 	}
 	i, base := leafAt(in.tree.ends, off)
 	sp := in.tree.spans[i]

@@ -47,7 +47,7 @@ func newThree(t *testing.T) *threeImages {
 		}
 	}
 	rec := s.images["a"].rec
-	spans, _, err := s.loadSpans(rec.Data)
+	list, err := s.loadSpans(rec.Data)
 	if err != nil || rec.Data.Level == 0 {
 		t.Fatalf("level %d: %v", rec.Data.Level, err)
 	}
@@ -55,7 +55,7 @@ func newThree(t *testing.T) *threeImages {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.at = map[string]spot{"shared": where[hashOf(a[40])], "own": where[hashOf(a[99])], "leaf": where[spans[len(spans)-1].hash],
+	v.at = map[string]spot{"shared": where[hashOf(a[40])], "own": where[hashOf(a[99])], "leaf": where[list.spans[len(list.spans)-1].hash],
 		"root": where[rec.Data.Hash], "attachment": where[side[0].hash]}
 	for name, at := range v.at {
 		if at.path == "" || (name == "shared" || name == "own") && at.stored < 2000 {

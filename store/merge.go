@@ -34,7 +34,7 @@ func (s *Store) flushOnce(all bool) error {
 		if err != nil {
 			return err
 		}
-		s.ix.flushed(r, ents)
+		s.ix.flushed(r)
 	}
 	k := 1
 	for total := 0; k <= len(s.ix.runs); k++ {
@@ -74,7 +74,7 @@ func (x *index) flushable() (ents []memEntry, packs []*pack) {
 
 func (s *Store) writeRun(ents []memEntry, packs []*pack) (*run, error) {
 	slices.SortFunc(ents, func(a, b memEntry) int { return bytes.Compare(a.hash[:], b.hash[:]) })
-	w, err := newRunWriter(filepath.Join(s.dir, indexName), packs)
+	w, err := newRunWriter(filepath.Join(s.dir, indexName), packs, len(ents))
 	if err != nil {
 		return nil, err
 	}
@@ -90,16 +90,24 @@ func (s *Store) writeRun(ents []memEntry, packs []*pack) (*run, error) {
 	return w.finish()
 }
 
-func (x *index) flushed(r *run, ents []memEntry) {
+// flushed enters a run in place of what memory had of its packs. The map is made anew: Go
+// gives no memory of a map back.
+func (x *index) flushed(r *run) {
+	written := make(map[*pack]struct{}, len(r.packs))
+	for _, p := range r.packs {
+		written[p] = struct{}{}
+	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.runs = slices.Insert(x.runs, 0, r)
-	for i := range ents {
-		if x.mem[ents[i].hash] == ents[i].loc {
-			delete(x.mem, ents[i].hash)
+	x.runs = append([]*run{r}, x.runs...)
+	rest := map[Hash]loc{}
+	for h, l := range x.mem {
+		if _, ok := written[l.p]; !ok {
+			rest[h] = l
 		}
 	}
-	for _, p := range r.packs {
+	x.mem = rest
+	for p := range written {
 		delete(x.fresh, p)
 	}
 }
@@ -124,8 +132,10 @@ func (s *Store) mergeRuns(k int) error {
 
 func (s *Store) merge(old []*run) (*run, error) {
 	var packs []*pack
+	entries := 0
 	seen := map[*pack]bool{}
 	for _, r := range old {
+		entries += r.n
 		for _, p := range r.packs {
 			if !seen[p] && !p.dropped.Load() {
 				packs = append(packs, p)
@@ -133,7 +143,7 @@ func (s *Store) merge(old []*run) (*run, error) {
 			seen[p] = true
 		}
 	}
-	w, err := newRunWriter(filepath.Join(s.dir, indexName), packs)
+	w, err := newRunWriter(filepath.Join(s.dir, indexName), packs, entries)
 	if err != nil {
 		return nil, err
 	}

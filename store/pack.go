@@ -246,7 +246,7 @@ type packSink interface {
 	// opened: a new pack takes chunks.
 	opened(p *pack)
 	// added: the bytes of a chunk are in the file; comes before the pack can be sealed.
-	added(p *pack, e *entry)
+	added(p *pack, e entry)
 	// sealed: the pack is durable and visible.
 	sealed(p *pack)
 	// failed: the pack and all its chunks are lost; comes before anyone who waits hears.
@@ -322,7 +322,7 @@ func (w *packWriter) append(e entry, plain []byte, buf []byte) (*pack, []byte, e
 	}
 	_, err = p.file.f.WriteAt(stored, int64(e.off))
 	if err == nil {
-		w.sink.added(p, &e)
+		w.sink.added(p, e)
 	}
 	w.mu.Lock()
 	p.writing--

@@ -15,7 +15,10 @@ var errNoChunk = errors.New("the store does not have it")
 // one serves.
 func (s *Store) readChunk(h *Hash, dst []byte) error {
 	var last *ChunkError
-	asked := false
+	begun := int64(0)
+	if s.sh != nil {
+		begun = bootTime()
+	}
 	for {
 		if s.ix.fromQueue(h, dst) {
 			return nil
@@ -30,12 +33,11 @@ func (s *Store) readChunk(h *Hash, dst []byte) error {
 		if !ok && last != nil {
 			return last
 		}
-		if !ok && s.sh != nil && !asked {
-			asked = true
-			if err := s.sh.freshen(s.sh.ctx, imagesFresh); err != nil {
+		if !ok && s.sh != nil && s.sh.seen.Load() < begun {
+			if err := s.sh.freshen(s.sh.ctx, begun); err != nil {
 				return &ChunkError{Hash: *h, Err: err}
 			}
-			continue // another machine may have moved it
+			continue // another machine has stored or moved it
 		}
 		if !ok {
 			return s.readBad(h, dst)
@@ -93,19 +95,30 @@ func (s *Store) readCopyWith(readAt func(*pack, []byte, int64) error, l loc, h *
 	if err := readAt(l.p, b.data, int64(l.off)); err != nil {
 		return err
 	}
+	return s.decodeCopy(&l, h, dst, b.data)
+}
+
+// decodeCopy makes the chunk out of what stands in its place in a pack, and checks it. It may
+// use stored to decrypt in.
+func (s *Store) decodeCopy(l *loc, h *Hash, dst, stored []byte) error {
 	e := l.entry(h)
-	plain, err := l.p.unseal(s.sec, &e, b.data)
+	plain, err := l.p.unseal(s.sec, &e, stored)
 	if err != nil {
 		return err
 	}
 	return s.dec.decode(dst, plain, l.codec, *h)
 }
 
-// readNode returns a chunk whose length only the index knows.
-func (s *Store) readNode(h *Hash) ([]byte, error) {
+// readNode returns a chunk whose length only the index knows, in a buffer of its own.
+func (s *Store) readNode(h *Hash) (*buf, error) {
 	n, ok, err := s.ix.size(h)
 	if err != nil && s.healIndex(err) {
 		n, ok, err = s.ix.size(h)
+	}
+	if err == nil && !ok && s.sh != nil {
+		if err = s.sh.freshen(s.sh.ctx, bootTime()); err == nil {
+			n, ok, err = s.ix.size(h)
+		}
 	}
 	if err != nil {
 		return nil, &ChunkError{Hash: *h, Err: err}
@@ -117,8 +130,9 @@ func (s *Store) readNode(h *Hash) ([]byte, error) {
 		}
 		n = int(l.raw)
 	}
-	b := make([]byte, n)
-	if err := s.readChunk(h, b); err != nil {
+	b := s.bufs.get(n)
+	if err := s.readChunk(h, b.data); err != nil {
+		b.release()
 		return nil, err
 	}
 	return b, nil

@@ -8,13 +8,13 @@ import (
 )
 
 // Reader reads a committed image. It is safe for concurrent use, and what it reads stays
-// there until Close, whatever Remove and GC do.
+// there until Close, whatever Remove and GC do. Who reads in order is read ahead for.
 type Reader struct {
 	s      *Store
 	rec    *record
 	view   view
-	spans  []span
-	ends   []int64
+	list   chunkList
+	ahead  ahead
 	closed atomic.Bool
 }
 
@@ -27,7 +27,7 @@ func (s *Store) OpenImage(name string) (*Reader, error) {
 		if _, err := s.look(name); err != nil {
 			return nil, err
 		}
-		if err := s.sh.freshen(s.sh.ctx, packsFresh); err != nil {
+		if err := s.sh.freshen(s.sh.ctx, ago(packsFresh)); err != nil {
 			return nil, err
 		}
 	}
@@ -38,10 +38,10 @@ func (s *Store) OpenImage(name string) (*Reader, error) {
 		return nil, err
 	}
 	r := &Reader{s: s, rec: im.rec, view: newView(s)}
+	r.ahead.init(s, &r.view, &r.list)
 	s.readers[r] = struct{}{}
 	s.mu.Unlock()
-	r.spans, r.ends, err = s.loadSpans(im.rec.Data)
-	if err != nil {
+	if r.list, err = s.loadSpans(im.rec.Data); err != nil {
 		r.Close()
 		return nil, blame(err, name, -1)
 	}
@@ -49,20 +49,19 @@ func (s *Store) OpenImage(name string) (*Reader, error) {
 }
 
 // loadSpans lists the leaves of a tree.
-func (s *Store) loadSpans(t root) (spans []span, ends []int64, err error) {
+func (s *Store) loadSpans(t root) (list chunkList, err error) {
 	if t.Size == 0 {
-		return nil, nil, nil
+		return list, nil
 	}
-	var end int64
 	err = s.walkLeaves(span{t.Hash, t.Size}, t.Level, nil, func(sp span) error {
-		if len(spans) >= maxSpans {
+		if len(list.spans) >= maxSpans {
 			return &ChunkError{Hash: t.Hash, Err: fmt.Errorf("%w: too many leaves", errNode)}
 		}
-		end += sp.size
-		spans, ends = append(spans, sp), append(ends, end)
+		list.size += sp.size
+		list.spans, list.ends = append(list.spans, sp), append(list.ends, list.size)
 		return nil
 	})
-	return spans, ends, err
+	return list, err
 }
 
 // Name returns the name the image had when it was opened.
@@ -93,12 +92,12 @@ func (r *Reader) Attachment(name string) ([]byte, error) {
 
 // readAll returns all bytes of a small tree.
 func (s *Store) readAll(t root) ([]byte, error) {
-	spans, _, err := s.loadSpans(t)
+	list, err := s.loadSpans(t)
 	if err != nil {
 		return nil, err
 	}
 	out := make([]byte, 0, t.Size)
-	for _, sp := range spans {
+	for _, sp := range list.spans {
 		refs, err := s.leaf(sp)
 		if err != nil {
 			return nil, err
@@ -126,14 +125,22 @@ func (r *Reader) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("image %q: offset %d is negative", r.rec.Name, off)
 	}
-	n := 0
+	n, noted := 0, 0
 	for n < len(p) {
 		at := off + int64(n)
 		if at >= r.rec.Data.Size {
 			return n, io.EOF
 		}
-		i, base := leafAt(r.ends, at)
-		m, err := r.view.readLeaf(r.rec.Name, p[n:], r.spans[i], base, at)
+		if n >= noted {
+			noted = n + int(min(int64(len(p)-n), r.rec.Data.Size-at, aheadBatch))
+			r.ahead.note(at, int64(noted-n))
+		}
+		if m := r.ahead.read(p[n:], at); m > 0 {
+			n += m
+			continue
+		}
+		i, base := leafAt(r.list.ends, at)
+		m, err := r.view.readLeaf(r.rec.Name, p[n:], r.list.spans[i], base, at)
 		if err != nil {
 			return n, err
 		}
@@ -147,6 +154,8 @@ func (r *Reader) Close() error {
 	if r.closed.Swap(true) {
 		return ErrClosed
 	}
+	r.ahead.stop()
+	r.view.close()
 	r.s.mu.Lock()
 	defer r.s.mu.Unlock()
 	delete(r.s.readers, r)

@@ -16,6 +16,7 @@ const (
 	recSealed = "ckptimgs" // a record with a key: salt 16, then the same encrypted, tag 16
 	recMin    = 8 + 4 + 32
 	maxRecord = 1 << 20 // bytes, sealed or not
+	maxLabel  = 255     // bytes of a host or series
 )
 
 // record is everything the store knows of one image but its bytes.
@@ -26,6 +27,9 @@ type record struct {
 	Chunks  int64     `cbor:"4,keyasint"`
 	Data    root      `cbor:"5,keyasint"`
 	Attach  []sideRec `cbor:"6,keyasint,omitempty"`
+	Kept    bool      `cbor:"7,keyasint,omitempty"` // the user gave it a name: only he removes it
+	Host    string    `cbor:"8,keyasint,omitempty"` // Options.Host of who took it
+	Series  string    `cbor:"9,keyasint,omitempty"` // Ingest.SetSeries
 }
 
 // sideRec is one attachment.
@@ -115,6 +119,9 @@ func (r *record) check() error {
 	}
 	if r.Unique < 0 || r.Chunks < 0 {
 		return fmt.Errorf("%w: a negative count", errRecord)
+	}
+	if len(r.Host) > maxLabel || len(r.Series) > maxLabel {
+		return fmt.Errorf("%w: a host of %d and a series of %d bytes", errRecord, len(r.Host), len(r.Series))
 	}
 	seen := map[string]bool{}
 	for i := range r.Attach {

@@ -19,12 +19,13 @@ type fetched struct {
 
 func recordKey(id fileID) string { return imagesName + "/" + id.String() + imgExt }
 
-// refreshImages lists the images of all machines, unless that was done within d.
-func (sh *shared) refreshImages(ctx context.Context, d int64) error {
+// refreshImages lists the images of all machines, unless that has begun at a bootTime or
+// later.
+func (sh *shared) refreshImages(ctx context.Context, notBefore int64) error {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	now := bootTime()
-	if sh.listed != 0 && now-sh.listed < d {
+	if sh.listed >= notBefore {
 		return nil
 	}
 	found := map[fileID]string{}
@@ -242,7 +243,7 @@ func (s *Store) renameShared(old, name string) error {
 	if err != nil {
 		return fmt.Errorf("renaming image %q: %w", old, err)
 	}
-	rec.Name = name
+	rec.Name, rec.Kept = name, true
 	b, err := s.sec.recordFile(im.id, rec)
 	if err == nil {
 		err = s.sh.b.putBytes(s.sh.ctx, recordKey(im.id), b, false)
@@ -264,7 +265,13 @@ func (s *Store) removeShared(name string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.sh.removeRecord(s.sh.ctx, im.id); err != nil {
+	return s.forgetShared(s.sh.ctx, im)
+}
+
+// forgetShared removes the record of an image.
+func (s *Store) forgetShared(ctx context.Context, im *imageRec) error {
+	name := im.rec.Name
+	if err := s.sh.removeRecord(ctx, im.id); err != nil {
 		return fmt.Errorf("removing image %q: %w", name, err)
 	}
 	s.mu.Lock()

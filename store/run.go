@@ -8,29 +8,35 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math"
+	"math/bits"
 	"os"
-	"path/filepath"
-	"sort"
 	"sync"
+	"sync/atomic"
 
 	"github.com/zeebo/blake3"
 )
 
 // The format of an index run; doc.go draws it.
 const (
-	runMagic    = "ckptrun1"
-	runHeadLen  = 64 // magic 8, packs 4, zero 4, entries 8, zero 8, BLAKE3 of head, table and sparse index 32
-	runPackLen  = 32 // id 16, size 8, created 8
+	runMagic    = "ckptrun2"
+	runOldMagic = "ckptrun1" // without a filter
+	runHeadLen  = 64         // magic 8, packs 4, zero 4, entries 8, CRC-32C of keys and filter 4, zero 4, BLAKE3 of head and table 32
+	runPackLen  = 32         // id 16, size 8, created 8
 	runBlock    = 4096
 	runEntryLen = 48 // hash 32, offset 4, stored 4, raw and codec 4, pack 4
 	perBlock    = 85 // entries of a block; its last 16 bytes are CRC-32C 4, zero 12
+	runTailLen  = 8 + filterLen
 	maxRunPacks = 1 << 20
 	maxRunLen   = 1 << 31 // entries
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-var errRun = errors.New("the index file is damaged")
+var (
+	errRun    = errors.New("the index file cannot be used")
+	errOldRun = fmt.Errorf("%w: an earlier ckptfs wrote it", errRun)
+)
 
 // runError says which run is damaged; healIndex makes it again.
 type runError struct {
@@ -44,43 +50,100 @@ func (e *runError) Error() string {
 
 func (e *runError) Unwrap() []error { return []error{errRun, e.err} }
 
-// run is a sorted, immutable part of the index. It can be made again from its packs.
+// runFile is what a run is read from.
+type runFile interface {
+	io.ReaderAt
+	io.Closer
+}
+
+// run is a sorted, immutable part of the index. It can be made again from its packs, and
+// opened from a file that another machine wrote. What of it is in memory is checked when
+// it is opened, a block whenever it is read.
 type run struct {
 	path   string
-	f      *os.File
+	f      runFile
 	packs  []*pack
 	n      int
-	data   int64    // where the blocks begin
-	sparse []uint64 // first eight bytes of the first hash of every block
+	data   int64  // where the blocks begin
+	keys   []byte // first eight bytes of the first hash of every block
+	filter []byte // filterLen for every block
 }
 
 func (r *run) blocks() int { return (r.n + perBlock - 1) / perBlock }
 
-func key8(h *Hash) uint64 { return binary.BigEndian.Uint64(h[:8]) }
+func (r *run) key(b int) uint64 { return binary.LittleEndian.Uint64(r.keys[8*b:]) }
+
+// end is the key of what follows a block.
+func (r *run) end(b int) uint64 {
+	if 8*(b+1) < len(r.keys) {
+		return r.key(b + 1)
+	}
+	return math.MaxUint64
+}
+
+// memory is how many bytes the tables of a run take.
+func (r *run) memory() int { return cap(r.keys) + cap(r.filter) + 8*cap(r.packs) }
+
+// lastBlock returns the last block whose first key is not above k, or -1. Hashes are
+// spread evenly, so it cannot be far from where they say.
+func (r *run) lastBlock(k uint64) int {
+	n := r.blocks()
+	hi, _ := bits.Mul64(k, uint64(n))
+	from, to := int(hi), int(hi) // every block before from is not above k, those at to and later are
+	for step := 8; from > 0 && r.key(from-1) > k; step *= 2 {
+		to, from = from-1, max(0, from-step)
+	}
+	for step := 8; to < n && r.key(to) <= k; step *= 2 {
+		from, to = to+1, min(n, to+step)
+	}
+	for from < to {
+		if mid := int(uint(from+to) / 2); r.key(mid) <= k {
+			from = mid + 1
+		} else {
+			to = mid
+		}
+	}
+	return from - 1
+}
 
 var blockPool = sync.Pool{New: func() any { return new([runBlock]byte) }}
 
-// find looks h up: one block is read, unless two blocks begin with equal keys.
-func (r *run) find(h *Hash, accept func(loc, *run, int) bool) (pos int, l loc, ok bool, err error) {
-	k := key8(h)
-	b := sort.Search(len(r.sparse), func(i int) bool { return r.sparse[i] > k }) - 1
+// find looks h up and adds the blocks it reads to reads: one if h is there, none if it is
+// not, unless fingerprints are equal.
+func (r *run) find(h *Hash, reads *atomic.Uint64) (pos int, l loc, ok bool, err error) {
+	k := key8(h[:])
+	for b := r.lastBlock(k); b >= 0; b-- {
+		if slot := r.slot(b, h, 0); slot >= 0 {
+			reads.Add(1)
+			if pos, l, ok, err = r.look(b, slot, h); ok || err != nil {
+				return pos, l, ok, err
+			}
+		}
+		if r.key(b) < k {
+			break // else it may stand in the block before
+		}
+	}
+	return 0, loc{}, false, nil
+}
+
+// slot returns the first slot of a block, not before from, that may hold h, or -1.
+func (r *run) slot(b int, h *Hash, from int) int {
+	rec := r.filter[b*filterLen : (b+1)*filterLen]
+	return filterSlot(rec, partOf(key8(h[:]), r.key(b), r.end(b)), fingerprint(h[:]), from)
+}
+
+// look reads a block and compares h with what stands in the slots where it may be.
+func (r *run) look(b, slot int, h *Hash) (pos int, l loc, ok bool, err error) {
 	block := blockPool.Get().(*[runBlock]byte)
 	defer blockPool.Put(block)
-	for ; b >= 0; b-- {
-		n, err := r.block(b, block)
-		if err != nil {
-			return 0, l, false, err
-		}
-		i := sort.Search(n, func(i int) bool { return bytes.Compare(block[i*runEntryLen:i*runEntryLen+32], h[:]) >= 0 })
-		if i < n && Hash(block[i*runEntryLen:i*runEntryLen+32]) == *h {
-			pos := b*perBlock + i
-			if l, err = r.loc(block[i*runEntryLen:]); err != nil || accept(l, r, pos) {
-				return pos, l, err == nil, err
-			}
-			return 0, l, false, nil
-		}
-		if r.sparse[b] < k {
-			break
+	n, err := r.block(b, block)
+	if err != nil {
+		return 0, l, false, err
+	}
+	for ; slot >= 0 && slot < n; slot = r.slot(b, h, slot+1) {
+		if rec := block[slot*runEntryLen:]; Hash(rec[:32]) == *h {
+			l, err = r.loc(rec)
+			return b*perBlock + slot, l, err == nil, err
 		}
 	}
 	return 0, l, false, nil
@@ -113,7 +176,7 @@ func (r *run) loc(rec []byte) (loc, error) {
 	return l, nil
 }
 
-// openRun reads head, pack table and sparse index. known gives the packs that exist; a
+// openRun reads head, pack table, keys and filter. known gives the packs that exist; a
 // pack it does not have is entered as gone.
 func openRun(path string, known func(id fileID, size, created int64) *pack) (*run, error) {
 	f, err := os.Open(path)
@@ -133,9 +196,17 @@ func openRun(path string, known func(id fileID, size, created int64) *pack) (*ru
 	return r, nil
 }
 
+// readRun checks all that is not in blocks. The file is still to be set.
 func readRun(f io.ReaderAt, size int64, known func(id fileID, size, created int64) *pack) (*run, error) {
 	head := make([]byte, runHeadLen)
-	if _, err := f.ReadAt(head, 0); err != nil || string(head[:8]) != runMagic {
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return nil, fmt.Errorf("%w: no header: %w", errRun, err)
+	}
+	switch string(head[:8]) {
+	case runMagic:
+	case runOldMagic:
+		return nil, errOldRun
+	default:
 		return nil, fmt.Errorf("%w: no header", errRun)
 	}
 	packs := int64(binary.LittleEndian.Uint32(head[8:]))
@@ -145,23 +216,25 @@ func readRun(f io.ReaderAt, size int64, known func(id fileID, size, created int6
 	}
 	blocks := (int64(n) + perBlock - 1) / perBlock
 	data := alignBlock(runHeadLen + packs*runPackLen)
-	if data+blocks*runBlock+blocks*8 != size {
+	if data+blocks*(runBlock+runTailLen) != size {
 		return nil, fmt.Errorf("%w: %d bytes for %d packs and %d chunks", errRun, size, packs, n)
 	}
 	table := make([]byte, packs*runPackLen)
-	sparse := make([]byte, blocks*8)
+	tail := make([]byte, blocks*runTailLen)
 	if _, err := f.ReadAt(table, runHeadLen); err != nil && len(table) > 0 {
 		return nil, fmt.Errorf("%w: %w", errRun, err)
 	}
-	if _, err := f.ReadAt(sparse, size-blocks*8); err != nil && len(sparse) > 0 {
+	if _, err := f.ReadAt(tail, size-int64(len(tail))); err != nil && len(tail) > 0 {
 		return nil, fmt.Errorf("%w: %w", errRun, err)
 	}
-	if runSum(head, table, sparse) != Hash(head[32:]) {
+	if runSum(head, table) != Hash(head[32:]) || crc32.Checksum(tail, castagnoli) != binary.LittleEndian.Uint32(head[24:]) {
 		return nil, fmt.Errorf("%w: checksum", errRun)
 	}
-	r := &run{n: int(n), data: data, sparse: make([]uint64, blocks), packs: make([]*pack, packs)}
-	for i := range r.sparse {
-		r.sparse[i] = binary.LittleEndian.Uint64(sparse[i*8:])
+	r := &run{n: int(n), data: data, keys: tail[: 8*blocks : 8*blocks], filter: tail[8*blocks:], packs: make([]*pack, packs)}
+	for b := 1; b < int(blocks); b++ {
+		if r.key(b) < r.key(b-1) {
+			return nil, fmt.Errorf("%w: block %d is out of order", errRun, b)
+		}
 	}
 	for i := range r.packs {
 		t := table[i*runPackLen:]
@@ -172,132 +245,23 @@ func readRun(f io.ReaderAt, size int64, known func(id fileID, size, created int6
 
 func alignBlock(n int64) int64 { return (n + runBlock - 1) &^ (runBlock - 1) }
 
-func runSum(head, table, sparse []byte) (sum Hash) {
+func runSum(head, table []byte) (sum Hash) {
 	h := blake3.New()
 	h.Write(head[:32])
 	h.Write(table)
-	h.Write(sparse)
 	h.Sum(sum[:0])
 	return sum
 }
 
-// runWriter writes a run from entries that come in order of their hash.
-type runWriter struct {
-	f      *os.File
-	path   string
-	w      *bufio.Writer
-	packs  []*pack
-	number map[*pack]uint32
-	n      int
-	block  [runBlock]byte
-	sparse []byte
-}
-
-func newRunWriter(dir string, packs []*pack) (*runWriter, error) {
-	w := &runWriter{path: filepath.Join(dir, newID().String()+runExt), packs: packs, number: make(map[*pack]uint32, len(packs))}
-	for i, p := range packs {
-		w.number[p] = uint32(i)
-	}
-	f, err := os.OpenFile(w.path+tmpExt, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	w.f, w.w = f, bufio.NewWriterSize(f, 1<<18)
-	_, err = w.w.Write(make([]byte, alignBlock(runHeadLen+int64(len(packs))*runPackLen)))
-	if err != nil {
-		w.abort()
-		return nil, err
-	}
-	return w, nil
-}
-
-func (w *runWriter) add(h *Hash, l *loc) error {
-	i := w.n % perBlock
-	if i == 0 {
-		if err := w.flushBlock(); err != nil {
-			return err
-		}
-		w.sparse = binary.LittleEndian.AppendUint64(w.sparse, key8(h))
-	}
-	rec := w.block[i*runEntryLen : i*runEntryLen : (i+1)*runEntryLen]
-	rec = append(rec, h[:]...)
-	rec = binary.LittleEndian.AppendUint32(rec, l.off)
-	rec = binary.LittleEndian.AppendUint32(rec, l.stored)
-	rec = binary.LittleEndian.AppendUint32(rec, l.raw|uint32(l.codec)<<24)
-	binary.LittleEndian.AppendUint32(rec, w.number[l.p])
-	w.n++
-	return nil
-}
-
-func (w *runWriter) flushBlock() error {
-	if w.n == 0 {
-		return nil
-	}
-	binary.LittleEndian.PutUint32(w.block[perBlock*runEntryLen:], crc32.Checksum(w.block[:perBlock*runEntryLen], castagnoli))
-	_, err := w.w.Write(w.block[:])
-	clear(w.block[:])
-	return err
-}
-
-// finish makes the run durable and visible, and opens it.
-func (w *runWriter) finish() (*run, error) {
-	r, err := w.complete()
-	if err != nil {
-		w.abort()
-		return nil, err
-	}
-	return r, nil
-}
-
-func (w *runWriter) complete() (*run, error) {
-	if err := w.flushBlock(); err != nil {
-		return nil, err
-	}
-	if _, err := w.w.Write(w.sparse); err != nil {
-		return nil, err
-	}
-	if err := w.w.Flush(); err != nil {
-		return nil, err
-	}
-	head := make([]byte, runHeadLen)
-	copy(head, runMagic)
-	binary.LittleEndian.PutUint32(head[8:], uint32(len(w.packs)))
-	binary.LittleEndian.PutUint64(head[16:], uint64(w.n))
-	var table []byte
-	for _, p := range w.packs {
-		table = append(table, p.id[:]...)
-		table = binary.LittleEndian.AppendUint64(table, uint64(p.size))
-		table = binary.LittleEndian.AppendUint64(table, uint64(p.created))
-	}
-	sum := runSum(head, table, w.sparse)
-	copy(head[32:], sum[:])
-	if _, err := w.f.WriteAt(append(head, table...), 0); err != nil {
-		return nil, err
-	}
-	if err := w.f.Sync(); err != nil {
-		return nil, err
-	}
-	r := &run{path: w.path, f: w.f, packs: w.packs, n: w.n,
-		data: alignBlock(runHeadLen + int64(len(table))), sparse: make([]uint64, len(w.sparse)/8)}
-	for i := range r.sparse {
-		r.sparse[i] = binary.LittleEndian.Uint64(w.sparse[i*8:])
-	}
-	return r, publish(w.path+tmpExt, w.path)
-}
-
-func (w *runWriter) abort() {
-	w.f.Close()
-	os.Remove(w.path + tmpExt) // best effort: Open removes what stays
-}
-
 // runIter walks the entries of a run in order.
 type runIter struct {
-	r     *run
-	src   *bufio.Reader
-	block [runBlock]byte
-	pos   int
-	hash  Hash
-	loc   loc
+	r      *run
+	src    *bufio.Reader
+	block  [runBlock]byte
+	filter []byte
+	pos    int
+	hash   Hash
+	loc    loc
 }
 
 func (r *run) iter() *runIter {
@@ -316,13 +280,39 @@ func (it *runIter) next() (bool, error) {
 		if _, err := io.ReadFull(it.src, it.block[:]); err != nil {
 			return false, &runError{it.r, err}
 		}
-		if _, err := it.r.checkBlock(it.pos/perBlock, &it.block); err != nil {
+		if err := it.checkTables(it.pos / perBlock); err != nil {
 			return false, err
 		}
 	}
 	rec := it.block[i*runEntryLen:]
+	if it.pos > 0 && bytes.Compare(it.hash[:], rec[:32]) >= 0 {
+		return false, &runError{it.r, fmt.Errorf("entry %d is out of order", it.pos)}
+	}
 	it.hash = Hash(rec[:32])
 	var err error
 	it.loc, err = it.r.loc(rec)
 	return err == nil, err
+}
+
+// checkTables checks a block, and that memory says the same of it: no lookup then misses
+// what stands there.
+func (it *runIter) checkTables(b int) error {
+	r := it.r
+	n, err := r.checkBlock(b, &it.block)
+	if err != nil {
+		return err
+	}
+	if key8(it.block[:]) != r.key(b) {
+		return &runError{r, fmt.Errorf("block %d: key", b)}
+	}
+	for i := range n { // a key out of bounds is in no part
+		if k := key8(it.block[i*runEntryLen:]); k < r.key(b) || k > r.end(b) {
+			return &runError{r, fmt.Errorf("block %d: entry %d is out of order", b, i)}
+		}
+	}
+	it.filter = appendFilter(it.filter[:0], &it.block, n, r.end(b))
+	if !bytes.Equal(it.filter, r.filter[b*filterLen:(b+1)*filterLen]) {
+		return &runError{r, fmt.Errorf("block %d: filter", b)}
+	}
+	return nil
 }

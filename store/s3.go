@@ -96,14 +96,20 @@ func s3Credentials(client *http.Client) *credentials.Credentials {
 	return credentials.NewChainCredentials(chain)
 }
 
+// errNoCredentials says that there is nothing to sign requests with.
+var errNoCredentials = fmt.Errorf("no credentials for the bucket: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE and ~/.aws/credentials: %w", fs.ErrPermission)
+
 // newCore makes the client of the server that environment and files name.
 func newCore() (*minio.Core, error) {
 	conf, err := readS3Config(os.Getenv)
 	if err != nil {
 		return nil, err
 	}
-	if conf.endpoint == "" {
+	switch {
+	case conf.endpoint == "":
 		conf.endpoint = defaultEndpoint
+	case conf.region == "": // other servers take any, and asking them costs a request
+		conf.region = "us-east-1"
 	}
 	u, err := url.Parse(conf.endpoint)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || strings.Trim(u.Path, "/") != "" {
@@ -116,8 +122,13 @@ func newCore() (*minio.Core, error) {
 	}
 	tr.DialContext = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext
 	tr.ResponseHeaderTimeout = 0 // every attempt has a deadline of its own
+	client := &http.Client{Timeout: 5 * time.Second}
+	creds := s3Credentials(client)
+	if v, err := creds.GetWithContext(&credentials.CredContext{Client: client, Endpoint: conf.endpoint}); err != nil || v.AccessKeyID == "" {
+		return nil, errors.Join(errNoCredentials, err)
+	}
 	core, err := minio.NewCore(u.Host, &minio.Options{
-		Creds: s3Credentials(&http.Client{Timeout: 5 * time.Second}), Secure: secure, Region: conf.region,
+		Creds: creds, Secure: secure, Region: conf.region,
 		Transport: tr, MaxRetries: 1, // we know better what may be tried again
 	})
 	if err != nil {

@@ -47,7 +47,7 @@ const (
 // Where fresh means that asking again would only cost.
 const (
 	packsFresh  = 5 * time.Second // before a Begin
-	imagesFresh = time.Second     // before a List or a Get that finds nothing
+	imagesFresh = time.Second     // before a List
 )
 
 // clockSkew is how far the clocks of machines that share a bucket may be apart. Nothing
@@ -62,6 +62,9 @@ func bootTime() int64 {
 	}
 	return ts.Nano()
 }
+
+// ago is the bootTime of d ago.
+func ago(d time.Duration) int64 { return bootTime() - int64(d) }
 
 func since(boot int64) time.Duration { return time.Duration(bootTime() - boot) }
 
@@ -84,11 +87,11 @@ func (sh *shared) refresh(ctx context.Context, all bool) error {
 	return sh.refreshLocked(ctx, all)
 }
 
-// freshen is a refresh if the last one is older than d.
-func (sh *shared) freshen(ctx context.Context, d time.Duration) error {
+// freshen is a refresh unless one has begun at a bootTime or later.
+func (sh *shared) freshen(ctx context.Context, notBefore int64) error {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if since(sh.seen.Load()) <= d {
+	if sh.seen.Load() >= notBefore {
 		return nil
 	}
 	return sh.refreshLocked(ctx, false)

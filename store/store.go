@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -21,6 +22,9 @@ type Options struct {
 	// Window is how many bytes of a running ingest stay in memory, uncompressed, for a
 	// reader that follows it closely; 0 means 16 MiB.
 	Window int64
+	// ReadAhead is how many bytes an image that is read in order is decoded ahead, for each
+	// Reader; 0 means 8 MiB, less than 0 that nothing is.
+	ReadAhead int64
 	// PackSize is where a pack is full, in bytes; 0 means 64 MiB.
 	PackSize int64
 	// Cache is the folder for what is kept here of a bucket, and CacheSize its limit in bytes,
@@ -37,6 +41,8 @@ type Options struct {
 	Key *Key
 	// CheckHashes makes Put compute the hash of every chunk and refuse a wrong one. For tests.
 	CheckHashes bool
+	// Host names this machine. It stands in the record of every image taken here.
+	Host string
 	// Log is told what was found and put in order; nil means nobody.
 	Log func(string)
 }
@@ -47,6 +53,9 @@ func (o *Options) defaults() {
 	}
 	if o.Window <= 0 {
 		o.Window = 16 << 20
+	}
+	if o.ReadAhead == 0 {
+		o.ReadAhead = 8 << 20
 	}
 	if o.PackSize <= 0 {
 		o.PackSize = 64 << 20
@@ -64,6 +73,7 @@ func (o *Options) defaults() {
 		o.attempt = min(defaultAttempt, o.Patience)
 	}
 	o.PackSize = min(o.PackSize, maxPackLen/2)
+	o.Host = label(o.Host)
 	if o.Log == nil {
 		o.Log = func(string) {}
 	}
@@ -80,12 +90,15 @@ type Store struct {
 	ix       *index
 	w        *packWriters
 	dec      *decoder
-	bufs     bufPool
+	bufs     bufPool       // chunks
+	reads    bufPool       // pieces of packs
+	decoding chan struct{} // as many read-aheads decode at once
 	queue    chan *job
 	jobs     sync.Pool
 	work     sync.WaitGroup // workers
 	back     sync.WaitGroup // index flushes in the background
 	flushing atomic.Bool
+	dead     atomic.Int64 // bytes in packs that the last GC found dead and left
 
 	// maint is held by whoever replaces index runs or removes packs.
 	maint sync.Mutex
@@ -122,9 +135,11 @@ type session struct {
 func Open(dir string, o Options) (*Store, error) {
 	o.defaults()
 	s := &Store{dir: dir, o: o, ix: newIndex(), images: map[string]*imageRec{}, packs: map[fileID]*pack{},
-		running: map[*Ingest]struct{}{}, readers: map[*Reader]struct{}{}, queue: make(chan *job, 2*o.Workers+8)}
+		running: map[*Ingest]struct{}{}, readers: map[*Reader]struct{}{}, queue: make(chan *job, 2*o.Workers+8),
+		decoding: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	s.jobs.New = func() any { return new(job) }
-	s.bufs.init()
+	s.bufs.init(64 << 10)
+	s.reads.init(aheadBatch)
 	if err := s.open(dir); err != nil {
 		if s.sh != nil {
 			s.sh.close()
@@ -199,7 +214,7 @@ func (s *Store) open(location string) (err error) {
 // loadImages reads every record. A damaged one does not keep the others from being used.
 func (s *Store) loadImages() error {
 	if s.sh != nil {
-		return s.sh.refreshImages(s.sh.ctx, 0)
+		return s.sh.refreshImages(s.sh.ctx, bootTime())
 	}
 	dir := filepath.Join(s.dir, imagesName)
 	ents, err := os.ReadDir(dir)
@@ -275,7 +290,11 @@ func (s *Store) Close() error {
 	for in := range s.running {
 		live = append(live, in)
 	}
+	readers := slices.Collect(maps.Keys(s.readers))
 	s.mu.Unlock()
+	for _, r := range readers {
+		r.ahead.stop()
+	}
 	for _, in := range live {
 		in.fail(ErrClosed)
 		in.quiesce()
@@ -317,10 +336,14 @@ type Image struct {
 	Unique      int64     // bytes in the store that this image brought, compressed
 	Chunks      int64     // pieces it is made of
 	Attachments []Attachment
+	Kept        bool   // it was renamed: Prune leaves it alone
+	Host        string // machine that took it, see Options.Host
+	Series      string // what it is one of many of, see Ingest.SetSeries
 }
 
 func (r *record) image() Image {
-	im := Image{Name: r.Name, Size: r.Data.Size, Created: time.Unix(0, r.Created), Unique: r.Unique, Chunks: r.Chunks}
+	im := Image{Name: r.Name, Size: r.Data.Size, Created: time.Unix(0, r.Created), Unique: r.Unique, Chunks: r.Chunks,
+		Kept: r.Kept, Host: r.Host, Series: r.Series}
 	for i := range r.Attach {
 		im.Attachments = append(im.Attachments, Attachment{r.Attach[i].Name, r.Attach[i].Data.Size})
 	}
@@ -329,7 +352,7 @@ func (r *record) image() Image {
 
 // List returns every image, the oldest first.
 func (s *Store) List() ([]Image, error) {
-	if err := s.lookAround(imagesFresh); err != nil {
+	if err := s.lookAround(ago(imagesFresh)); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -358,13 +381,14 @@ func (s *Store) Get(name string) (Image, error) {
 
 // look finds a listed image; in a bucket also one that another machine has just made.
 func (s *Store) look(name string) (*imageRec, error) {
+	begun := bootTime()
 	s.mu.Lock()
 	im, err := s.lookup(name)
 	s.mu.Unlock()
 	if !errors.Is(err, fs.ErrNotExist) || s.sh == nil {
 		return im, err
 	}
-	if err := s.lookAround(imagesFresh); err != nil {
+	if err := s.lookAround(begun); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -372,12 +396,13 @@ func (s *Store) look(name string) (*imageRec, error) {
 	return s.lookup(name)
 }
 
-// lookAround learns which images other machines have made or removed, unless it did within d.
-func (s *Store) lookAround(d time.Duration) error {
+// lookAround learns which images other machines have made or removed, unless it has begun to
+// do so at a bootTime or later.
+func (s *Store) lookAround(notBefore int64) error {
 	if s.sh == nil {
 		return nil
 	}
-	return s.sh.refreshImages(s.sh.ctx, int64(d))
+	return s.sh.refreshImages(s.sh.ctx, notBefore)
 }
 
 // lookup finds a listed image. Called with mu held.
@@ -408,7 +433,8 @@ func (s *Store) free(name string) error {
 	return nil
 }
 
-// Rename gives an image another name. fs.ErrExist if that is taken.
+// Rename gives an image another name. fs.ErrExist if that is taken. From then on Prune
+// leaves it alone.
 func (s *Store) Rename(old, name string) error {
 	if s.sh != nil {
 		return s.renameShared(old, name)
@@ -423,7 +449,7 @@ func (s *Store) Rename(old, name string) error {
 		return err
 	}
 	rec := *im.rec
-	rec.Name = name
+	rec.Name, rec.Kept = name, true
 	if err := s.writeRecord(im.id, &rec); err != nil {
 		return fmt.Errorf("renaming image %q: %w", old, err)
 	}
@@ -443,6 +469,12 @@ func (s *Store) Remove(name string) error {
 	if err != nil {
 		return err
 	}
+	return s.remove(im)
+}
+
+// remove is Remove with mu held.
+func (s *Store) remove(im *imageRec) error {
+	name := im.rec.Name
 	if err := os.Remove(s.recordPath(im.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing image %q: %w", name, err)
 	}
@@ -457,6 +489,8 @@ func (s *Store) Remove(name string) error {
 type Stats struct {
 	Images  int
 	Logical int64 // bytes of all images as a reader sees them
+	Unique  int64 // bytes in packs that these images brought, each what was new with it
+	Kept    int   // images that Prune leaves alone
 	Stored  int64 // bytes of all packs, garbage included
 	Packs   int
 	Chunks  int64   // distinct ones, about: copies that a crash left count twice
@@ -473,6 +507,10 @@ func (s *Store) Stats() (Stats, error) {
 	st := Stats{Images: len(s.images), Packs: len(s.packs)}
 	for _, im := range s.images {
 		st.Logical += im.rec.Data.Size
+		st.Unique += im.rec.Unique
+		if im.rec.Kept {
+			st.Kept++
+		}
 	}
 	for _, p := range s.packs {
 		st.Stored += p.size

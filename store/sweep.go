@@ -152,7 +152,7 @@ func (g *collection) drop(p *pack) error {
 
 func (g *collection) opened(*pack) {}
 
-func (g *collection) added(p *pack, e *entry) { g.s.ix.added(p, e) }
+func (g *collection) added(p *pack, e entry) { g.s.ix.added(p, &e) }
 
 func (g *collection) sealed(p *pack) {
 	g.s.packSealed(p)

@@ -197,15 +197,16 @@ func (t *treeBuilder) putInner(level int, spans []span) (span, error) {
 	return out, err
 }
 
-// locate finds the chunk at off in refs, whose first one begins at base.
-func locate(refs []chunkRef, base, off int64) (chunkRef, int64, bool) {
+// locate finds the chunk at off in refs, whose first one begins at base, and says where it
+// begins. If there is none it returns the number of refs.
+func locate(refs []chunkRef, base, off int64) (i int, start int64) {
 	for i := range refs {
 		if off < base+int64(refs[i].size) {
-			return refs[i], base, true
+			return i, base
 		}
 		base += int64(refs[i].size)
 	}
-	return chunkRef{}, 0, false
+	return len(refs), base
 }
 
 // leafAt finds the leaf that holds off and says where it begins.

@@ -20,6 +20,11 @@ func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) 
 	s.maint.Lock()
 	defer s.maint.Unlock()
 	defer s.saveBad()
+	if s.sh != nil { // what other machines did is no fault
+		if err := errors.Join(s.sh.refreshImages(ctx, bootTime()), s.sh.refresh(ctx, true)); err != nil {
+			return err
+		}
+	}
 	v := &verification{s: s, ctx: ctx, out: report, cut: map[*pack]int64{}, bad: map[Hash]*ChunkError{}, users: map[Hash][]string{}, unknown: map[Hash]*pack{}}
 	recs, err := v.records()
 	if err != nil {

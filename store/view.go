@@ -3,7 +3,6 @@ package store
 import (
 	"errors"
 	"fmt"
-	"sync"
 )
 
 // view reads the chunks of one image with small caches: of leaves of its list, and of
@@ -11,128 +10,81 @@ import (
 type view struct {
 	s      *Store
 	leaves *cache[[]chunkRef]
-	chunks *cache[[]byte]
+	chunks *cache[*buf]
 }
 
 const (
 	cachedLeaves = 16
-	cachedChunks = 8
+	cachedChunks = 16
 )
 
 func newView(s *Store) view {
-	return view{s: s, leaves: newCache[[]chunkRef](cachedLeaves), chunks: newCache[[]byte](cachedChunks)}
+	return view{s: s, leaves: newCache[[]chunkRef](cachedLeaves, nil), chunks: newCache(cachedChunks, (*buf).release)}
 }
 
-// cache keeps the last few values by hash; who asks for one that is being fetched waits.
-type cache[T any] struct {
-	mu   sync.Mutex
-	m    map[Hash]*cached[T]
-	max  int
-	tick uint64
-}
+// close gives the buffers back.
+func (v *view) close() { v.chunks.close() }
 
-type cached[T any] struct {
-	used  uint64
-	ready chan struct{}
-	val   T
-	err   error
-}
-
-func newCache[T any](n int) *cache[T] { return &cache[T]{m: make(map[Hash]*cached[T], n+1), max: n} }
-
-func (c *cache[T]) get(h Hash, fetch func() (T, error)) (T, error) {
-	c.mu.Lock()
-	c.tick++
-	e := c.m[h]
-	if e != nil {
-		e.used = c.tick
-		c.mu.Unlock()
-		<-e.ready
-		return e.val, e.err
+// leaf returns the entries of a leaf.
+func (v *view) leaf(sp span) ([]chunkRef, error) {
+	e, err := v.leaves.get(&sp.hash, func() ([]chunkRef, error) { return v.s.leaf(sp) })
+	if err != nil {
+		return nil, err
 	}
-	e = &cached[T]{used: c.tick, ready: make(chan struct{})}
-	c.m[h] = e
-	c.evict()
-	c.mu.Unlock()
-	e.val, e.err = fetch()
-	close(e.ready)
-	if e.err != nil {
-		c.mu.Lock()
-		if c.m[h] == e {
-			delete(c.m, h) // it may be healed by the next time
-		}
-		c.mu.Unlock()
-	}
-	return e.val, e.err
-}
-
-// peek returns a value that is here or on its way.
-func (c *cache[T]) peek(h Hash) (v T, ok bool) {
-	c.mu.Lock()
-	e := c.m[h]
-	c.mu.Unlock()
-	if e == nil {
-		return v, false
-	}
-	<-e.ready
-	return e.val, e.err == nil
-}
-
-func (c *cache[T]) evict() {
-	if len(c.m) <= c.max {
-		return
-	}
-	var old Hash
-	least := c.tick
-	for h, e := range c.m {
-		if e.used < least {
-			old, least = h, e.used
-		}
-	}
-	delete(c.m, old)
+	defer v.leaves.done(e)
+	return e.val, nil
 }
 
 // readLeaf copies bytes at off into p, out of one chunk of the leaf that begins at base.
 func (v *view) readLeaf(image string, p []byte, leaf span, base, off int64) (int, error) {
-	refs, err := v.leaves.get(leaf.hash, func() ([]chunkRef, error) { return v.s.leaf(leaf) })
+	refs, err := v.leaf(leaf)
 	if err != nil {
 		return 0, blame(err, image, -1)
 	}
-	ref, start, ok := locate(refs, base, off)
-	if !ok {
+	i, start := locate(refs, base, off)
+	if i == len(refs) {
 		return 0, blame(&ChunkError{Hash: leaf.hash, Err: errNode}, image, -1)
 	}
-	return v.copyChunk(image, p, ref, start, off)
+	return v.copyChunk(image, p, &refs[i], start, off)
 }
 
 // copyChunk copies bytes at off into p, out of the chunk that begins at start.
-func (v *view) copyChunk(image string, p []byte, ref chunkRef, start, off int64) (int, error) {
+func (v *view) copyChunk(image string, p []byte, ref *chunkRef, start, off int64) (int, error) {
 	skip := int(off - start)
 	n := min(len(p), int(ref.size)-skip)
 	if ref.zero {
 		clear(p[:n])
 		return n, nil
 	}
-	if b, ok := v.chunks.peek(ref.hash); ok && len(b) == int(ref.size) {
-		return copy(p[:n], b[skip:]), nil
-	}
-	if n == int(ref.size) {
+	e := v.chunks.peek(&ref.hash)
+	var err error
+	switch {
+	case e != nil:
+	case n == int(ref.size):
 		if err := v.s.readChunk(&ref.hash, p[:n]); err != nil {
 			return 0, blame(err, image, start)
 		}
 		return n, nil
+	default:
+		if e, err = v.chunks.get(&ref.hash, func() (*buf, error) { return v.s.chunk(ref) }); err != nil {
+			return 0, blame(err, image, start)
+		}
 	}
-	b, err := v.chunks.get(ref.hash, func() ([]byte, error) {
-		b := make([]byte, ref.size)
-		return b, v.s.readChunk(&ref.hash, b)
-	})
-	if err != nil {
-		return 0, blame(err, image, start)
-	}
-	if len(b) != int(ref.size) {
+	defer v.chunks.done(e)
+	if len(e.val.data) != int(ref.size) {
 		return 0, blame(&ChunkError{Hash: ref.hash, Err: errMismatch}, image, start)
 	}
-	return copy(p[:n], b[skip:]), nil
+	return copy(p[:n], e.val.data[skip:]), nil
+}
+
+// chunk returns a whole chunk in a buffer of its own.
+func (s *Store) chunk(ref *chunkRef) (*buf, error) {
+	b := s.bufs.get(int(ref.size))
+	if err := s.readChunk(&ref.hash, b.data); err != nil {
+		b.release()
+		return nil, err
+	}
+	return b, nil
 }
 
 // blame says in a ChunkError which image it was read for.
@@ -152,7 +104,8 @@ func (s *Store) leaf(sp span) ([]chunkRef, error) {
 	if err != nil {
 		return nil, err
 	}
-	refs, total, err := decodeLeaf(b)
+	defer b.release()
+	refs, total, err := decodeLeaf(b.data)
 	if err == nil && total != sp.size {
 		err = fmt.Errorf("%w: %d bytes, %d expected", errNode, total, sp.size)
 	}
@@ -168,7 +121,8 @@ func (s *Store) inner(sp span, level int) ([]span, error) {
 	if err != nil {
 		return nil, err
 	}
-	spans, total, err := decodeInner(b, level)
+	defer b.release()
+	spans, total, err := decodeInner(b.data, level)
 	if err == nil && total != sp.size {
 		err = fmt.Errorf("%w: %d bytes, %d expected", errNode, total, sp.size)
 	}

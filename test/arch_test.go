@@ -20,18 +20,22 @@ const module = "github.com/ckptfs/ckptfs"
 // it, which may import each other, unless one has an entry of its own. Test files are held to
 // the same rules.
 var mayImport = map[string][]string{
-	"store":       {},
-	"ckpt/procfs": {},
-	"ckpt/ptrace": {},
-	"ckpt/image":  {"store"},
-	"ckpt/kind":   {"ckpt/image", "ckpt/procfs"},
-	"ckpt/task":   {"ckpt/image", "ckpt/procfs", "ckpt/ptrace"},
-	"ckpt":        {"ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/task", "store"},
-	"restore":     {"ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/task", "store"},
-	"fusefs":      {"ckpt/image", "store"},
-	"cmd/ckptfs":  {"fusefs", "ckpt", "ckpt/image", "ckpt/kind", "ckpt/procfs", "ckpt/ptrace", "ckpt/task", "restore", "store"},
-	"test":        {},
+	"store":        {"store/s3test"},
+	"store/s3test": {},
+	"ckpt/procfs":  {},
+	"ckpt/ptrace":  {},
+	"ckpt/image":   {"store"},
+	"ckpt/kind":    {"ckpt/image", "ckpt/procfs"},
+	"ckpt/task":    {"ckpt/image", "ckpt/procfs", "ckpt/ptrace"},
+	"ckpt":         {"ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/task", "store"},
+	"restore":      {"ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/task", "store"},
+	"fusefs":       {"ckpt/image", "store"},
+	"cmd/ckptfs":   {"fusefs", "ckpt", "ckpt/image", "ckpt/kind", "ckpt/procfs", "ckpt/ptrace", "ckpt/task", "restore", "store"},
+	"test":         {"store/s3test"},
 }
+
+// testOnly are packages that nothing which is shipped may import.
+var testOnly = []string{"store/s3test"}
 
 // topLevel is everything that may stand in the root of the tree.
 var topLevel = []string{"cmd", "fusefs", "ckpt", "restore", "store", "test", "go.mod", "go.sum", "README.md", "LICENSE",
@@ -100,6 +104,9 @@ func checkFile(tree fs.FS, name string) ([]string, error) {
 		if ok && !allowed(rule, ours) {
 			say("%s may not import %s", pkg, ours)
 		}
+		if slices.Contains(testOnly, ours) && rule != "test" && !strings.HasSuffix(name, "_test.go") {
+			say("only tests may import %s", ours)
+		}
 	}
 	return breaks, nil
 }
@@ -141,6 +148,8 @@ func TestArchitectureBites(t *testing.T) {
 		{"a sub-package is covered", "store/s3/bad.go", imports("s3", module+"/ckpt"), "store/s3 may not import ckpt"},
 		{"ckpt imports restore", "ckpt/bad.go", imports("ckpt", module+"/restore"), "ckpt may not import restore"},
 		{"procfs imports ours", "ckpt/procfs/bad.go", imports("procfs", module+"/ckpt/image"), "may not import ckpt/image"},
+		{"the bench imports what it tests", "store/s3test/bad.go", imports("s3test", module+"/store"), "store/s3test may not import store"},
+		{"the bench is for tests", "store/bad.go", imports("store", module+"/store/s3test"), "only tests may import store/s3test"},
 		{"cgo", "ckpt/ptrace/bad.go", imports("ptrace", "C"), "no cgo"},
 		{"a package without a rule", "cmd/other/bad.go", imports("main", "os"), "has no rule"},
 		{"a new folder", "internal/x.go", imports("internal", "os"), "top level is fixed"},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -15,7 +16,7 @@ var version = "0.1.0-dev"
 
 // command is one subcommand.
 type command struct {
-	name  string // "dump"
+	name  string // "dump", or two words: "key new"
 	args  string // what follows the flags in the usage line: "PID"
 	short string // one line for `ckptfs --help`
 	long  string // paragraphs and examples for `ckptfs NAME --help`
@@ -38,7 +39,7 @@ func commands() []*command {
 		mountCommand(), umountCommand(),
 		dumpCommand(), restoreCommand(),
 		explainCommand(), showCommand(), checkCommand(),
-		lsCommand(), verifyCommand(), gcCommand(), statsCommand(),
+		lsCommand(), verifyCommand(), gcCommand(), statsCommand(), keyNewCommand(),
 		demoCommand(),
 	}
 }
@@ -62,17 +63,25 @@ func dispatch(ctx context.Context, c *console, args []string) error {
 	}
 	switch args[0] {
 	case "--help", "-h", "help":
-		if len(args) == 2 {
-			return dispatch(ctx, c, []string{args[1], "--help"})
+		if len(args) > 1 {
+			return dispatch(ctx, c, append(args[1:len(args):len(args)], "--help"))
 		}
 		return c.printf("%s", mainHelp(all))
 	case "--version", "version":
 		return c.printf("ckptfs %s\n", version)
 	}
+	var longer []string
 	for _, cmd := range all {
-		if cmd.name == args[0] {
-			return cmd.execute(ctx, c, args[1:])
+		words := strings.Fields(cmd.name)
+		if n := len(words); len(args) >= n && slices.Equal(args[:n], words) {
+			return cmd.execute(ctx, c, args[n:])
 		}
+		if words[0] == args[0] {
+			longer = append(longer, "ckptfs "+cmd.name)
+		}
+	}
+	if longer != nil {
+		return usagef("%s alone is no command; there is: %s", args[0], strings.Join(longer, ", "))
 	}
 	return usagef("there is no command %q; see ckptfs --help", args[0])
 }

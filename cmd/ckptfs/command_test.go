@@ -57,7 +57,7 @@ func TestHelp(t *testing.T) {
 		if !strings.Contains(out, "\n  "+cmd.name+" ") {
 			t.Errorf("%s is not in the help", cmd.name)
 		}
-		code, text, errs := runCommand(t, "", cmd.name, "--help")
+		code, text, errs := runCommand(t, "", append(strings.Fields(cmd.name), "--help")...)
 		if code != 0 || errs != "" || !strings.Contains(text, "Example") || !strings.Contains(text, "  ckptfs "+cmd.name) {
 			t.Errorf("%s --help: %d %q %q", cmd.name, code, text, errs)
 		}
@@ -74,6 +74,8 @@ func TestUsageErrors(t *testing.T) {
 	for _, line := range []string{
 		"", "nonsense", "dump", "dump x", "dump -1", "dump 0", "dump 1 2", "dump --nonsense 1", "dump 1 --kill --stop", "dump 99999 -o " + dir,
 		"restore", "restore a b", "restore " + dir, "show", "show a b", "explain", "explain x", "mount", "umount", "check x", "ls x", "demo x",
+		"key", "key old f", "key new", "key new a b", "gc --max-size 5parsecs", "gc --keep-within -1h", "mount --keep-last -1 " + dir, "mount --store s3:// " + dir,
+		"ls --store http://bucket", "ls --cache-size x",
 	} {
 		code, out, errs := runCommand(t, "", strings.Fields(line)...)
 		if code != exitUsage || out != "" || !strings.HasPrefix(errs, "ckptfs: ") {
@@ -180,7 +182,7 @@ func TestStoreCommands(t *testing.T) {
 	}
 	for args, want := range map[string]string{
 		"ls": "one", "ls --json": `"Name": "one"`, "stats": "1 checkpoints", "stats --json": `"Images": 1`, "gc": "packs removed", "gc --json": `"Freed"`,
-		"verify": "", "verify --json": `"faults": []`,
+		"verify": "", "verify --json": `"faults": []`, "verify --read-data": "",
 	} {
 		code, out, errs := runCommand(t, "", append(strings.Fields(args), "--store", dir)...)
 		if code != 0 || errs != "" || !strings.Contains(out, want) {

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/spf13/pflag"
 )
 
 // How a server in the background says that it is up: it inherits the writing end of a pipe,
@@ -35,6 +37,17 @@ func readyPipe() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "ready"), nil
 }
 
+// again is the command line that says what this one said, with paths that are absolute now.
+func (f *mountFlags) again() []string {
+	args := []string{"mount"}
+	f.flags.VisitAll(func(fl *pflag.Flag) {
+		if v := fl.Value.String(); v != "" && fl.Name != "foreground" {
+			args = append(args, "--"+fl.Name+"="+v)
+		}
+	})
+	return args
+}
+
 // detach starts this program again as a server without a terminal and waits until its mount
 // is up. A Go program cannot fork, so it executes itself.
 func (f *mountFlags) detach(c *console, dir string) error {
@@ -43,7 +56,7 @@ func (f *mountFlags) detach(c *console, dir string) error {
 		return err
 	}
 	defer r.Close()
-	cmd := exec.Command("/proc/self/exe", "mount", "--store", f.store, "--log", f.log, "--restore-timeout", f.timeout.String(), "--", dir)
+	cmd := exec.Command("/proc/self/exe", append(f.again(), "--", dir)...)
 	cmd.Args[0] = "ckptfs"
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), readyEnv+"=3")

@@ -11,46 +11,51 @@ import (
 
 	"github.com/ckptfs/ckptfs/fusefs"
 	"github.com/ckptfs/ckptfs/store"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 )
 
 // mountFlags are the flags of `ckptfs mount`.
 type mountFlags struct {
-	store, log string
+	at         storeFlags
+	keep       keepFlags
+	log        string
 	foreground bool
 	timeout    time.Duration
+	flags      *pflag.FlagSet
+}
+
+func newMountFlags() *mountFlags {
+	fs := newFlags("mount")
+	f := &mountFlags{keep: keepDefaults(), flags: fs}
+	f.at.add(fs, "keep checkpoints in")
+	f.keep.add(fs, "\n(default 50% in a folder, no bound in a bucket)")
+	fs.BoolVarP(&f.foreground, "foreground", "f", false, "stay in the foreground and log to standard error")
+	fs.StringVar(&f.log, "log", "", "log to `FILE` (default mount.log in the store's folder, or in its cache)")
+	fs.DurationVar(&f.timeout, "restore-timeout", 2*time.Minute, "a restore that takes longer than `TIME` fails; nobody can interrupt it")
+	return f
 }
 
 func mountCommand() *command {
-	f := &mountFlags{}
-	fs := newFlags("mount")
-	fs.StringVar(&f.store, "store", defaultStore(), "keep checkpoints in the folder `DIR`")
-	fs.BoolVarP(&f.foreground, "foreground", "f", false, "stay in the foreground and log to standard error")
-	fs.StringVar(&f.log, "log", "", "log to `FILE` (default mount.log in the store)")
-	fs.DurationVar(&f.timeout, "restore-timeout", 2*time.Minute, "a restore that takes longer than `TIME` fails; nobody can interrupt it")
+	f := newMountFlags()
 	return &command{
-		name: "mount", args: "DIR", short: "mount the filesystem on DIR", flags: fs, nargs: [2]int{1, 1},
+		name: "mount", args: "DIR", short: "mount the filesystem on DIR", flags: f.flags, nargs: [2]int{1, 1},
 		long: `Goes to the background as soon as the mount can be used. A mount on DIR whose server has
 died is cleared first. DIR/README explains the mount. Only root may use it. SIGTERM unmounts.
+
+Old checkpoints are removed in the background, and the log says which and why. With the
+defaults no job that takes checkpoints for ever fills the disk.
+` + keepText + `
 
 Examples:
   ckptfs mount /mnt/ckpt
   cat /mnt/ckpt/ckpt/1234/image > job.ckpt
   cp job.ckpt /mnt/ckpt/restore/
+  ckptfs mount --keep-last 3 --keep-within 0 --max-size 20GiB /mnt/ckpt
+  ckptfs mount --store s3://bucket/prefix --key-file /root/ckpt.key /mnt/ckpt
   ckptfs mount -f --store /srv/ckpt /mnt/ckpt    for a service manager`,
 		run: func(ctx context.Context, c *console, args []string) error { return f.run(ctx, c, args[0]) },
 	}
-}
-
-// defaultStore is where checkpoints go if nobody says otherwise.
-func defaultStore() string {
-	if os.Getuid() == 0 {
-		return "/var/lib/ckptfs"
-	}
-	if d := os.Getenv("XDG_DATA_HOME"); d != "" {
-		return filepath.Join(d, "ckptfs")
-	}
-	return filepath.Join(os.Getenv("HOME"), ".local/share/ckptfs")
 }
 
 func (f *mountFlags) run(ctx context.Context, c *console, dir string) error {
@@ -58,11 +63,14 @@ func (f *mountFlags) run(ctx context.Context, c *console, dir string) error {
 	if err != nil {
 		return err
 	}
-	if f.store, err = filepath.Abs(f.store); err != nil {
+	if err := errors.Join(f.keep.check(), f.at.resolve()); err != nil {
 		return err
 	}
+	if !f.keep.size.set && !store.IsBucket(f.at.place) {
+		f.keep.size = limitFlag{set: true, percent: 50}
+	}
 	if f.log == "" {
-		f.log = filepath.Join(f.store, "mount.log")
+		f.log = filepath.Join(f.at.folder(), "mount.log")
 	} else if f.log, err = filepath.Abs(f.log); err != nil {
 		return err
 	}
@@ -74,7 +82,7 @@ func (f *mountFlags) run(ctx context.Context, c *console, dir string) error {
 		return f.background(ctx, c, dir, ready)
 	case f.foreground:
 		return f.serve(ctx, dir, log.New(c.Err, "", log.LstdFlags|log.LUTC), func() error {
-			c.notef("mounted on %s, store %s", dir, f.store)
+			c.notef("mounted on %s, store %s", dir, f.at.place)
 			return nil
 		})
 	}
@@ -106,11 +114,15 @@ func (f *mountFlags) serve(ctx context.Context, dir string, l *log.Logger, up fu
 	if err := fusefs.CheckDir(dir); err != nil {
 		return err
 	}
-	st, err := store.Open(f.store, store.Options{})
+	st, err := f.at.open(nil)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
+	spool := filepath.Join(f.at.folder(), "uploads")
+	if err := os.MkdirAll(spool, 0o700); err != nil {
+		return err
+	}
 	if l == nil {
 		if l, err = openLog(f.log); err != nil {
 			return err
@@ -119,17 +131,18 @@ func (f *mountFlags) serve(ctx context.Context, dir string, l *log.Logger, up fu
 	if stale {
 		l.Printf("cleared the mount of a server that died on %s", dir)
 	}
-	spool := filepath.Join(f.store, "uploads")
-	if err := os.MkdirAll(spool, 0o700); err != nil {
+	keep, err := f.keep.policy(&f.at, st)
+	if err != nil {
 		return err
 	}
-	srv, err := fusefs.Mount(fusefs.Options{Dir: dir, Source: f.store, Engine: engine{}, Store: st, Spool: spool,
+	srv, err := fusefs.Mount(fusefs.Options{Dir: dir, Source: f.at.place, Engine: engine{}, Store: st, Keep: keep, Spool: spool,
 		RestoreTimeout: f.timeout, Logf: l.Printf})
 	if err != nil {
 		return err
 	}
 	protect(l)
-	l.Printf("ckptfs %s: mounted on %s, store %s, pid %d", version, dir, f.store, os.Getpid())
+	l.Printf("ckptfs %s: mounted on %s, store %s, pid %d", version, dir, f.at.place, os.Getpid())
+	l.Printf("keeping %s", policyText(&keep))
 	if err := up(); err != nil {
 		return errors.Join(err, srv.Unmount())
 	}

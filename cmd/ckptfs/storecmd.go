@@ -4,77 +4,111 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"text/tabwriter"
 	"time"
 
 	"github.com/ckptfs/ckptfs/store"
+	"github.com/spf13/pflag"
 )
 
-// storeCommand makes a subcommand that works on a store folder which no mount has open.
-func storeCommand(name, short, long string, run func(ctx context.Context, c *console, st *store.Store, asJSON bool) error) *command {
-	var dir string
-	var asJSON bool
-	fs := newFlags(name)
-	fs.StringVar(&dir, "store", defaultStore(), "the folder `DIR`")
-	fs.BoolVar(&asJSON, "json", false, "print JSON")
+// storeCommand is a subcommand that works on a store which no mount has open.
+type storeCommand struct {
+	at     storeFlags
+	asJSON bool
+	flags  *pflag.FlagSet
+}
+
+func newStoreCommand(name string) *storeCommand {
+	s := &storeCommand{flags: newFlags(name)}
+	s.at.add(s.flags, "the store is in")
+	s.flags.BoolVar(&s.asJSON, "json", false, "print JSON")
+	return s
+}
+
+// command makes the subcommand. run gets the open store.
+func (s *storeCommand) command(short, long string, run func(ctx context.Context, c *console, st *store.Store) error) *command {
 	return &command{
-		name: name, short: short, long: long, flags: fs, nargs: [2]int{0, 0},
+		name: s.flags.Name(), short: short, long: long, flags: s.flags, nargs: [2]int{0, 0},
 		run: func(ctx context.Context, c *console, _ []string) (err error) {
-			if _, err := os.Stat(dir); err != nil { // Open would create it
-				return fmt.Errorf("there is no store: %w", err)
+			if err := s.at.resolve(); err != nil {
+				return err
 			}
-			st, err := store.Open(dir, store.Options{Log: func(s string) { c.notef("%s", s) }})
+			if err := s.at.exists(); err != nil {
+				return err
+			}
+			st, err := s.at.open(func(s string) { c.notef("%s", s) })
 			if err != nil {
 				return err
 			}
 			defer func() { err = errors.Join(err, st.Close()) }()
-			return run(ctx, c, st, asJSON)
+			return run(ctx, c, st)
 		},
 	}
 }
 
 func lsCommand() *command {
-	return storeCommand("ls", "list the checkpoints in a store", `While a mount has the store open, look into its images/ instead.
+	s := newStoreCommand("ls")
+	return s.command("list the checkpoints in a store", `Each line has: when it was taken, its size as a file, what it brought into the store, how many
+times less that is, "kept" if it was renamed, and its name. While a mount has the store open, look
+into its images/ instead.
 
 Examples:
   ckptfs ls
-  ckptfs ls --store /srv/ckpt --json | jq -r '.[].Name'`, listImages)
+  ckptfs ls --store /srv/ckpt --json | jq -r '.[].Name'`, s.list)
 }
 
-func listImages(_ context.Context, c *console, st *store.Store, asJSON bool) error {
+// listed is an image in `ls --json`.
+type listed struct {
+	store.Image
+	Ratio float64 // Size / Unique; 0 if it brought nothing
+}
+
+func (s *storeCommand) list(_ context.Context, c *console, st *store.Store) error {
 	list, err := st.List()
 	if err != nil {
 		return err
 	}
-	if asJSON {
-		if list == nil {
-			list = []store.Image{} // "[]" and not "null" for scripts
+	if s.asJSON {
+		out := []listed{} // "[]" and not "null" for scripts
+		for _, im := range list {
+			out = append(out, listed{im, im.Ratio()})
 		}
-		return c.json(list)
+		return c.json(out)
 	}
 	w := tabwriter.NewWriter(c.Out, 0, 0, 2, ' ', 0)
 	for _, im := range list {
-		fmt.Fprintf(w, "%s\t%s\t%s of its own\t%s\n", im.Created.UTC().Format(time.RFC3339), size(im.Size), size(im.Unique), im.Name)
+		kept := ""
+		if im.Kept {
+			kept = "kept"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s of its own\t%.1fx\t%s\t%s\n", im.Created.UTC().Format(time.RFC3339), size(im.Size), size(im.Unique),
+			im.Ratio(), kept, im.Name)
 	}
 	return w.Flush()
 }
 
 func verifyCommand() *command {
-	return storeCommand("verify", "read everything in a store and compare it with its hashes", `The exit code is 1 if anything is damaged.
+	s := newStoreCommand("verify")
+	var readData bool
+	s.flags.BoolVar(&readData, "read-data", false, "also read everything and compare it with its hashes")
+	return s.command("check that a store is whole", `Checks the records, the index and the packs, and that every piece of every checkpoint is where it
+should be. With --read-data it also reads them all. Each fault is a line that names the
+checkpoints it damages; the exit code is 1 if there is one, in both cases.
 
 Examples:
   ckptfs verify
-  ckptfs verify --store /srv/ckpt`, verifyStore)
+  ckptfs verify --read-data --store /srv/ckpt`, func(ctx context.Context, c *console, st *store.Store) error {
+		return s.verify(ctx, c, st, readData)
+	})
 }
 
-func verifyStore(ctx context.Context, c *console, st *store.Store, asJSON bool) error {
+func (s *storeCommand) verify(ctx context.Context, c *console, st *store.Store, readData bool) error {
 	faults := []string{}
-	err := st.Verify(ctx, true, func(s string) { faults = append(faults, s) })
+	err := st.Verify(ctx, readData, func(s string) { faults = append(faults, s) })
 	if err != nil && !errors.Is(err, store.ErrDamaged) {
 		return err
 	}
-	if asJSON {
+	if s.asJSON {
 		if jerr := c.json(struct {
 			Faults []string `json:"faults"`
 		}{faults}); jerr != nil {
@@ -91,40 +125,78 @@ func verifyStore(ctx context.Context, c *console, st *store.Store, asJSON bool) 
 }
 
 func gcCommand() *command {
-	return storeCommand("gc", "free the space of removed checkpoints", `Examples:
+	s := newStoreCommand("gc")
+	keep := &keepFlags{expire: keepDefaults().expire}
+	keep.add(s.flags, "")
+	return s.command("free the space of removed checkpoints", `With --keep-last, --keep-within or --max-size it removes checkpoints first, and says which and why.
+`+keepText+`
+
+Examples:
   ckptfs gc
-  ckptfs gc --store /srv/ckpt --json`, collect)
+  ckptfs gc --store /srv/ckpt --json
+  ckptfs gc --keep-last 3 --keep-within 7d --max-size 50GB`, func(ctx context.Context, c *console, st *store.Store) error {
+		return s.collect(ctx, c, st, keep)
+	})
 }
 
-func collect(ctx context.Context, c *console, st *store.Store, asJSON bool) error {
-	rep, err := st.GC(ctx)
-	if err != nil {
+// collected is `gc --json`.
+type collected struct {
+	store.GCReport
+	Removed []store.Pruned // checkpoints that the --keep flags did not keep
+	Over    int64          // bytes beyond --max-size that had to stay
+}
+
+func (s *storeCommand) collect(ctx context.Context, c *console, st *store.Store, keep *keepFlags) error {
+	if err := keep.check(); err != nil {
 		return err
 	}
-	if asJSON {
-		return c.json(rep)
+	out := collected{Removed: []store.Pruned{}}
+	if keep.any() {
+		p, err := keep.policy(&s.at, st)
+		if err != nil {
+			return err
+		}
+		rep, err := st.Prune(ctx, p)
+		for i := range rep.Removed {
+			c.notef("removed %s: %s", rep.Removed[i].Name, rep.Removed[i].Why)
+		}
+		if err != nil {
+			return err
+		}
+		out.Removed, out.Over = append(out.Removed, rep.Removed...), rep.Over
 	}
-	for _, s := range rep.Kept {
+	var err error
+	if out.GCReport, err = st.GC(ctx); err != nil {
+		return err
+	}
+	for _, s := range out.GCReport.Kept {
 		c.notef("kept: %s", s)
 	}
-	return c.printf("%d packs removed, %d written, %s freed; %s needed, %s dead but left in packs that are mostly needed\n",
-		rep.Packs, rep.Written, size(rep.Freed), size(rep.Live), size(rep.Dead))
+	if out.Over > 0 {
+		c.notef("%s more than --max-size had to stay: what was renamed and the newest checkpoint", size(out.Over))
+	}
+	if s.asJSON {
+		return c.json(out)
+	}
+	return c.printf("%d checkpoints and %d packs removed, %d packs written, %s freed; %s needed, %s dead but left in packs that are mostly needed\n",
+		len(out.Removed), out.Packs, out.Written, size(out.Freed), size(out.Live), size(out.Dead))
 }
 
 func statsCommand() *command {
-	return storeCommand("stats", "tell how much a store holds and saves", `Examples:
+	s := newStoreCommand("stats")
+	return s.command("tell how much a store holds and saves", `Examples:
   ckptfs stats
-  ckptfs stats --json | jq .Ratio`, showStats)
+  ckptfs stats --json | jq .Ratio`, s.stats)
 }
 
-func showStats(_ context.Context, c *console, st *store.Store, asJSON bool) error {
-	s, err := st.Stats()
+func (s *storeCommand) stats(_ context.Context, c *console, st *store.Store) error {
+	t, err := st.Stats()
 	if err != nil {
 		return err
 	}
-	if asJSON {
-		return c.json(s)
+	if s.asJSON {
+		return c.json(t)
 	}
-	return c.printf("%d checkpoints, %s as files, %s in the store (%.1f times less), %d chunks in %d packs\n",
-		s.Images, size(s.Logical), size(s.Stored), s.Ratio, s.Chunks, s.Packs)
+	return c.printf("%d checkpoints (%d kept), %s as files, %s of their own, %s in the store (%.1f times less), %d chunks in %d packs\n",
+		t.Images, t.Kept, size(t.Logical), size(t.Unique), size(t.Stored), t.Ratio, t.Chunks, t.Packs)
 }

@@ -150,10 +150,10 @@ func Answer(status int, code string) Fault {
 // Delay waits before anything is done.
 func Delay(d time.Duration) Fault { return func(p *plan) { p.delay = d } }
 
-// SlowRequest and SlowResponse let so many bytes of a body pass in a second.
+// SlowRequest lets so many bytes of the request's body pass in a second.
 func SlowRequest(rate int64) Fault { return func(p *plan) { p.request.rate = rate } }
 
-// SlowResponse is explained at SlowRequest.
+// SlowResponse lets so many bytes of the response's body pass in a second.
 func SlowResponse(rate int64) Fault { return func(p *plan) { p.response.rate = rate } }
 
 // BlackHole takes the request with its body and never answers. The server is not asked.

@@ -129,7 +129,7 @@ func (s *Server) client(t testing.TB, endpoint string, o minio.Options) *minio.C
 // run starts the server at its endpoint and returns when it answers.
 func (s *Server) run(bin string) error {
 	args := []string{"--port", strings.TrimPrefix(s.Endpoint, "http://"), "--access", s.AccessKey, "--secret", s.SecretKey, "--region", Region,
-		"--quiet", "--keep-alive", "--health", healthPath, "posix"}
+		"--quiet", "--health", healthPath, "posix"}
 	if s.sidecar != "" {
 		args = append(args, "--sidecar", s.sidecar)
 	}

@@ -13,6 +13,7 @@ import (
 // Mount is a mounted ckptfs of its own, served by the built binary in another process.
 type Mount struct {
 	Dir, Store string
+	flags      []string
 	t          testing.TB
 }
 
@@ -22,10 +23,10 @@ func NewMount(t testing.TB) *Mount {
 	return NewMountAt(t, join(TempDir(t), "store"))
 }
 
-// NewMountAt is NewMount with the store in a given folder, which need not exist.
-func NewMountAt(t testing.TB, store string) *Mount {
+// NewMountAt is NewMount with the store in a given folder, which need not exist, and with more flags.
+func NewMountAt(t testing.TB, store string, flags ...string) *Mount {
 	t.Helper()
-	m := &Mount{Dir: join(TempDir(t), "mnt"), Store: store, t: t}
+	m := &Mount{Dir: join(TempDir(t), "mnt"), Store: store, flags: flags, t: t}
 	if err := os.Mkdir(m.Dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +37,7 @@ func NewMountAt(t testing.TB, store string) *Mount {
 
 func (m *Mount) mount() {
 	m.t.Helper()
-	Must(m.t, run.binary, "mount", m.Dir, "--store", m.Store)
+	Must(m.t, append([]string{run.binary, "mount", m.Dir, "--store", m.Store}, m.flags...)...)
 	if !exists(join(m.Dir, "ckpt")) {
 		m.t.Fatalf("ckptfs mount came back, but there is no %s/ckpt", m.Dir)
 	}

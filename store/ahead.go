@@ -1,0 +1,481 @@
+package store
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// ahead reads an image ahead of those who read it in order:
+//
+//  1. Every read is noted. One that goes on where others ended, or nearly so, belongs to the
+//     same stream as they; reads that come in the wrong order do too, as they do when the
+//     kernel sends several at once. A stream is read ahead from its second read on.
+//  2. The chunks of its window become pieces, in order. The window grows as it is read, as
+//     far as the time that reads of packs take makes it worth while (far more costs the
+//     processor's caches), and all windows together stay within a bound.
+//  3. Goroutines that end when there is nothing left to do take batches of pieces, the
+//     earliest first, and fetch them. As many wait for packs at once as keep GOMAXPROCS
+//     decoders busy.
+//  4. A read takes what is there and waits for what is on its way. What nobody fetches yet, or
+//     could not be fetched, it reads itself as if there were no read-ahead: so only that
+//     way ever says what is wrong with a chunk, and only to who asks for it.
+type ahead struct {
+	s    *Store
+	v    *view
+	list *chunkList
+	max  int64 // bytes in pieces
+	run  func()
+
+	stopped atomic.Bool // set with mu held
+	running sync.WaitGroup
+
+	mu      sync.Mutex
+	ready   sync.Cond // a piece that somebody waits for arrived
+	streams [aheadStreams]stream
+	tick    uint64
+	held    int64 // bytes in pieces
+	fetches int   // goroutines
+	spent   spent
+	free    []*piece
+	spare   []*fetching
+}
+
+// spent is what the last fetches took, the newest counting most.
+type spent struct{ reading, decoding time.Duration }
+
+// parallel is how many fetches keep procs decoders busy.
+func (t spent) parallel(procs int) int {
+	n := int64(procs)
+	if t.decoding > 0 {
+		n += int64(t.reading) * n / int64(t.decoding)
+	}
+	return int(min(n, max(aheadFetches, int64(procs))))
+}
+
+// chunkList is the list of the leaves of an image.
+type chunkList struct {
+	spans []span
+	ends  []int64 // offset where each of them ends
+	size  int64
+}
+
+// stream is a place where an image is being read in order.
+type stream struct {
+	pos    int64    // end of what was read
+	next   int64    // end of what was made pieces of
+	window int64    // bytes beyond pos that are read ahead; 0: nothing yet
+	grow   int64    // the window grows when pos gets here
+	used   uint64   // tick of the last read; 0: free
+	pieces []*piece // in order of their offset, from head on; nil: used up
+	head   int
+	todo   int  // first one that nobody fetches yet
+	blind  bool // the leaf at next has to be read first
+}
+
+// piece is a chunk that is read ahead.
+type piece struct {
+	off     int64
+	ref     chunkRef
+	left    int  // bytes that were not read yet
+	buf     *buf // when ready; nil for zeros
+	state   pieceState
+	wanted  bool // somebody waits
+	dropped bool // nobody wants it any more, but it is being fetched
+}
+
+type pieceState uint8
+
+const (
+	pieceWaits pieceState = iota
+	pieceFetched
+	pieceReady
+	pieceFailed
+)
+
+const (
+	aheadStreams = 4
+	aheadFetches = 8       // batches on their way at once, at most
+	aheadStart   = 1 << 20 // window of a new stream, bytes
+	aheadBatch   = 1 << 20 // bytes that are fetched at once, at most
+	aheadBehind  = 1 << 20 // what was jumped over is kept for as long, bytes
+	aheadIdle    = 64      // reads of others after which a stream is taken for dead
+)
+
+func (a *ahead) init(s *Store, v *view, list *chunkList) {
+	a.s, a.v, a.list, a.max = s, v, list, s.o.ReadAhead
+	a.ready.L = &a.mu
+	a.run = a.work
+}
+
+// note enters that n bytes at off are about to be read.
+func (a *ahead) note(off, n int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.stopped.Load() || a.max <= 0 {
+		return
+	}
+	a.tick++
+	s := a.streamOf(off, n)
+	if s == nil {
+		return
+	}
+	s.used = a.tick
+	if end := off + n; end > s.pos {
+		a.advance(s, off, end)
+	}
+	a.plan(s)
+	a.start()
+}
+
+// streamOf returns the stream that a read belongs to, if need be a new one; nil if all are
+// busy.
+func (a *ahead) streamOf(off, n int64) *stream {
+	var oldest *stream
+	for i := range a.streams {
+		s := &a.streams[i]
+		if s.used > 0 && off <= s.pos+2*n && off+n > s.pos-aheadBehind {
+			return s
+		}
+		if oldest == nil || s.worth() < oldest.worth() {
+			oldest = s
+		}
+	}
+	if oldest.window > 0 && a.tick-oldest.used < aheadIdle {
+		return nil
+	}
+	a.reset(oldest)
+	oldest.next, oldest.pos = off, off+n
+	return oldest
+}
+
+// worth orders streams by how much they deserve to stay.
+func (s *stream) worth() uint64 {
+	if s.window == 0 {
+		return s.used
+	}
+	return s.used + 1<<62
+}
+
+// advance moves a stream to where a read of it ends.
+func (a *ahead) advance(s *stream, off, end int64) {
+	s.pos = end
+	s.next = max(s.next, off)
+	if s.window == 0 {
+		s.window, s.grow = aheadStart, end+aheadStart
+	} else if end >= s.grow {
+		s.window *= 2
+		s.grow = end + s.window
+	}
+	live := int64(0)
+	for i := range a.streams {
+		if a.streams[i].window > 0 && a.tick-a.streams[i].used < aheadIdle {
+			live++
+		}
+	}
+	s.window = min(s.window, a.max/max(live, 1), int64(a.parallel())*aheadBatch)
+}
+
+func (a *ahead) parallel() int { return a.spent.parallel(cap(a.s.decoding)) }
+
+// batch is how many bytes of a stream are fetched at once.
+func (s *stream) batch() int64 { return min(max(s.window/4, 1), aheadBatch) }
+
+// plan makes pieces of the window, a whole batch at least.
+func (a *ahead) plan(s *stream) {
+	a.trim(s)
+	limit := min(s.pos+s.window, a.list.size)
+	if s.window == 0 || s.blind || s.next+s.batch() > limit && limit < a.list.size {
+		return
+	}
+	for s.next < limit {
+		if a.held >= a.max && !a.dropIdle() {
+			return
+		}
+		i, base := leafAt(a.list.ends, s.next)
+		refs, ok := a.v.leaves.now(&a.list.spans[i].hash)
+		if !ok {
+			s.blind = true
+			return
+		}
+		k, start := locate(refs, base, s.next)
+		if k == len(refs) {
+			s.next = a.list.ends[i] // the reader will be told when it gets there
+		}
+		for ; k < len(refs) && start < limit && a.held < a.max; k++ {
+			s.pieces = append(s.pieces, a.newPiece(start, &refs[k]))
+			start += int64(refs[k].size)
+			s.next = start
+		}
+	}
+}
+
+func (a *ahead) newPiece(off int64, ref *chunkRef) *piece {
+	var p *piece
+	if n := len(a.free); n > 0 {
+		p, a.free = a.free[n-1], a.free[:n-1]
+	} else {
+		p = new(piece)
+	}
+	*p = piece{off: off, ref: *ref, left: int(ref.size)}
+	if ref.zero {
+		p.state = pieceReady
+	} else {
+		a.held += int64(ref.size)
+	}
+	return p
+}
+
+// drop takes a piece out of a stream.
+func (a *ahead) drop(s *stream, i int) {
+	p := s.pieces[i]
+	s.pieces[i] = nil
+	if p.wanted {
+		p.wanted = false
+		a.ready.Broadcast() // look again: it is not there any more
+	}
+	if p.state == pieceFetched {
+		p.dropped = true
+		return
+	}
+	a.discard(p)
+}
+
+// discard ends a piece.
+func (a *ahead) discard(p *piece) {
+	if !p.ref.zero {
+		a.held -= int64(p.ref.size)
+	}
+	if p.buf != nil {
+		p.buf.release()
+		p.buf = nil
+	}
+	a.free = append(a.free, p)
+}
+
+// trim drops what lies too far behind the reader, and closes the gaps.
+func (a *ahead) trim(s *stream) {
+	for ; s.head < len(s.pieces); s.head++ {
+		p := s.pieces[s.head]
+		if p == nil {
+			continue
+		}
+		if p.off+int64(p.ref.size) > s.pos-aheadBehind {
+			break
+		}
+		a.drop(s, s.head)
+	}
+	s.todo = max(s.todo, s.head)
+	if s.head > len(s.pieces)/2 {
+		n := copy(s.pieces, s.pieces[s.head:])
+		clear(s.pieces[n:])
+		s.pieces, s.todo, s.head = s.pieces[:n], s.todo-s.head, 0
+	}
+}
+
+// reset makes a stream free.
+func (a *ahead) reset(s *stream) {
+	for i := s.head; i < len(s.pieces); i++ {
+		if s.pieces[i] != nil {
+			a.drop(s, i)
+		}
+	}
+	*s = stream{pieces: s.pieces[:0]}
+}
+
+// dropIdle makes room; it reports whether there was something to drop.
+func (a *ahead) dropIdle() bool {
+	before := a.held
+	for i := range a.streams {
+		if s := &a.streams[i]; s.used > 0 && a.tick-s.used >= aheadIdle {
+			a.reset(s)
+		}
+	}
+	return a.held < before
+}
+
+// start sees to it that enough goroutines fetch.
+func (a *ahead) start() {
+	want := int64(0)
+	for i := range a.streams {
+		s := &a.streams[i]
+		if s.blind {
+			want++
+		}
+		if p := s.first(); p != nil {
+			want += (s.next-p.off)/s.batch() + 1
+		}
+	}
+	for ; a.fetches < int(min(want, int64(a.parallel()))); a.fetches++ {
+		a.running.Add(1)
+		go a.run() // awaited by stop
+	}
+}
+
+// work fetches until there is nothing to do.
+func (a *ahead) work() {
+	defer a.running.Done()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f := a.fetching()
+	for !a.stopped.Load() {
+		if s := a.blindStream(); s != nil {
+			a.readLeaf(s)
+			continue
+		}
+		if !a.claim(f) {
+			break
+		}
+		a.mu.Unlock()
+		a.fetch(f)
+		a.mu.Lock()
+	}
+	a.spare = append(a.spare, f)
+	a.fetches--
+}
+
+func (a *ahead) fetching() *fetching {
+	if n := len(a.spare); n > 0 {
+		f := a.spare[n-1]
+		a.spare = a.spare[:n-1]
+		return f
+	}
+	return new(fetching)
+}
+
+func (a *ahead) blindStream() *stream {
+	for i := range a.streams {
+		if s := &a.streams[i]; s.blind {
+			return s
+		}
+	}
+	return nil
+}
+
+// readLeaf reads the leaf that a stream comes to. It is called with mu held and gives it up
+// meanwhile.
+func (a *ahead) readLeaf(s *stream) {
+	s.blind = false
+	next := s.next
+	i, _ := leafAt(a.list.ends, next)
+	a.mu.Unlock()
+	_, err := a.v.leaf(a.list.spans[i])
+	a.mu.Lock()
+	if s.next != next {
+		return // it is elsewhere by now
+	}
+	if err != nil {
+		s.next = a.list.ends[i] // the reader will be told when it gets there
+	}
+	a.plan(s)
+	a.start()
+}
+
+// claim takes the batch of pieces that will be needed first; false if there is none.
+func (a *ahead) claim(f *fetching) bool {
+	f.pieces = f.pieces[:0]
+	var first *stream
+	for i := range a.streams {
+		if s := &a.streams[i]; s.first() != nil && (first == nil || s.first().off-s.pos < first.first().off-first.pos) {
+			first = s
+		}
+	}
+	if first == nil {
+		return false
+	}
+	for n := int64(0); first.todo < len(first.pieces) && n < first.batch(); first.todo++ {
+		if p := first.pieces[first.todo]; p != nil && p.state == pieceWaits {
+			p.state = pieceFetched
+			f.pieces = append(f.pieces, p)
+			n += int64(p.ref.size)
+		}
+	}
+	return true
+}
+
+// first returns the first piece that nobody fetches yet, or nil.
+func (s *stream) first() *piece {
+	for ; s.todo < len(s.pieces); s.todo++ {
+		if p := s.pieces[s.todo]; p != nil && p.state == pieceWaits {
+			return p
+		}
+	}
+	return nil
+}
+
+// read copies bytes at off into p, out of one piece. It waits for one that is on its way
+// and returns 0 if there is none: then the caller reads the chunk.
+func (a *ahead) read(p []byte, off int64) int {
+	a.mu.Lock()
+	for {
+		s, i := a.find(off)
+		if s == nil || a.stopped.Load() {
+			a.mu.Unlock()
+			return 0
+		}
+		switch pc := s.pieces[i]; pc.state {
+		case pieceReady:
+			return a.consume(s, i, p, off) // unlocks
+		case pieceWaits, pieceFailed:
+			a.drop(s, i)
+			a.mu.Unlock()
+			return 0
+		default:
+			pc.wanted = true
+			a.ready.Wait()
+		}
+	}
+}
+
+// consume copies out of a piece that is ready. It is called with mu held and unlocks it.
+func (a *ahead) consume(s *stream, i int, p []byte, off int64) int {
+	pc := s.pieces[i]
+	skip := int(off - pc.off)
+	n := min(len(p), int(pc.ref.size)-skip)
+	b := pc.buf
+	if b != nil {
+		b.hold()
+	}
+	if pc.left -= n; pc.left <= 0 {
+		a.drop(s, i)
+	}
+	a.mu.Unlock()
+	if b == nil {
+		clear(p[:n])
+		return n
+	}
+	defer b.release()
+	return copy(p[:n], b.data[skip:])
+}
+
+// find returns the piece that holds off.
+func (a *ahead) find(off int64) (*stream, int) {
+	for i := range a.streams {
+		s := &a.streams[i]
+		for k := s.head; k < len(s.pieces); k++ {
+			p := s.pieces[k]
+			if p == nil || off >= p.off+int64(p.ref.size) {
+				continue
+			}
+			if off >= p.off {
+				return s, k
+			}
+			break
+		}
+	}
+	return nil, 0
+}
+
+// stop ends all fetches and gives everything back. It may be called more than once.
+func (a *ahead) stop() {
+	a.mu.Lock()
+	a.stopped.Store(true)
+	a.ready.Broadcast()
+	a.mu.Unlock()
+	a.running.Wait()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i := range a.streams {
+		a.reset(&a.streams[i])
+	}
+}

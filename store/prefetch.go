@@ -1,0 +1,122 @@
+package store
+
+import (
+	"bytes"
+	"cmp"
+	"slices"
+	"time"
+)
+
+// fetching is a batch of chunks on their way from packs into pieces.
+type fetching struct {
+	pieces []*piece
+	found  []located
+}
+
+// located is a piece and where its chunk stands.
+type located struct {
+	*piece
+	loc
+}
+
+// maxGap is how many bytes nobody asked for are read along so that one read of a pack serves
+// instead of two: nodes of the chunk list stand among the chunks.
+const maxGap = 8 << 10
+
+// fetch reads chunks that stand near each other in a pack with one read. What cannot be had
+// at the first attempt is left to readChunk, which knows of other copies and of what to say,
+// when the reader gets there.
+func (a *ahead) fetch(f *fetching) {
+	f.found = f.found[:0]
+	for _, p := range f.pieces {
+		l, ok, err := a.s.ix.find(&p.ref.hash)
+		if err != nil || !ok || l.raw != p.ref.size {
+			a.arrived(p, nil)
+			continue
+		}
+		f.found = append(f.found, located{p, l})
+	}
+	slices.SortFunc(f.found, func(x, y located) int {
+		return cmp.Or(bytes.Compare(x.p.id[:], y.p.id[:]), cmp.Compare(x.loc.off, y.loc.off))
+	})
+	for rest := f.found; len(rest) > 0; {
+		n := together(rest)
+		a.fetchRun(rest[:n])
+		rest = rest[n:]
+	}
+	clear(f.found)
+}
+
+// together returns how many of the first chunks one read should bring.
+func together(list []located) int {
+	first := &list[0].loc
+	end := int64(first.off) + int64(first.stored)
+	for i := 1; i < len(list); i++ {
+		l := &list[i].loc
+		if l.p != first.p || int64(l.off) > end+maxGap {
+			return i
+		}
+		end = max(end, int64(l.off)+int64(l.stored))
+	}
+	return len(list)
+}
+
+// fetchRun reads chunks of one pack at once and decodes them.
+func (a *ahead) fetchRun(run []located) {
+	from, end := int64(run[0].loc.off), int64(0)
+	for i := range run {
+		end = max(end, int64(run[i].loc.off)+int64(run[i].stored))
+	}
+	raw := a.s.reads.get(int(end - from))
+	defer raw.release()
+	begun := time.Now()
+	err := a.s.files.readAt(run[0].p, raw.data, from)
+	reading := time.Since(begun)
+	a.s.decoding <- struct{}{}
+	defer func() { <-a.s.decoding }()
+	begun = time.Now()
+	for i := range run {
+		l := &run[i]
+		if err != nil || a.stopped.Load() {
+			a.arrived(l.piece, nil)
+			continue
+		}
+		at := int64(l.loc.off) - from
+		a.arrived(l.piece, a.decode(l, raw.data[at:at+int64(l.stored)]))
+	}
+	a.account(reading, time.Since(begun))
+}
+
+func (a *ahead) account(reading, decoding time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.spent.reading += reading - a.spent.reading/8
+	a.spent.decoding += decoding - a.spent.decoding/8
+}
+
+// decode returns the checked bytes of a chunk, or nil.
+func (a *ahead) decode(l *located, stored []byte) *buf {
+	b := a.s.bufs.get(int(l.raw))
+	if a.s.decodeCopy(&l.loc, &l.ref.hash, b.data, stored) != nil {
+		b.release()
+		return nil
+	}
+	return b
+}
+
+// arrived ends the fetch of a piece; b is nil if it failed.
+func (a *ahead) arrived(p *piece, b *buf) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p.buf, p.state = b, pieceReady
+	if b == nil {
+		p.state = pieceFailed
+	}
+	if p.wanted {
+		p.wanted = false
+		a.ready.Broadcast()
+	}
+	if p.dropped {
+		a.discard(p)
+	}
+}

@@ -1,0 +1,239 @@
+package store
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+)
+
+// writeHashes writes a run of hashes, sorted before, and opens it again.
+func writeHashes(t testing.TB, hashes []Hash) *run {
+	t.Helper()
+	p := &pack{id: fileID{7}, size: 100, created: 5}
+	w, err := newRunWriter(t.TempDir(), []*pack{p}, len(hashes))
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.SortFunc(hashes, func(a, b Hash) int { return bytes.Compare(a[:], b[:]) })
+	for i := range hashes {
+		if err := w.add(&hashes[i], &loc{p: p, off: uint32(i), stored: 5, raw: 9}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := w.finish()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.f.Close()
+	if r, err = openRun(r.path, samePack); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.f.Close() })
+	return r
+}
+
+func samePack(id fileID, size, created int64) *pack {
+	return &pack{id: id, size: size, created: created}
+}
+
+// runSorts are hashes as they come, and as they never should.
+var runSorts = []struct {
+	name string
+	key  func(*rand.Rand) uint64
+}{
+	{"even", func(r *rand.Rand) uint64 { return r.Uint64() }},
+	{"one key", func(r *rand.Rand) uint64 { return 1 << 40 }},
+	{"lowest key", func(r *rand.Rand) uint64 { return 0 }},
+	{"highest key", func(r *rand.Rand) uint64 { return math.MaxUint64 }},
+	{"seven keys", func(r *rand.Rand) uint64 { return 99 + r.Uint64N(7) }},
+	{"a narrow range", func(r *rand.Rand) uint64 { return math.MaxUint64 - r.Uint64N(3000) }},
+	{"two heaps", func(r *rand.Rand) uint64 { return r.Uint64N(2)<<63 | r.Uint64N(1000) }},
+	{"mostly low", func(r *rand.Rand) uint64 { return r.Uint64() >> r.UintN(64) }},
+}
+
+// TestRunFinds: a hash that is in a run is always found, also where blocks begin with the
+// same key, and no other is.
+func TestRunFinds(t *testing.T) {
+	for _, sort := range runSorts {
+		for _, n := range []int{0, 1, 2, perBlock - 1, perBlock, perBlock + 1, 10 * perBlock, 5000} {
+			rnd := rand.New(rand.NewPCG(uint64(n), 9))
+			hashes := make([]Hash, n)
+			for i := range hashes {
+				fillRandom(rnd, hashes[i][:])
+				binary.BigEndian.PutUint64(hashes[i][:], sort.key(rnd))
+			}
+			r := writeHashes(t, hashes)
+			var reads atomic.Uint64
+			for i := range hashes {
+				pos, l, ok, err := r.find(&hashes[i], &reads)
+				if err != nil || !ok || pos != i || l.off != uint32(i) || l.p != r.packs[0] {
+					t.Fatalf("%s: entry %d of %d: %v at %d, %+v, %v", sort.name, i, n, ok, pos, l, err)
+				}
+				other := hashes[i]
+				other[31] ^= 1 // only the block can tell
+				if _, _, ok, err := r.find(&other, &reads); ok || err != nil {
+					t.Fatalf("%s: found what is not there: %v", sort.name, err)
+				}
+				binary.BigEndian.PutUint64(other[:], sort.key(rnd)+uint64(i%3)-1)
+				if _, _, ok, err := r.find(&other, &reads); ok || err != nil {
+					t.Fatalf("%s: found what is not there: %v", sort.name, err)
+				}
+			}
+			walk(t, r, hashes)
+		}
+	}
+}
+
+func walk(t *testing.T, r *run, want []Hash) {
+	t.Helper()
+	it := r.iter()
+	for i := range want {
+		if more, err := it.next(); !more || err != nil || it.hash != want[i] {
+			t.Fatalf("entry %d of %d: %v", i, len(want), err)
+		}
+	}
+	if more, err := it.next(); more || err != nil {
+		t.Fatalf("no end after %d entries: %v", len(want), err)
+	}
+}
+
+// TestRunDamage flips bits in every part of a run. What memory holds is checked when the run
+// is opened, blocks when they are read: no chunk vanishes without an error.
+func TestRunDamage(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(3, 3))
+	hashes := make([]Hash, 10*perBlock+3)
+	for i := range hashes {
+		fillRandom(rnd, hashes[i][:])
+	}
+	r := writeHashes(t, hashes)
+	whole, err := os.ReadFile(r.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tail := len(whole) - r.blocks()*runTailLen
+	try := func(off int) {
+		b := bytes.Clone(whole)
+		b[off] ^= 1 << rnd.UintN(8)
+		bad, err := readRun(bytes.NewReader(b), int64(len(b)), samePack)
+		inBlock := off >= int(r.data) && off < tail
+		if padding := off >= runHeadLen+runPackLen && off < int(r.data); padding || inBlock {
+			if err != nil {
+				t.Fatalf("byte %d: %v", off, err)
+			}
+		} else if !errors.Is(err, errRun) {
+			t.Fatalf("a flipped bit in byte %d of head or tail: %v", off, err)
+		}
+		if !inBlock || (off-int(r.data))%runBlock >= perBlock*runEntryLen+4 {
+			return
+		}
+		bad.f = bytesFile{bytes.NewReader(b)}
+		var reads atomic.Uint64
+		at := (off - int(r.data)) / runBlock * perBlock
+		for i := range hashes {
+			_, _, ok, err := bad.find(&hashes[i], &reads)
+			hit := i >= at && i < at+perBlock
+			if ok == hit || errors.Is(err, errRun) != hit {
+				t.Fatalf("a flipped bit in byte %d, entry %d: found %v, %v", off, i, ok, err)
+			}
+		}
+	}
+	for off := range runHeadLen + runPackLen {
+		try(off)
+	}
+	for off := tail; off < len(whole); off++ {
+		try(off)
+	}
+	for off := runHeadLen + runPackLen; off < tail; off += 1 + rnd.IntN(500) {
+		try(off)
+	}
+	for _, n := range []int{0, 10, runHeadLen, int(r.data), tail, tail + 8*r.blocks(), len(whole) - 1} {
+		if _, err := readRun(bytes.NewReader(whole[:n]), int64(n), samePack); !errors.Is(err, errRun) {
+			t.Errorf("cut to %d bytes: %v", n, err)
+		}
+	}
+}
+
+// TestRunTables: a filter that does not fit its blocks is found by whoever walks the run,
+// Verify and merges among them, even if its checksum is right.
+func TestRunTables(t *testing.T) {
+	b := testRun(t, 300, 0)
+	tail := len(b) - 4*runTailLen
+	for _, off := range []int{tail, tail + 8*4, tail + 8*4 + filterParts, tail + 8*4 + filterLen + 20} {
+		bad := bytes.Clone(b)
+		bad[off] ^= 1
+		fixRun(bad)
+		r, err := readRun(bytes.NewReader(bad), int64(len(bad)), samePack)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.f = bytesFile{bytes.NewReader(bad)}
+		it := r.iter()
+		more := true
+		for more && err == nil {
+			more, err = it.next()
+		}
+		if !errors.Is(err, errRun) {
+			t.Errorf("byte %d of the tables: %v", off-tail, err)
+		}
+	}
+}
+
+// TestRunOfEarlierFormat: a store whose index an earlier ckptfs wrote opens, and gets a new one.
+func TestRunOfEarlierFormat(t *testing.T) {
+	dir, _ := twoImages(t)
+	for _, path := range files(t, dir, indexName) {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, earlierRun(b), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var said []string
+	s := open(t, dir, Options{Log: func(m string) { said = append(said, m) }})
+	if all := strings.Join(said, "\n"); !strings.Contains(all, "an earlier ckptfs wrote it") {
+		t.Errorf("the log says:\n%s", all)
+	}
+	wantImage(t, s, "a", testImage(1, 100))
+	wantImage(t, s, "b", testImage(2, 100))
+	wantClean(t, s)
+	if im := ingest(t, s, "c", testImage(1, 100)); im.Unique > 200 {
+		t.Errorf("%d bytes were stored again", im.Unique)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	list := files(t, dir, indexName)
+	if len(list) == 0 {
+		t.Error("no index was written")
+	}
+	for _, path := range list {
+		if r, err := openRun(path, samePack); err != nil {
+			t.Errorf("%s: %v", filepath.Base(path), err)
+		} else {
+			r.f.Close()
+		}
+	}
+}
+
+// earlierRun makes out of a run what version 1 wrote: keys behind the blocks, nothing more.
+func earlierRun(b []byte) []byte {
+	packs, n := int64(binary.LittleEndian.Uint32(b[8:])), int64(binary.LittleEndian.Uint64(b[16:]))
+	blocks := (n + perBlock - 1) / perBlock
+	old := bytes.Clone(b[:int64(len(b))-blocks*filterLen])
+	copy(old, runOldMagic)
+	clear(old[24:32])
+	head := append(bytes.Clone(old[:32]), old[runHeadLen:runHeadLen+packs*runPackLen]...)
+	sum := hashOf(append(head, old[int64(len(old))-8*blocks:]...))
+	copy(old[32:], sum[:])
+	return old
+}
