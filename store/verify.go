@@ -25,7 +25,7 @@ func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) 
 			return err
 		}
 	}
-	v := &verification{s: s, ctx: ctx, out: report, cut: map[*pack]int64{}, bad: map[Hash]*ChunkError{}, users: map[Hash][]string{}}
+	v := &verification{s: s, ctx: ctx, out: report, cut: map[*pack]int64{}, bad: map[Hash]*ChunkError{}, users: map[Hash][]string{}, unknown: map[Hash]*pack{}}
 	recs, err := v.records()
 	if err != nil {
 		return err
@@ -55,7 +55,12 @@ type verification struct {
 	cut    map[*pack]int64 // packs whose footer is lost, and how long they are
 	bad    map[Hash]*ChunkError
 	users  map[Hash][]string // images that need a bad chunk
+	// unknown are chunks that a pack has but the index does not: garbage, unless an image
+	// needs one. The index keeps one of two copies, and the pack of that one may have gone.
+	unknown map[Hash]*pack
 }
+
+var errUnknown = errors.New("the index does not know it; delete the folder index while the store is closed, it is made again")
 
 // maxBad bounds the faults that are kept to be told with their images.
 const maxBad = 1 << 16
@@ -150,8 +155,8 @@ func (v *verification) entries(p *pack, entries []entry, readData bool) error {
 			return err
 		}
 		_, ok, err := v.s.ix.find(&e.hash)
-		if err == nil && !ok && !v.s.ix.isBad(p, e.off) {
-			v.fault("pack %s: the index does not know chunk %s", p.name(), e.hash)
+		if err == nil && !ok && !v.s.ix.isBad(p, e.off) && len(v.unknown) < maxBad {
+			v.unknown[e.hash] = p
 		}
 		if !readData {
 			continue
@@ -186,6 +191,9 @@ func (v *verification) note(err error, image string) {
 	if !errors.As(err, &ce) {
 		v.fault("image %q: %v", image, err)
 		return
+	}
+	if p := v.unknown[ce.Hash]; p != nil {
+		ce = &ChunkError{Hash: ce.Hash, Pack: p.name(), Err: errUnknown}
 	}
 	if v.bad[ce.Hash] == nil {
 		if len(v.bad) >= maxBad {
