@@ -65,8 +65,9 @@ func TestRedis(t *testing.T) {
 // redisRow is one checkpoint.
 type redisRow struct {
 	name     string
-	grown    int64 // bytes that the store's folder grew by
-	unique   int64 // bytes that the store says are the image's own
+	after    time.Duration // since the checkpoint before began
+	grown    int64         // bytes that the store's folder grew by
+	unique   int64         // bytes that the store says are the image's own
 	took     time.Duration
 	pause    string
 	dirty    *dirtied // since the checkpoint before
@@ -118,7 +119,8 @@ func (run redisRun) checkpoints(t *testing.T, m *harness.Mount, r *harness.Progr
 	t.Helper()
 	var rows []*redisRow
 	seen := map[string]bool{}
-	for next := time.Now(); len(rows) < run.loaded+run.stopped; next = next.Add(run.every) {
+	last := time.Now()
+	for next := last; len(rows) < run.loaded+run.stopped; next = next.Add(run.every) {
 		if len(rows) == run.loaded {
 			tellRedis(t, r, "rate 0")
 		}
@@ -127,7 +129,8 @@ func (run redisRun) checkpoints(t *testing.T, m *harness.Mount, r *harness.Progr
 		if got := harness.Shell(t, "cat "+m.Image(r)+" > /dev/null"); got.Code != 0 {
 			t.Fatal(got)
 		}
-		row := &redisRow{took: time.Since(from)}
+		row := &redisRow{after: from.Sub(last), took: time.Since(from)}
+		last = from
 		for _, name := range m.WaitImages(len(rows) + 1) {
 			if !seen[name] {
 				row.name = name
@@ -229,7 +232,7 @@ func report(t *testing.T, run redisRun, rows []*redisRow) {
 	t.Helper()
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "checkpoint\tdirtied\tin 16 KiB\tin 64 KiB\tzstd, all\tzstd, each\tgrown\tunique\tratio\tto zstd\tpause\tcat\t")
+	fmt.Fprintln(w, "checkpoint\tafter\tdirtied\tin 16 KiB\tin 64 KiB\tzstd, all\tzstd, each\tgrown\tunique\tratio\tto zstd\tpause\tcat\t")
 	sum := &redisRow{name: fmt.Sprintf("2 to %d", run.loaded), dirty: &dirtied{}}
 	for i, row := range rows {
 		label := itoa(i + 1)
@@ -240,7 +243,8 @@ func report(t *testing.T, run redisRun, rows []*redisRow) {
 			label = "stopped " + label
 		case i > 0:
 			sum.dirty.add(row.dirty)
-			sum.grown, sum.unique, sum.took = sum.grown+row.grown, sum.unique+row.unique, sum.took+row.took
+			sum.grown, sum.unique = sum.grown+row.grown, sum.unique+row.unique
+			sum.after, sum.took = sum.after+row.after, sum.took+row.took
 		}
 		row.print(w, label)
 	}
@@ -260,7 +264,7 @@ func report(t *testing.T, run redisRun, rows []*redisRow) {
 // print writes one line of the table.
 func (r *redisRow) print(w io.Writer, label string) {
 	d := r.dirty
-	fmt.Fprintf(w, "%s\t", label)
+	fmt.Fprintf(w, "%s\t%.1f s\t", label, r.after.Seconds())
 	for _, n := range []int64{d.pages, d.in16, d.in64, d.together, d.alone, r.grown, r.unique} {
 		fmt.Fprintf(w, "%.2f\t", float64(n)/(1<<20))
 	}
