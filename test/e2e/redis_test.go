@@ -84,6 +84,12 @@ func startRedis(t *testing.T, run redisRun) *harness.Program {
 	r := harness.StartCommand(t, dir, harness.Tool(t, "redis-server"), "--bind", "127.0.0.1", "--port", itoa(freePort(t)),
 		"--save", "", "--appendonly", "no", "--activedefrag", "no", "--set-proc-title", "no",
 		"--loadmodule", harness.Fixture(t, "redisload.so"), in("ready"), in("result"), in("go"), in("control"), itoa(run.mib), itoa(run.rate))
+	// To fill a GiB takes a while where much else runs; a redis that fails ends.
+	for ready := in("ready"); harness.Exists(r.PID); time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Lstat(ready); err == nil {
+			break
+		}
+	}
 	r.WaitReady()
 	return r
 }
