@@ -151,7 +151,11 @@ func (g *collection) removeDoomed(id fileID) error {
 
 // young reports whether a pack is too young to be looked at.
 func (g *collection) young(p *pack) bool {
-	return g.now-p.id.time().UnixNano() < youngPacks*int64(g.s.sh.grace)
+	young := g.s.o.young
+	if young == 0 {
+		young = youngPacks * g.s.sh.grace
+	}
+	return g.now-p.id.time().UnixNano() < int64(young)
 }
 
 // markPacks is the end of the first run: what was not needed or has been copied may go.

@@ -13,12 +13,12 @@ import (
 // short are options under which packs are soon old enough for GC.
 func short(cache string) Options {
 	o := quick(cache)
-	o.Grace = time.Second
+	o.Grace, o.young = 3*time.Second, time.Second
 	return o
 }
 
 // ripen waits until a GC sees what is there as old, and its own markers as ripe.
-func ripen(o Options) { time.Sleep(youngPacks*o.Grace + 1500*time.Millisecond) }
+func ripen(o Options) { time.Sleep(o.Grace + 2500*time.Millisecond) }
 
 // gcUntilFreed runs GC until it removed packs: on a slow machine a run may find that what it
 // knows is too old to remove anything by.

@@ -37,6 +37,7 @@ type Options struct {
 	// removal; 0 means 15 min. All machines that use a bucket must have the same.
 	Grace   time.Duration
 	attempt time.Duration // how long one try may take
+	young   time.Duration // how old a pack must be for GC to look at it; 0 means 4 * Grace
 	// Key encrypts what is stored and is needed to open an encrypted store; nil means none.
 	Key *Key
 	// CheckHashes makes Put compute the hash of every chunk and refuse a wrong one. For tests.
