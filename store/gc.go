@@ -67,7 +67,10 @@ func (s *Store) collect(ctx context.Context) (GCReport, error) {
 		return g.report, err
 	}
 	s.dead.Store(g.report.Dead)
-	return g.report, s.flushIndex(true)
+	if err := s.flushIndex(true); err != nil || s.sh == nil {
+		return g.report, err
+	}
+	return g.report, s.sh.shareRun(ctx)
 }
 
 // stillDamaged looks again at records that could not be read.
