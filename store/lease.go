@@ -84,9 +84,10 @@ func (sh *shared) leases(ctx context.Context, now int64) (roots []root, err erro
 	err = sh.b.list(ctx, leasesName+"/", "", func(o object) {
 		id, ok := keyID(o.key, leaseExt)
 		switch {
-		case !ok || id == sh.lease:
-		case now-o.mod.UnixNano() > 2*int64(sh.grace):
+		case id == sh.lease:
+		case now-o.mod.UnixNano() > 2*int64(sh.grace): // of what kind ever, see serverTime
 			old = append(old, o.key)
+		case !ok:
 		default:
 			live = append(live, id)
 		}

@@ -155,8 +155,9 @@ func (s *Store) compare(found map[fileID]int64, all bool) (fresh, missing []*pac
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, size := range found {
-		if p := s.packs[id]; p == nil {
-			p = &pack{id: id, size: size, created: id.time().UnixNano()}
+		// A second *pack for one of ours would not hear of markers.
+		if _, ours := s.writing[id]; s.packs[id] == nil && !ours {
+			p := &pack{id: id, size: size, created: id.time().UnixNano()}
 			p.doomed.Store(s.doomed[id])
 			s.packs[id] = p
 			fresh = append(fresh, p)
@@ -237,10 +238,13 @@ func (sh *shared) keepUp() {
 	}
 }
 
+// errOutOfTouch is inside what inTouch says.
+var errOutOfTouch = errors.New("what other machines are about to remove is not known")
+
 // inTouch fails if we may have missed that a pack we refer to is removed.
 func (sh *shared) inTouch() error {
 	if d := since(sh.seen.Load()); d > sh.grace/2 {
-		return fmt.Errorf("the bucket %s could not be asked for %s what other machines are about to remove", sh.b.url, d.Round(time.Second))
+		return fmt.Errorf("the bucket %s could not be asked for %s: %w", sh.b.url, d.Round(time.Millisecond), errOutOfTouch)
 	}
 	return nil
 }

@@ -127,7 +127,11 @@ func (g *collection) drop(p *pack) error {
 
 // What the packs that GC writes tell it.
 
-func (g *collection) opened(*pack) {}
+func (g *collection) opened(p *pack) {
+	g.s.mu.Lock()
+	defer g.s.mu.Unlock()
+	g.s.writing[p.id] = struct{}{}
+}
 
 func (g *collection) added(p *pack, e entry) { g.s.ix.added(p, &e) }
 
@@ -141,7 +145,7 @@ func (g *collection) sealed(p *pack) {
 
 // failed: the copies are lost; the originals are still where they were.
 func (g *collection) failed(p *pack, err error) {
-	g.s.ix.lose(p)
+	g.s.packLost(p)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.err = errors.Join(g.err, err)
