@@ -55,7 +55,9 @@ func (g *collection) ripe(m *marker) bool {
 	return g.now-m.mod.UnixNano() > int64(g.s.sh.grace+time.Second)
 }
 
-// finishMarkers removes the packs of ripe markers that are still not needed.
+// finishMarkers removes the packs of ripe markers that are still not needed. A pack that is
+// needed after all stays marked, and choose has it copied: were its marker removed, a GC
+// elsewhere that does not know yet might remove the pack from under who then refers to it.
 func (g *collection) finishMarkers() error {
 	sh := g.s.sh
 	sh.mu.Lock()
@@ -69,10 +71,19 @@ func (g *collection) finishMarkers() error {
 	}
 	sh.mu.Unlock()
 	for id, m := range ripe {
+		left := 0
 		for _, pid := range m.packs {
-			if err := g.removeDoomed(pid); err != nil {
+			gone, err := g.removeDoomed(pid)
+			if err != nil {
 				return err
 			}
+			if !gone {
+				left++
+			}
+		}
+		if left > 0 {
+			g.report.Pending += left
+			continue
 		}
 		if err := sh.b.remove(g.ctx, markerKey(id)); err != nil {
 			return err
@@ -85,30 +96,35 @@ func (g *collection) finishMarkers() error {
 	return nil
 }
 
-// removeDoomed removes a marked pack, unless something in it is alive.
-func (g *collection) removeDoomed(id fileID) error {
+// removeDoomed removes a marked pack, unless something in it is alive, and reports whether
+// it is gone.
+func (g *collection) removeDoomed(id fileID) (gone bool, err error) {
 	sh := g.s.sh
 	g.s.mu.Lock()
 	p := g.s.packs[id]
 	g.s.mu.Unlock()
 	if p == nil {
-		return nil // another machine was here
+		return true, nil // another machine was here
 	}
-	if _, counted := g.known[p]; !counted || g.live[p] > 0 {
-		return nil
+	if _, counted := g.known[p]; !counted || g.live[p] > 0 || g.s.ix.marks.young.has(p) {
+		g.ripened = append(g.ripened, p)
+		return false, nil
 	}
-	if err := sh.inTouch(); err != nil {
-		return err
+	if err := sh.freshen(g.ctx, ago(sh.grace/2)); err != nil {
+		return false, err
+	}
+	if p.gone.Load() {
+		return true, nil
 	}
 	ctx, cancel := context.WithTimeout(g.ctx, sh.grace/4)
 	defer cancel()
 	if err := sh.b.remove(ctx, packKey(id)); err != nil {
-		return err
+		return false, err
 	}
 	g.s.packGone(p)
 	g.report.Packs++
 	g.report.Freed += p.size
-	return nil
+	return true, nil
 }
 
 // young reports whether a pack is too young to be looked at.

@@ -41,6 +41,8 @@ type marks struct {
 	// walked: GC itself got there and follows what the entry, as a node, refers to. A node
 	// that is only alive was put by an ingest, whose chunks GC may not have come to yet.
 	walked map[*run]bitmap
+	// young packs have chunks that are needed and not in the runs yet: not for this GC.
+	young packSet
 }
 
 type bitmap []uint32
@@ -153,7 +155,11 @@ func (x *index) reuse(h *Hash) (*pack, error) {
 		if f.p.doomed.Load() {
 			return false
 		}
-		if f.run == nil || x.marks == nil {
+		if x.marks == nil {
+			return true
+		}
+		if f.run == nil {
+			x.marks.young.add(f.p)
 			return true
 		}
 		alive := x.marks.alive[f.run]
@@ -187,6 +193,8 @@ func (x *index) mark(h *Hash) (known, found bool, err error) {
 		case f.run != nil:
 			x.marks.alive[f.run].set(f.pos)
 			known = x.marks.walked[f.run].set(f.pos)
+		default:
+			x.marks.young.add(f.p)
 		}
 		return true
 	})
@@ -202,7 +210,9 @@ func (x *index) markDoomed(h *Hash) (known, found bool, err error) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	l, ok := x.mem[*h]
-	found = ok && x.usable(l)
+	if found = ok && x.usable(l); found {
+		x.marks.young.add(l.p)
+	}
 	_, _, _, _, err = x.findRun(h, func(l loc, r *run, pos int) bool {
 		if x.usable(l) {
 			x.marks.alive[r].set(pos)

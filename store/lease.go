@@ -32,6 +32,8 @@ func (s *Store) readerRoots() (roots []root) {
 
 // renewLease writes our lease, or takes it back when nothing is read any more.
 func (sh *shared) renewLease() error {
+	sh.leaseMu.Lock()
+	defer sh.leaseMu.Unlock()
 	roots := sh.s.readerRoots()
 	if len(roots) == 0 {
 		if !sh.leased {
@@ -53,6 +55,31 @@ func (sh *shared) renewLease() error {
 	}
 	sh.leased = true
 	return nil
+}
+
+// claim makes sure that what a new reader needs stays there. Where nothing is marked, all
+// of it stays for a grace time at least, and our loop writes a lease before that. Else the
+// lease is written now; if the image is still listed after that, no GC has missed both.
+func (sh *shared) claim(name string, id fileID) error {
+	sh.s.mu.Lock()
+	marked := len(sh.s.doomed) > 0
+	sh.s.mu.Unlock()
+	if !marked {
+		return nil
+	}
+	if err := sh.renewLease(); err != nil {
+		return err
+	}
+	return sh.stillListed(name, id)
+}
+
+// stillListed asks the bucket whether an image is there.
+func (sh *shared) stillListed(name string, id fileID) error {
+	_, err := sh.b.stat(sh.ctx, recordKey(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("image %q has just been removed: %w", name, fs.ErrNotExist)
+	}
+	return err
 }
 
 func (s *Store) parseLease(id fileID, b []byte) (roots []root, err error) {
@@ -162,10 +189,7 @@ func (in *Ingest) rescueRefs(refs []chunkRef) error {
 
 // rescueNode is rescueChunk for a chunk whose length only the index knows.
 func (in *Ingest) rescueNode(h Hash) error {
-	n, ok, err := in.s.ix.size(&h)
-	if err == nil && !ok {
-		err = in.s.missing(&h)
-	}
+	n, err := in.s.size(&h)
 	if err != nil {
 		return err
 	}

@@ -24,13 +24,19 @@ type shared struct {
 	grace  time.Duration
 	loop   sync.WaitGroup
 
-	seen atomic.Int64 // bootTime of the last refresh
+	seen  atomic.Int64 // bootTime of the last refresh
+	holes atomic.Bool  // a pack went since the last relearn
+
+	relearning sync.Mutex // held by relearn
+	relearned  int64      // bootTime of its last end
+
+	leaseMu sync.Mutex
+	leased  bool // the bucket has our lease
 
 	mu      sync.Mutex // held by a refresh
 	newest  fileID     // youngest pack that a listing showed
 	markers map[fileID]*marker
 	lease   fileID
-	leased  bool // the bucket has our lease
 	removed map[fileID]bool
 	records map[fileID]fetched // images as last listed
 	listed  int64              // bootTime of that
@@ -71,6 +77,7 @@ func since(boot int64) time.Duration { return time.Duration(bootTime() - boot) }
 func newShared(s *Store, b *bucket) *shared {
 	sh := &shared{s: s, b: b, grace: s.o.Grace, lease: newID(), markers: map[fileID]*marker{},
 		removed: map[fileID]bool{}, records: map[fileID]fetched{}}
+	sh.holes.Store(true) // what the index had when it was written, nobody knows
 	sh.ctx, sh.cancel = context.WithCancelCause(context.Background())
 	return sh
 }
@@ -195,6 +202,7 @@ func (s *Store) packGone(p *pack) {
 	delete(s.packs, p.id)
 	s.mu.Unlock()
 	_ = s.files.drop(p) // only a cached copy, which Open removes too
+	s.sh.holes.Store(true)
 }
 
 // start keeps in touch with the bucket while anything of ours needs it.
@@ -226,10 +234,14 @@ func (sh *shared) keepUp() {
 	}
 	if err := sh.refresh(sh.ctx, false); err != nil {
 		s.o.Log(fmt.Sprintf("store %s: %v", sh.b.url, err))
+		if sh.inTouch() == nil {
+			return // the next round may have more luck
+		}
 	}
 	for _, in := range live {
 		in.putting.Lock()
-		err := sh.inTouch()
+		// To get the lock may have taken long, if a Put waited for the bucket.
+		err := sh.freshen(sh.ctx, ago(sh.grace/2))
 		if err == nil && in.usable() == nil {
 			err = in.rescue()
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 )
 
 // sweep writes what is alive in the chosen packs elsewhere, and removes them.
@@ -110,8 +111,10 @@ func (g *collection) copyChunk(w *packWriters, p *pack, e *entry) error {
 // drop removes a pack of which nothing is needed any more.
 func (g *collection) drop(p *pack) error {
 	s := g.s
-	if s.sh != nil {
+	if s.sh != nil && !slices.Contains(g.ripened, p) {
 		g.marked = append(g.marked, p)
+	}
+	if s.sh != nil {
 		return nil
 	}
 	s.mu.Lock()

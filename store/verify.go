@@ -23,7 +23,7 @@ func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) 
 			return err
 		}
 	}
-	v := &verification{s: s, ctx: ctx, out: report, cut: map[*pack]int64{}, bad: map[Hash]*ChunkError{}, users: map[Hash][]string{}}
+	v := &verification{s: s, begun: bootTime(), ctx: ctx, out: report, cut: map[*pack]int64{}, bad: map[Hash]*ChunkError{}, users: map[Hash][]string{}}
 	recs, err := v.records()
 	if err != nil {
 		return err
@@ -47,6 +47,7 @@ func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) 
 
 type verification struct {
 	s      *Store
+	begun  int64 // bootTime
 	ctx    context.Context
 	out    func(string)
 	faults int
@@ -143,6 +144,9 @@ func (v *verification) entries(p *pack, entries []entry, readData bool) error {
 			return err
 		}
 		_, ok, err := v.s.ix.find(&e.hash)
+		if err == nil && !ok && !v.s.ix.isBad(p, e.off) && v.relearn() {
+			_, ok, err = v.s.ix.find(&e.hash)
+		}
 		if err == nil && !ok && !v.s.ix.isBad(p, e.off) {
 			v.fault("pack %s: the index does not know chunk %s", p.name(), e.hash)
 		}
@@ -158,6 +162,15 @@ func (v *verification) entries(p *pack, entries []entry, readData bool) error {
 		}
 	}
 	return nil
+}
+
+// relearn reports whether what the index lacks may be there now. That it lost it is no fault.
+func (v *verification) relearn() bool {
+	again, err := v.s.relearn(v.begun, true)
+	if err != nil {
+		v.fault("%v", err)
+	}
+	return again
 }
 
 func (v *verification) badCopy(l loc, h *Hash, err error) {
@@ -223,6 +236,9 @@ func (v *verification) refs(image string, refs []chunkRef) error {
 		}
 		h := &refs[i].hash
 		l, ok, err := v.s.ix.find(h)
+		if err == nil && !ok && v.relearn() {
+			l, ok, err = v.s.ix.find(h)
+		}
 		switch {
 		case err != nil:
 			v.note(&ChunkError{Hash: *h, Err: err}, image)
