@@ -39,6 +39,9 @@ func helperCmd(args ...string) *exec.Cmd {
 
 // helper works on the store until it is killed: mode, folder, seed.
 func helper(args []string) error {
+	if args[0] == "machine" {
+		return helperMachine(args[1:])
+	}
 	s, err := Open(args[1], Options{PackSize: 256 << 10})
 	if err != nil {
 		return err
