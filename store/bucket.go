@@ -234,6 +234,20 @@ func (b *bucket) getAll(ctx context.Context, key string, max int64) (data []byte
 	return data, err
 }
 
+// getParsed hands a small object to parse. If that finds it damaged it is asked for again:
+// bytes may go wrong on their way.
+func (b *bucket) getParsed(ctx context.Context, key string, max int64, parse func([]byte) error) error {
+	for tries := 1; ; tries++ {
+		data, err := b.getAll(ctx, key, max)
+		if err != nil {
+			return err
+		}
+		if err = parse(data); err == nil || tries == 3 {
+			return err
+		}
+	}
+}
+
 // object is an entry of a listing.
 type object struct {
 	key  string // without the bucket's prefix

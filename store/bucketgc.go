@@ -145,7 +145,9 @@ func (g *collection) markPacks(packs []*pack) error {
 // server can list them, and nothing depends on it.
 func (g *collection) abortUploads() {
 	sh := g.s.sh
-	for u := range sh.b.core.ListIncompleteUploads(g.ctx, sh.b.name, sh.b.prefix+packsName+"/", true) {
+	ctx, cancel := context.WithTimeout(g.ctx, sh.b.attempt)
+	defer cancel()
+	for u := range sh.b.core.ListIncompleteUploads(ctx, sh.b.name, sh.b.prefix+packsName+"/", true) {
 		if u.Err != nil {
 			g.s.o.Log(fmt.Sprintf("store %s: unfinished uploads cannot be listed: %v", sh.b.url, u.Err))
 			return
@@ -153,7 +155,7 @@ func (g *collection) abortUploads() {
 		if g.now-u.Initiated.UnixNano() < int64(abandoned) {
 			continue
 		}
-		if err := sh.b.core.AbortMultipartUpload(g.ctx, sh.b.name, u.Key, u.UploadID); err != nil {
+		if err := sh.b.abortUpload(ctx, u.Key, u.UploadID); err != nil {
 			g.s.o.Log(fmt.Sprintf("store %s: removing an unfinished upload of %s: %v", sh.b.url, u.Key, err))
 		}
 	}

@@ -293,6 +293,24 @@ func (x *index) condemnCopy(l loc) {
 	x.bad[place{l.p, l.off}] = struct{}{}
 }
 
+// absolve forgets that copies of a chunk were found damaged, and reports whether any was.
+func (x *index) absolve(h *Hash) (any bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.bad) == 0 {
+		return false
+	}
+	n := len(x.bad)
+	if l, ok := x.mem[*h]; ok {
+		delete(x.bad, place{l.p, l.off})
+	}
+	_, _, _, _, _ = x.findRun(h, func(l loc, _ *run, _ int) bool { // who reads next meets the error
+		delete(x.bad, place{l.p, l.off})
+		return false
+	})
+	return len(x.bad) < n
+}
+
 // fromQueue copies a chunk that is still on its way to a pack.
 func (x *index) fromQueue(h *Hash, dst []byte) bool {
 	x.mu.RLock()

@@ -50,6 +50,8 @@ func (sh *shared) renewLease() error {
 	if sh.s.sec != nil {
 		b = sh.s.sec.sealRecord(sh.lease, b)
 	}
+	sum := hashOf(b)
+	b = append(b, sum[:]...)
 	if err := sh.b.putBytes(sh.ctx, sh.leaseKey(), b, false); err != nil {
 		return err
 	}
@@ -83,6 +85,11 @@ func (sh *shared) stillListed(name string, id fileID) error {
 }
 
 func (s *Store) parseLease(id fileID, b []byte) (roots []root, err error) {
+	n := len(b) - len(Hash{})
+	if n < 0 || hashOf(b[:n]) != Hash(b[n:]) {
+		return nil, errors.New("the lease is damaged")
+	}
+	b = b[:n]
 	if s.sec != nil {
 		if b, err = s.sec.openRecord(id, b); err != nil {
 			return nil, err
@@ -129,13 +136,13 @@ func (sh *shared) leases(ctx context.Context, now int64) (roots []root, err erro
 	}
 	for _, id := range live {
 		key := leasesName + "/" + id.String() + leaseExt
-		b, err := sh.b.getAll(ctx, key, maxLease)
+		var more []root
+		err := sh.b.getParsed(ctx, key, maxLease, func(b []byte) (err error) {
+			more, err = sh.s.parseLease(id, b)
+			return err
+		})
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
-		}
-		var more []root
-		if err == nil {
-			more, err = sh.s.parseLease(id, b)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("what another machine is reading (%s/%s): %w", sh.b.url, key, err)

@@ -32,6 +32,9 @@ func (s *Store) readChunk(h *Hash, dst []byte) error {
 		if !ok && last != nil {
 			return last
 		}
+		if !ok && s.sh != nil && s.ix.absolve(h) {
+			continue // what came damaged from a bucket need not be damaged there
+		}
 		if !ok && s.sh != nil && s.sh.seen.Load() < begun {
 			if err := s.sh.freshen(s.sh.ctx, begun); err != nil {
 				return &ChunkError{Hash: *h, Err: err}

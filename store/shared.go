@@ -38,6 +38,7 @@ type shared struct {
 	markers map[fileID]*marker
 	lease   fileID
 	removed map[fileID]bool
+	undo    map[fileID]bool    // records that must not stay, if they are there at all
 	records map[fileID]fetched // images as last listed
 	listed  int64              // bootTime of that
 }
@@ -76,7 +77,7 @@ func since(boot int64) time.Duration { return time.Duration(bootTime() - boot) }
 
 func newShared(s *Store, b *bucket) *shared {
 	sh := &shared{s: s, b: b, grace: s.o.Grace, lease: newID(), markers: map[fileID]*marker{},
-		removed: map[fileID]bool{}, records: map[fileID]fetched{}}
+		removed: map[fileID]bool{}, undo: map[fileID]bool{}, records: map[fileID]fetched{}}
 	sh.holes.Store(true) // what the index had when it was written, nobody knows
 	sh.ctx, sh.cancel = context.WithCancelCause(context.Background())
 	return sh
@@ -225,6 +226,7 @@ func (sh *shared) start() {
 // away from packs that are about to be removed.
 func (sh *shared) keepUp() {
 	s := sh.s
+	sh.undoRecords()
 	if err := sh.renewLease(); err != nil {
 		s.o.Log(fmt.Sprintf("store %s: what is being read here may be removed by other machines: %v", sh.b.url, err))
 	}
@@ -265,6 +267,7 @@ func (sh *shared) inTouch() error {
 func (sh *shared) close() {
 	sh.cancel(ErrClosed)
 	sh.loop.Wait()
+	sh.undoRecords()
 	if sh.leased {
 		ctx, cancel := context.WithTimeout(context.Background(), sh.b.attempt)
 		defer cancel()

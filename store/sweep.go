@@ -93,12 +93,13 @@ func (g *collection) copyChunk(w *packWriters, p *pack, e *entry) error {
 	stored, raw := s.bufs.get(int(e.stored)), s.bufs.get(int(e.raw))
 	defer stored.release()
 	defer raw.release()
-	if err := s.files.readAt(p, stored.data, int64(e.off)); err != nil {
-		return err
+	plain, err := g.checkedChunk(s.files.readAt, p, e, stored.data, raw.data)
+	if err != nil && s.sh != nil && isDamage(err) && !errors.Is(err, errGone) {
+		s.files.cache.forget(p) // it may have come damaged
+		plain, err = g.checkedChunk(s.files.cache.fetch, p, e, stored.data, raw.data)
 	}
-	plain, err := p.unseal(s.sec, e, stored.data)
-	if err == nil {
-		err = s.dec.decode(raw.data, plain, e.codec, e.hash)
+	if err != nil && (!isDamage(err) || errors.Is(err, errGone)) {
+		return err
 	}
 	if err != nil {
 		s.ix.condemnCopy(loc{p: p, off: e.off})
@@ -106,6 +107,18 @@ func (g *collection) copyChunk(w *packWriters, p *pack, e *entry) error {
 	}
 	_, g.sealBuf, err = w.of(p.id.nodes()).append(entry{hash: e.hash, raw: e.raw, codec: e.codec}, plain, g.sealBuf)
 	return err
+}
+
+// checkedChunk reads a chunk as it is stored, decrypted, and checks it.
+func (g *collection) checkedChunk(readAt func(*pack, []byte, int64) error, p *pack, e *entry, stored, raw []byte) (plain []byte, err error) {
+	if err := readAt(p, stored, int64(e.off)); err != nil {
+		return nil, err
+	}
+	plain, err = p.unseal(g.s.sec, e, stored)
+	if err == nil {
+		err = g.s.dec.decode(raw, plain, e.codec, e.hash)
+	}
+	return plain, err
 }
 
 // drop removes a pack of which nothing is needed any more.
