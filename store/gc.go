@@ -53,8 +53,10 @@ func (s *Store) GC(ctx context.Context) (GCReport, error) {
 }
 
 func (s *Store) collect(ctx context.Context) (GCReport, error) {
-	if err := s.stillDamaged(); err != nil {
-		return GCReport{}, err
+	if s.sh == nil { // else prepareShared does, when it has looked around
+		if err := s.stillDamaged(); err != nil {
+			return GCReport{}, err
+		}
 	}
 	g := &collection{s: s, ctx: ctx, begun: bootTime()}
 	if s.sh != nil {
@@ -78,6 +80,9 @@ func (s *Store) stillDamaged() error {
 	defer s.mu.Unlock()
 	if s.closed {
 		return ErrClosed
+	}
+	if s.sh != nil && len(s.damaged) > 0 {
+		return s.damaged[0] // refreshImages has looked, and asks again for what was damaged
 	}
 	var left []*RecordError
 	for _, d := range s.damaged {

@@ -45,7 +45,7 @@ func (sh *shared) refreshImages(ctx context.Context, notBefore int64) error {
 	}
 	var wanted []fileID
 	for id, etag := range found {
-		if have, ok := sh.records[id]; !ok || etag == "" || have.etag != etag {
+		if have, ok := sh.records[id]; !ok || etag == "" || have.etag != etag || have.err != nil {
 			wanted = append(wanted, id)
 		}
 	}

@@ -38,7 +38,15 @@ func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) 
 			return err
 		}
 	}
+	if s.sh != nil {
+		if err := v.forgetRemoved(); err != nil {
+			return err
+		}
+	}
 	v.chunks()
+	if v.down != nil {
+		return fmt.Errorf("verify: not all could be looked at: %w", v.down)
+	}
 	if v.faults > 0 {
 		return fmt.Errorf("verify: %d faults: %w", v.faults, ErrDamaged)
 	}
@@ -54,6 +62,8 @@ type verification struct {
 	cut    map[*pack]int64 // packs whose footer is lost, and how long they are
 	bad    map[Hash]*ChunkError
 	users  map[Hash][]string // images that need a bad chunk
+	ids    map[string]fileID // of images, in a bucket
+	down   error             // why the bucket could not be asked
 }
 
 // maxBad bounds the faults that are kept to be told with their images.
@@ -69,6 +79,9 @@ func (v *verification) fault(format string, args ...any) {
 // records reads every record again.
 func (v *verification) records() ([]*record, error) {
 	s := v.s
+	if s.sh != nil {
+		return v.sharedRecords()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -120,6 +133,9 @@ func (v *verification) packs(readData bool) error {
 		info, err := v.s.readFooter(p)
 		if errors.Is(err, errGone) {
 			continue // told with the chunks
+		}
+		if s := v.s; s.sh != nil && err != nil && !isDamage(err) {
+			return fmt.Errorf("verify: not all could be looked at: %w", err)
 		}
 		if err != nil {
 			v.fault("pack %s: %v", p.name(), err)
@@ -185,6 +201,11 @@ func (v *verification) badCopy(l loc, h *Hash, err error) {
 
 // note keeps a bad chunk to be told with all the images that need it.
 func (v *verification) note(err error, image string) {
+	var be *BucketError
+	if errors.As(err, &be) && !isDamage(err) {
+		v.down = be // says nothing of what is there
+		return
+	}
 	var ce *ChunkError
 	if !errors.As(err, &ce) {
 		v.fault("image %q: %v", image, err)
