@@ -139,7 +139,9 @@ func (b *bucket) try(ctx context.Context, op, key string, n int64, call func(ctx
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
 		}
-		if !temporary(err) || time.Now().Add(wait).After(end) {
+		// The signature covers the body, too: what was changed on its way is sent again.
+		changed := n > 0 && tries < 3 && minio.ToErrorResponse(err).Code == minio.SignatureDoesNotMatch
+		if !temporary(err) && !changed || time.Now().Add(wait).After(end) {
 			return &BucketError{Op: op, URL: b.url + "/" + key, Tries: tries, Err: err}
 		}
 		select {
