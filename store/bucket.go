@@ -139,7 +139,9 @@ func (b *bucket) try(ctx context.Context, op, key string, n int64, call func(ctx
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
 		}
-		if !temporary(err) || time.Now().Add(wait).After(end) {
+		// The signature covers the body, too: what was changed on its way is sent again.
+		changed := n > 0 && tries < 3 && minio.ToErrorResponse(err).Code == minio.SignatureDoesNotMatch
+		if !temporary(err) && !changed || time.Now().Add(wait).After(end) {
 			return &BucketError{Op: op, URL: b.url + "/" + key, Tries: tries, Err: err}
 		}
 		select {
@@ -232,6 +234,20 @@ func (b *bucket) getAll(ctx context.Context, key string, max int64) (data []byte
 		return err
 	})
 	return data, err
+}
+
+// getParsed hands a small object to parse. If that finds it damaged it is asked for again:
+// bytes may go wrong on their way.
+func (b *bucket) getParsed(ctx context.Context, key string, max int64, parse func([]byte) error) error {
+	for tries := 1; ; tries++ {
+		data, err := b.getAll(ctx, key, max)
+		if err != nil {
+			return err
+		}
+		if err = parse(data); err == nil || tries == 3 {
+			return err
+		}
+	}
 }
 
 // object is an entry of a listing.

@@ -55,7 +55,9 @@ func (g *collection) ripe(m *marker) bool {
 	return g.now-m.mod.UnixNano() > int64(g.s.sh.grace+time.Second)
 }
 
-// finishMarkers removes the packs of ripe markers that are still not needed.
+// finishMarkers removes the packs of ripe markers that are still not needed. A pack that is
+// needed after all stays marked, and choose has it copied: were its marker removed, a GC
+// elsewhere that does not know yet might remove the pack from under who then refers to it.
 func (g *collection) finishMarkers() error {
 	sh := g.s.sh
 	sh.mu.Lock()
@@ -69,12 +71,12 @@ func (g *collection) finishMarkers() error {
 	}
 	sh.mu.Unlock()
 	for id, m := range ripe {
-		done, err := g.removeMarked(m)
+		left, err := g.removeMarked(m)
 		if err != nil {
 			return err
 		}
-		if !done {
-			g.report.Pending += len(m.packs)
+		if left > 0 {
+			g.report.Pending += left
 			continue
 		}
 		if err := sh.b.remove(g.ctx, markerKey(id)); err != nil {
@@ -88,23 +90,28 @@ func (g *collection) finishMarkers() error {
 	return nil
 }
 
-// removeMarked removes the packs of a marker. It reports false if it had to give up because
-// everything takes so long that what is known is old at once; a later run tries again.
-func (g *collection) removeMarked(m *marker) (done bool, err error) {
-	for _, id := range m.packs {
+// removeMarked removes the packs of a marker and reports how many are still there: something
+// in them is alive, or everything takes so long that what is known is old at once. A later run
+// tries again.
+func (g *collection) removeMarked(m *marker) (left int, err error) {
+	for i, id := range m.packs {
 		if since(g.s.sh.seen.Load()) > g.s.sh.grace/4 {
 			if err := g.catchUp(); err != nil {
-				return false, err
+				return 0, err
 			}
 		}
 		if g.s.sh.inTouch() != nil {
-			return false, nil
+			return left + len(m.packs) - i, nil
 		}
-		if err := g.removeDoomed(id); err != nil {
-			return false, err
+		gone, err := g.removeDoomed(id)
+		if err != nil {
+			return 0, err
+		}
+		if !gone {
+			left++
 		}
 	}
-	return true, nil
+	return left, nil
 }
 
 // catchUp marks what has come to be needed since the marking began, which is little.
@@ -126,27 +133,32 @@ func (g *collection) catchUp() error {
 	return err
 }
 
-// removeDoomed removes a marked pack, unless something in it is alive.
-func (g *collection) removeDoomed(id fileID) error {
+// removeDoomed removes a marked pack, unless something in it is alive, and reports whether
+// it is gone.
+func (g *collection) removeDoomed(id fileID) (gone bool, err error) {
 	sh := g.s.sh
 	g.s.mu.Lock()
 	p := g.s.packs[id]
 	g.s.mu.Unlock()
 	if p == nil {
-		return nil // another machine was here
+		return true, nil // another machine was here
 	}
-	if _, counted := g.known[p]; !counted || g.live[p] > 0 {
-		return nil
+	if _, counted := g.known[p]; !counted || g.live[p] > 0 || g.s.ix.marks.young.has(p) {
+		g.ripened = append(g.ripened, p)
+		return false, nil
+	}
+	if p.gone.Load() {
+		return true, nil
 	}
 	ctx, cancel := context.WithTimeout(g.ctx, sh.grace/4)
 	defer cancel()
 	if err := sh.b.remove(ctx, packKey(id)); err != nil {
-		return err
+		return false, err
 	}
 	g.s.packGone(p)
 	g.report.Packs++
 	g.report.Freed += p.size
-	return nil
+	return true, nil
 }
 
 // young reports whether a pack is too young to be looked at.
@@ -171,7 +183,9 @@ func (g *collection) markPacks(packs []*pack) error {
 // server can list them, and nothing depends on it.
 func (g *collection) abortUploads() {
 	sh := g.s.sh
-	for u := range sh.b.core.ListIncompleteUploads(g.ctx, sh.b.name, sh.b.prefix+packsName+"/", true) {
+	ctx, cancel := context.WithTimeout(g.ctx, sh.b.attempt)
+	defer cancel()
+	for u := range sh.b.core.ListIncompleteUploads(ctx, sh.b.name, sh.b.prefix+packsName+"/", true) {
 		if u.Err != nil {
 			g.s.o.Log(fmt.Sprintf("store %s: unfinished uploads cannot be listed: %v", sh.b.url, u.Err))
 			return
@@ -179,7 +193,7 @@ func (g *collection) abortUploads() {
 		if g.now-u.Initiated.UnixNano() < int64(abandoned) {
 			continue
 		}
-		if err := sh.b.core.AbortMultipartUpload(g.ctx, sh.b.name, u.Key, u.UploadID); err != nil {
+		if err := sh.b.abortUpload(ctx, u.Key, u.UploadID); err != nil {
 			g.s.o.Log(fmt.Sprintf("store %s: removing an unfinished upload of %s: %v", sh.b.url, u.Key, err))
 		}
 	}

@@ -52,7 +52,7 @@ func (s *Store) openShared(location string) error {
 // version returns the bucket's version object, and writes it if there is none.
 func (sh *shared) version() (string, error) {
 	for {
-		b, err := sh.b.getAll(sh.ctx, versionName, maxKeyFile)
+		b, err := sh.getTwice(versionName)
 		var re minio.ErrorResponse
 		if errors.As(err, &re) && re.Code == minio.NoSuchBucket {
 			return "", fmt.Errorf("there is no bucket %q; create it first: %w", sh.b.name, err)
@@ -68,6 +68,18 @@ func (sh *shared) version() (string, error) {
 			return "", err
 		}
 	}
+}
+
+// getTwice returns a small object that has no checksum of its own, when it came equal twice.
+func (sh *shared) getTwice(key string) (data []byte, err error) {
+	err = sh.b.getParsed(sh.ctx, key, maxKeyFile, func(b []byte) error {
+		if string(b) != string(data) || data == nil {
+			data = b
+			return fmt.Errorf("%s/%s never comes the same: the network changes it", sh.b.url, key)
+		}
+		return nil
+	})
+	return data, err
 }
 
 // mayInit reports whether a prefix without a version may become a store.
@@ -168,13 +180,32 @@ func (r *footerReader) ReadAt(b []byte, off int64) (int, error) {
 }
 
 // readSharedFooter is readFooter for a pack of a bucket that is not here. What came damaged
-// is asked for once more.
+// is asked for again.
 func (s *Store) readSharedFooter(p *pack) (info *packInfo, err error) {
-	for range 2 {
+	for tries := 1; ; tries++ {
 		info, err = readPack(s.sec, s.newFooterReader(p), p.size)
-		if !errors.Is(err, errCutPack) {
-			break
+		if err == nil || !isDamage(err) || errors.Is(err, errGone) || tries == 3 {
+			return info, err
+		}
+		if !p.sealed.Load() {
+			if err := s.sizeAgain(p); err != nil {
+				return nil, err
+			}
 		}
 	}
-	return info, err
+}
+
+// sizeAgain asks for the size of a pack, which a damaged listing may have told wrong.
+func (s *Store) sizeAgain(p *pack) error {
+	o, err := s.sh.b.stat(s.sh.ctx, packKey(p.id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", errGone, err)
+	}
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.size = o.size
+	return nil
 }

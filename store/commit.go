@@ -245,6 +245,7 @@ func (s *ingestSink) opened(p *pack) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.session.packs = append(s.session.packs, p)
+	s.writing[p.id] = struct{}{}
 }
 
 func (s *ingestSink) added(p *pack, e entry) { s.ix.added(p, &e) }
@@ -258,7 +259,7 @@ func (s *ingestSink) failed(p *pack, err error) {
 			in.fail(err)
 		}
 	}
-	s.ix.lose(p)
+	(*Store)(s).packLost(p)
 }
 
 // live lists the ingests that run.
@@ -275,12 +276,22 @@ func (s *Store) live() []*Ingest {
 // packSealed enters a sealed pack.
 func (s *Store) packSealed(p *pack) {
 	s.mu.Lock()
+	delete(s.writing, p.id)
 	if !p.gone.Load() {
 		s.packs[p.id] = p
+		p.doomed.Store(s.doomed[p.id]) // one that took long to send may look old to others
 	}
 	s.mu.Unlock()
 	s.ix.mu.Lock()
 	s.ix.fresh[p] = struct{}{}
 	s.ix.mu.Unlock()
 	s.flushLater(2 * flushAt)
+}
+
+// packLost forgets a pack that will not be sealed.
+func (s *Store) packLost(p *pack) {
+	s.mu.Lock()
+	delete(s.writing, p.id)
+	s.mu.Unlock()
+	s.ix.lose(p)
 }

@@ -48,6 +48,9 @@ func helperOptions(sealed bool) Options {
 
 // helper works on the store until it is killed: mode, folder, seed.
 func helper(args []string) error {
+	if args[0] == "machine" {
+		return helperMachine(args[1:])
+	}
 	s, err := Open(args[1], helperOptions(args[0] == "work sealed"))
 	if err != nil {
 		return err

@@ -43,6 +43,9 @@ func (s *Store) GC(ctx context.Context) (GCReport, error) {
 		if err == nil {
 			return report, nil
 		}
+		if errors.Is(err, errRelearned) {
+			continue // ends: without a pack that went, nothing is relearned
+		}
 		if !errors.As(err, &re) || !s.heal(re) {
 			return report, fmt.Errorf("gc: %w", err)
 		}
@@ -50,10 +53,12 @@ func (s *Store) GC(ctx context.Context) (GCReport, error) {
 }
 
 func (s *Store) collect(ctx context.Context) (GCReport, error) {
-	if err := s.stillDamaged(); err != nil {
-		return GCReport{}, err
+	if s.sh == nil { // else prepareShared does, when it has looked around
+		if err := s.stillDamaged(); err != nil {
+			return GCReport{}, err
+		}
 	}
-	g := &collection{s: s, ctx: ctx}
+	g := &collection{s: s, ctx: ctx, begun: bootTime()}
 	if s.sh != nil {
 		if err := g.prepareShared(); err != nil {
 			return GCReport{}, err
@@ -79,6 +84,9 @@ func (s *Store) stillDamaged() error {
 	defer s.mu.Unlock()
 	if s.closed {
 		return ErrClosed
+	}
+	if s.sh != nil && len(s.damaged) > 0 {
+		return s.damaged[0] // refreshImages has looked, and asks again for what was damaged
 	}
 	var left []*RecordError
 	for _, d := range s.damaged {
@@ -136,10 +144,13 @@ type collection struct {
 	lost    bool            // a needed chunk is nowhere
 
 	// In a bucket:
+	begun  int64 // bootTime
 	now    int64 // by the server's clock, Unix ns
 	leased []root
 	known  map[*pack]struct{} // of packs
 	marked []*pack            // what may go later
+	// ripened packs are marked and would go now, were they not needed.
+	ripened []*pack
 
 	mu  sync.Mutex
 	err error // why a pack of ours was lost
@@ -242,9 +253,22 @@ func (g *collection) seen(h *Hash) (bool, error) {
 	}
 	known, found, err := g.s.ix.mark(h, true)
 	if err == nil && !found {
+		err = g.relearn()
+	}
+	if err == nil && !found {
 		err = g.s.missing(h)
 	}
 	return known, err
+}
+
+// relearn ends this run of GC with errRelearned if a chunk is missing only from the index: the
+// pack that has it must not be taken for dead.
+func (g *collection) relearn() error {
+	again, err := g.s.relearn(g.begun, true)
+	if again {
+		return errRelearned
+	}
+	return err
 }
 
 func (g *collection) markLeaf(sp span) error {
@@ -262,6 +286,9 @@ func (g *collection) markRefs(refs []chunkRef) error {
 			continue
 		}
 		_, found, err := g.s.ix.mark(&refs[i].hash, false)
+		if err == nil && !found {
+			err = g.relearn()
+		}
 		if err != nil {
 			return err
 		}
@@ -345,6 +372,10 @@ func (g *collection) choose() []*pack {
 		worth := live == 0 || dead*deadShare > p.size || g.s.ix.isBad(p, footerOff)
 		switch {
 		case p.gone.Load() || p.size == 0:
+		case g.s.ix.marks.young.has(p):
+			g.report.Dead += dead
+		case live > 0 && slices.Contains(g.ripened, p):
+			chosen = append(chosen, p)
 		case g.s.sh != nil && (p.doomed.Load() || g.young(p)):
 			g.report.Dead += dead
 		case worth && g.spared[p] != nil:

@@ -43,6 +43,8 @@ type marks struct {
 	// walked: GC itself got there and follows what the entry, as a node, refers to. A node
 	// that is only alive was put by an ingest, whose chunks GC may not have come to yet.
 	walked map[*run]bitmap
+	// young packs have chunks that are needed and not in the runs yet: not for this GC.
+	young packSet
 }
 
 type bitmap []uint32
@@ -155,7 +157,11 @@ func (x *index) reuse(h *Hash) (*pack, error) {
 		if f.p.doomed.Load() {
 			return false
 		}
-		if f.run == nil || x.marks == nil {
+		if x.marks == nil {
+			return true
+		}
+		if f.run == nil {
+			x.marks.young.add(f.p)
 			return true
 		}
 		alive := x.marks.alive[f.run]
@@ -192,6 +198,8 @@ func (x *index) mark(h *Hash, node bool) (known, found bool, err error) {
 		case f.run != nil:
 			x.marks.alive[f.run].set(f.pos)
 			known = node && x.marks.walked[f.run].set(f.pos)
+		default:
+			x.marks.young.add(f.p)
 		}
 		return true
 	})
@@ -207,7 +215,9 @@ func (x *index) markDoomed(h *Hash, node bool) (known, found bool, err error) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	l, ok := x.mem[*h]
-	found = ok && x.usable(l)
+	if found = ok && x.usable(l); found {
+		x.marks.young.add(l.p)
+	}
 	_, _, _, _, err = x.findRun(h, func(l loc, r *run, pos int) bool {
 		if x.usable(l) {
 			x.marks.alive[r].set(pos)
@@ -278,6 +288,26 @@ func (x *index) lose(p *pack) {
 			delete(x.mem, h)
 		}
 	}
+}
+
+// absolve forgets that copies of a chunk were found damaged, and reports whether any was.
+func (x *index) absolve(h *Hash) (any bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.bad) == 0 {
+		return false
+	}
+	n := len(x.bad)
+	if l, ok := x.mem[*h]; ok {
+		delete(x.bad, place{l.p, l.off})
+	}
+	_, _, _, _, _ = x.findRun(h, func(l loc, _ *run, _ int) bool { // who reads next meets the error
+		delete(x.bad, place{l.p, l.off})
+		return false
+	})
+	any = len(x.bad) < n
+	x.badChanged = x.badChanged || any
+	return any
 }
 
 // fromQueue copies a chunk that is still on its way to a pack.

@@ -198,7 +198,7 @@ func (s *Store) enter(p *pack, entries []entry, held bool) error {
 	s.ix.mu.Lock()
 	for i := range entries {
 		e := &entries[i]
-		if l, ok := s.ix.mem[e.hash]; ok && s.ix.usable(l) && l.p.created > p.created {
+		if l, ok := s.ix.mem[e.hash]; ok && s.ix.usable(l) && (l.p.created > p.created || p.doomed.Load()) && !l.p.doomed.Load() {
 			continue
 		}
 		s.ix.mem[e.hash] = loc{p: p, off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}

@@ -32,6 +32,8 @@ func (s *Store) readerRoots() (roots []root) {
 
 // renewLease writes our lease, or takes it back when nothing is read any more.
 func (sh *shared) renewLease() error {
+	sh.leaseMu.Lock()
+	defer sh.leaseMu.Unlock()
 	roots := sh.s.readerRoots()
 	if len(roots) == 0 {
 		if !sh.leased {
@@ -48,6 +50,8 @@ func (sh *shared) renewLease() error {
 	if sh.s.sec != nil {
 		b = sh.s.sec.sealRecord(sh.lease, b)
 	}
+	sum := hashOf(b)
+	b = append(b, sum[:]...)
 	if err := sh.b.putBytes(sh.ctx, sh.leaseKey(), b, false); err != nil {
 		return err
 	}
@@ -55,7 +59,37 @@ func (sh *shared) renewLease() error {
 	return nil
 }
 
+// claim makes sure that what a new reader needs stays there. Where nothing is marked, all
+// of it stays for a grace time at least, and our loop writes a lease before that. Else the
+// lease is written now; if the image is still listed after that, no GC has missed both.
+func (sh *shared) claim(name string, id fileID) error {
+	sh.s.mu.Lock()
+	marked := len(sh.s.doomed) > 0
+	sh.s.mu.Unlock()
+	if !marked {
+		return nil
+	}
+	if err := sh.renewLease(); err != nil {
+		return err
+	}
+	return sh.stillListed(name, id)
+}
+
+// stillListed asks the bucket whether an image is there.
+func (sh *shared) stillListed(name string, id fileID) error {
+	_, err := sh.b.stat(sh.ctx, recordKey(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("image %q has just been removed: %w", name, fs.ErrNotExist)
+	}
+	return err
+}
+
 func (s *Store) parseLease(id fileID, b []byte) (roots []root, err error) {
+	n := len(b) - len(Hash{})
+	if n < 0 || hashOf(b[:n]) != Hash(b[n:]) {
+		return nil, errors.New("the lease is damaged")
+	}
+	b = b[:n]
 	if s.sec != nil {
 		if b, err = s.sec.openRecord(id, b); err != nil {
 			return nil, err
@@ -84,9 +118,10 @@ func (sh *shared) leases(ctx context.Context, now int64) (roots []root, err erro
 	err = sh.b.list(ctx, leasesName+"/", "", func(o object) {
 		id, ok := keyID(o.key, leaseExt)
 		switch {
-		case !ok || id == sh.lease:
-		case now-o.mod.UnixNano() > 2*int64(sh.grace):
+		case id == sh.lease:
+		case now-o.mod.UnixNano() > 2*int64(sh.grace): // of what kind ever, see serverTime
 			old = append(old, o.key)
+		case !ok:
 		default:
 			live = append(live, id)
 		}
@@ -101,13 +136,13 @@ func (sh *shared) leases(ctx context.Context, now int64) (roots []root, err erro
 	}
 	for _, id := range live {
 		key := leasesName + "/" + id.String() + leaseExt
-		b, err := sh.b.getAll(ctx, key, maxLease)
+		var more []root
+		err := sh.b.getParsed(ctx, key, maxLease, func(b []byte) (err error) {
+			more, err = sh.s.parseLease(id, b)
+			return err
+		})
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
-		}
-		var more []root
-		if err == nil {
-			more, err = sh.s.parseLease(id, b)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("what another machine is reading (%s/%s): %w", sh.b.url, key, err)
@@ -161,10 +196,7 @@ func (in *Ingest) rescueRefs(refs []chunkRef) error {
 
 // rescueNode is rescueChunk for a chunk whose length only the index knows.
 func (in *Ingest) rescueNode(h Hash) error {
-	n, ok, err := in.s.ix.size(&h)
-	if err == nil && !ok {
-		err = in.s.missing(&h)
-	}
+	n, err := in.s.size(&h)
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// marker says that a GC wants to remove packs. It is an object of lines, an ID each.
+// marker says that a GC wants to remove packs. It is an object of lines, an ID each, and the
+// BLAKE3 of all of them: a wrong digit would name another pack.
 type marker struct {
 	packs []fileID
 	mod   time.Time // by the server's clock
@@ -27,13 +28,17 @@ func encodeMarker(ids []fileID) []byte {
 	for _, id := range ids {
 		b = append(hex.AppendEncode(b, id[:]), '\n')
 	}
-	return b
+	return fmt.Appendf(b, "%s\n", hashOf(b))
 }
 
 func decodeMarker(b []byte) ([]fileID, error) {
 	lines := bytes.Split(bytes.TrimSuffix(b, []byte{'\n'}), []byte{'\n'})
-	if string(lines[0]) != markerMagic {
+	sum := lines[len(lines)-1]
+	if lines = lines[:len(lines)-1]; len(lines) == 0 || string(lines[0]) != markerMagic {
 		return nil, errors.New("not a GC marker")
+	}
+	if hashOf(b[:len(b)-len(sum)-1]).String() != string(sum) {
+		return nil, errors.New("a GC marker is damaged")
 	}
 	var ids []fileID
 	for _, l := range lines[1:] {
@@ -64,15 +69,15 @@ func (sh *shared) readMarkers(ctx context.Context) (vanished bool, err error) {
 		if sh.markers[id] != nil {
 			continue
 		}
-		b, err := sh.b.getAll(ctx, markerKey(id), maxMarker)
+		var packs []fileID
+		err := sh.b.getParsed(ctx, markerKey(id), maxMarker, func(b []byte) (err error) {
+			packs, err = decodeMarker(b)
+			return err
+		})
 		if errors.Is(err, fs.ErrNotExist) {
 			vanished = true
 			continue
 		}
-		if err != nil {
-			return false, err
-		}
-		packs, err := decodeMarker(b)
 		if err != nil {
 			return false, fmt.Errorf("%s/%s: %w", sh.b.url, markerKey(id), err)
 		}

@@ -15,7 +15,7 @@ var errNoChunk = errors.New("the store does not have it")
 // one serves.
 func (s *Store) readChunk(h *Hash, dst []byte) error {
 	var last *ChunkError
-	begun := int64(0)
+	begun, relearned := int64(0), false
 	if s.sh != nil {
 		begun = bootTime()
 	}
@@ -33,11 +33,24 @@ func (s *Store) readChunk(h *Hash, dst []byte) error {
 		if !ok && last != nil {
 			return last
 		}
+		if !ok && s.sh != nil && s.ix.absolve(h) {
+			continue // what came damaged from a bucket need not be damaged there
+		}
 		if !ok && s.sh != nil && s.sh.seen.Load() < begun {
 			if err := s.sh.freshen(s.sh.ctx, begun); err != nil {
 				return &ChunkError{Hash: *h, Err: err}
 			}
 			continue // another machine has stored or moved it
+		}
+		if !ok && !relearned {
+			relearned = true
+			again, err := s.relearn(begun, false)
+			if err != nil {
+				return &ChunkError{Hash: *h, Err: err}
+			}
+			if again {
+				continue
+			}
 		}
 		if !ok {
 			return s.readBad(h, dst)
@@ -111,24 +124,9 @@ func (s *Store) decodeCopy(l *loc, h *Hash, dst, stored []byte) error {
 
 // readNode returns a chunk whose length only the index knows, in a buffer of its own.
 func (s *Store) readNode(h *Hash) (*buf, error) {
-	n, ok, err := s.ix.size(h)
-	if err != nil && s.healIndex(err) {
-		n, ok, err = s.ix.size(h)
-	}
-	if err == nil && !ok && s.sh != nil {
-		if err = s.sh.freshen(s.sh.ctx, bootTime()); err == nil {
-			n, ok, err = s.ix.size(h)
-		}
-	}
+	n, err := s.size(h)
 	if err != nil {
-		return nil, &ChunkError{Hash: *h, Err: err}
-	}
-	if !ok {
-		l, bad := s.anyCopy(h)
-		if !bad {
-			return nil, s.missing(h)
-		}
-		n = int(l.raw)
+		return nil, err
 	}
 	b := s.bufs.get(n)
 	if err := s.readChunk(h, b.data); err != nil {
@@ -136,6 +134,37 @@ func (s *Store) readNode(h *Hash) (*buf, error) {
 		return nil, err
 	}
 	return b, nil
+}
+
+// size returns the length of a chunk.
+func (s *Store) size(h *Hash) (int, error) {
+	begun := bootTime()
+	n, ok, err := s.ix.size(h)
+	if err != nil && s.healIndex(err) {
+		n, ok, err = s.ix.size(h)
+	}
+	if err == nil && !ok && s.sh != nil {
+		if err = s.sh.freshen(s.sh.ctx, begun); err == nil {
+			n, ok, err = s.ix.size(h)
+		}
+	}
+	if err == nil && !ok {
+		var again bool
+		if again, err = s.relearn(begun, false); again {
+			n, ok, err = s.ix.size(h)
+		}
+	}
+	if err != nil {
+		return 0, &ChunkError{Hash: *h, Err: err}
+	}
+	if !ok {
+		l, bad := s.anyCopy(h)
+		if !bad {
+			return 0, s.missing(h)
+		}
+		n = int(l.raw) // it was found damaged, but readBad tries it
+	}
+	return n, nil
 }
 
 // missing says why a chunk cannot be found, and in which pack it was.

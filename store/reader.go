@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -27,7 +28,7 @@ func (s *Store) OpenImage(name string) (*Reader, error) {
 		if _, err := s.look(name); err != nil {
 			return nil, err
 		}
-		if err := s.sh.freshen(s.sh.ctx, ago(packsFresh)); err != nil {
+		if err := s.sh.freshen(s.sh.ctx, ago(min(packsFresh, s.sh.grace/4))); err != nil {
 			return nil, err
 		}
 	}
@@ -41,11 +42,27 @@ func (s *Store) OpenImage(name string) (*Reader, error) {
 	r.ahead.init(s, &r.view, &r.list)
 	s.readers[r] = struct{}{}
 	s.mu.Unlock()
-	if r.list, err = s.loadSpans(im.rec.Data); err != nil {
+	if s.sh != nil {
+		err = s.sh.claim(name, im.id)
+	}
+	if err == nil {
+		r.list, err = s.loadSpans(im.rec.Data)
+	}
+	if err != nil {
 		r.Close()
-		return nil, blame(err, name, -1)
+		return nil, s.whyNot(im, err)
 	}
 	return r, nil
+}
+
+// whyNot says why an image cannot be opened: another machine may have removed it.
+func (s *Store) whyNot(im *imageRec, err error) error {
+	if s.sh != nil && errors.Is(err, ErrDamaged) {
+		if gone := s.sh.stillListed(im.rec.Name, im.id); errors.Is(gone, fs.ErrNotExist) {
+			return gone
+		}
+	}
+	return blame(err, im.rec.Name, -1)
 }
 
 // loadSpans lists the leaves of a tree.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"sync"
 )
@@ -44,7 +45,7 @@ func (sh *shared) refreshImages(ctx context.Context, notBefore int64) error {
 	}
 	var wanted []fileID
 	for id, etag := range found {
-		if have, ok := sh.records[id]; !ok || etag == "" || have.etag != etag {
+		if have, ok := sh.records[id]; !ok || etag == "" || have.etag != etag || have.err != nil {
 			wanted = append(wanted, id)
 		}
 	}
@@ -78,11 +79,12 @@ func (sh *shared) fetchRecords(ctx context.Context, wanted []fileID, etags map[f
 }
 
 func (sh *shared) readRecord(ctx context.Context, id fileID) (*record, error) {
-	b, err := sh.b.getAll(ctx, recordKey(id), maxRecord)
-	if err != nil {
-		return nil, err
-	}
-	return sh.s.sec.parseRecord(id, b)
+	var rec *record
+	err := sh.b.getParsed(ctx, recordKey(id), maxRecord, func(b []byte) (err error) {
+		rec, err = sh.s.sec.parseRecord(id, b)
+		return err
+	})
+	return rec, err
 }
 
 // parallel calls fn for 0 to n-1, as many at once as a bucket takes requests.
@@ -156,6 +158,7 @@ func (sh *shared) removeRecord(ctx context.Context, id fileID) error {
 // commit lists an image, once it is certain that everything it needs stays.
 func (in *Ingest) commitShared(id fileID, rec *record) error {
 	sh := in.s.sh
+	sh.undoRecords()
 	if err := in.secure(); err != nil {
 		return err
 	}
@@ -169,12 +172,32 @@ func (in *Ingest) commitShared(id fileID, rec *record) error {
 	}
 	if err != nil {
 		// It may have arrived all the same, but nobody was told that it is there.
-		ctx, cancel := context.WithTimeout(context.Background(), sh.b.attempt)
-		defer cancel()
-		return errors.Join(err, sh.removeRecord(ctx, id))
+		sh.mu.Lock()
+		sh.removed[id], sh.undo[id] = true, true
+		sh.mu.Unlock()
+		sh.undoRecords()
+		return err
 	}
 	sh.noteRecord(id, rec)
 	return nil
+}
+
+// undoRecords removes records of commits that failed, or leaves them to the next call.
+func (sh *shared) undoRecords() {
+	ctx, cancel := context.WithTimeout(context.Background(), sh.b.attempt)
+	defer cancel()
+	sh.mu.Lock()
+	ids := slices.Collect(maps.Keys(sh.undo))
+	sh.mu.Unlock()
+	for _, id := range ids {
+		if err := sh.b.remove(ctx, recordKey(id)); err != nil {
+			sh.s.o.Log(fmt.Sprintf("store %s: an image whose commit failed may be listed until it can be removed: %v", sh.b.url, err))
+			return
+		}
+		sh.mu.Lock()
+		delete(sh.undo, id)
+		sh.mu.Unlock()
+	}
 }
 
 // secure sees to it that what the image needs is in packs that nobody is about to remove.

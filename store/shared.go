@@ -24,14 +24,21 @@ type shared struct {
 	grace  time.Duration
 	loop   sync.WaitGroup
 
-	seen atomic.Int64 // bootTime of the last refresh
+	seen  atomic.Int64 // bootTime of the last refresh
+	holes atomic.Bool  // a pack went since the last relearn
+
+	relearning sync.Mutex // held by relearn
+	relearned  int64      // bootTime of its last end
+
+	leaseMu sync.Mutex
+	leased  bool // the bucket has our lease
 
 	mu      sync.Mutex // held by a refresh
 	newest  fileID     // youngest pack that a listing showed
 	markers map[fileID]*marker
 	lease   fileID
-	leased  bool // the bucket has our lease
 	removed map[fileID]bool
+	undo    map[fileID]bool    // records that must not stay, if they are there at all
 	records map[fileID]fetched // images as last listed
 	listed  int64              // bootTime of that
 }
@@ -70,7 +77,8 @@ func since(boot int64) time.Duration { return time.Duration(bootTime() - boot) }
 
 func newShared(s *Store, b *bucket) *shared {
 	sh := &shared{s: s, b: b, grace: s.o.Grace, lease: newID(), markers: map[fileID]*marker{},
-		removed: map[fileID]bool{}, records: map[fileID]fetched{}}
+		removed: map[fileID]bool{}, undo: map[fileID]bool{}, records: map[fileID]fetched{}}
+	sh.holes.Store(true) // what the index had when it was written, nobody knows
 	sh.ctx, sh.cancel = context.WithCancelCause(context.Background())
 	return sh
 }
@@ -155,8 +163,9 @@ func (s *Store) compare(found map[fileID]int64, all bool) (fresh, missing []*pac
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, size := range found {
-		if p := s.packs[id]; p == nil {
-			p = &pack{id: id, size: size, created: id.time().UnixNano()}
+		// A second *pack for one of ours would not hear of markers.
+		if _, ours := s.writing[id]; s.packs[id] == nil && !ours {
+			p := &pack{id: id, size: size, created: id.time().UnixNano()}
 			p.doomed.Store(s.doomed[id])
 			s.packs[id] = p
 			fresh = append(fresh, p)
@@ -194,6 +203,7 @@ func (s *Store) packGone(p *pack) {
 	delete(s.packs, p.id)
 	s.mu.Unlock()
 	_ = s.files.drop(p) // only a cached copy, which Open removes too
+	s.sh.holes.Store(true)
 }
 
 // start keeps in touch with the bucket while anything of ours needs it.
@@ -216,6 +226,7 @@ func (sh *shared) start() {
 // away from packs that are about to be removed.
 func (sh *shared) keepUp() {
 	s := sh.s
+	sh.undoRecords()
 	if err := sh.renewLease(); err != nil {
 		s.o.Log(fmt.Sprintf("store %s: what is being read here may be removed by other machines: %v", sh.b.url, err))
 	}
@@ -225,10 +236,14 @@ func (sh *shared) keepUp() {
 	}
 	if err := sh.refresh(sh.ctx, false); err != nil {
 		s.o.Log(fmt.Sprintf("store %s: %v", sh.b.url, err))
+		if sh.inTouch() == nil {
+			return // the next round may have more luck
+		}
 	}
 	for _, in := range live {
 		in.putting.Lock()
-		err := sh.inTouch()
+		// To get the lock may have taken long, if a Put waited for the bucket.
+		err := sh.freshen(sh.ctx, ago(sh.grace/2))
 		if err == nil && in.usable() == nil {
 			err = in.rescue()
 		}
@@ -237,10 +252,13 @@ func (sh *shared) keepUp() {
 	}
 }
 
+// errOutOfTouch is inside what inTouch says.
+var errOutOfTouch = errors.New("what other machines are about to remove is not known")
+
 // inTouch fails if we may have missed that a pack we refer to is removed.
 func (sh *shared) inTouch() error {
 	if d := since(sh.seen.Load()); d > sh.grace/2 {
-		return fmt.Errorf("the bucket %s could not be asked for %s what other machines are about to remove", sh.b.url, d.Round(time.Second))
+		return fmt.Errorf("the bucket %s could not be asked for %s: %w", sh.b.url, d.Round(time.Millisecond), errOutOfTouch)
 	}
 	return nil
 }
@@ -249,6 +267,7 @@ func (sh *shared) inTouch() error {
 func (sh *shared) close() {
 	sh.cancel(ErrClosed)
 	sh.loop.Wait()
+	sh.undoRecords()
 	if sh.leased {
 		ctx, cancel := context.WithTimeout(context.Background(), sh.b.attempt)
 		defer cancel()

@@ -108,8 +108,9 @@ type Store struct {
 	closed  bool
 	images  map[string]*imageRec
 	damaged []*RecordError
-	packs   map[fileID]*pack // every sealed pack
-	doomed  map[fileID]bool  // of a bucket, see pack.doomed
+	packs   map[fileID]*pack    // every sealed pack
+	writing map[fileID]struct{} // packs of ours that are not sealed, but may be in the bucket already
+	doomed  map[fileID]bool     // of a bucket, see pack.doomed
 	running map[*Ingest]struct{}
 	readers map[*Reader]struct{}
 	session session
@@ -135,7 +136,7 @@ type session struct {
 // ErrNotStore. What a process that died left unfinished is removed.
 func Open(dir string, o Options) (*Store, error) {
 	o.defaults()
-	s := &Store{dir: dir, o: o, ix: newIndex(), images: map[string]*imageRec{}, packs: map[fileID]*pack{},
+	s := &Store{dir: dir, o: o, ix: newIndex(), images: map[string]*imageRec{}, packs: map[fileID]*pack{}, writing: map[fileID]struct{}{},
 		running: map[*Ingest]struct{}{}, readers: map[*Reader]struct{}{}, queue: make(chan *job, 2*o.Workers+8),
 		decoding: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	s.jobs.New = func() any { return new(job) }

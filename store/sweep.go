@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 )
 
 // sweep writes what is alive in the chosen packs elsewhere, and removes them.
@@ -111,15 +112,12 @@ func (g *collection) copyChunk(w *packWriters, p *pack, e *entry) error {
 	stored, raw := s.bufs.get(int(e.stored)), s.bufs.get(int(e.raw))
 	defer stored.release()
 	defer raw.release()
-	var plain []byte
-	err := s.files.readAt(p, stored.data, int64(e.off))
-	if err == nil {
-		plain, err = p.unseal(s.sec, e, stored.data)
+	plain, err := g.checkedChunk(s.files.readAt, p, e, stored.data, raw.data)
+	if err != nil && s.sh != nil && isDamage(err) && !errors.Is(err, errGone) {
+		s.files.cache.forget(p) // it may have come damaged
+		plain, err = g.checkedChunk(s.files.cache.fetch, p, e, stored.data, raw.data)
 	}
-	if err == nil {
-		err = s.dec.decode(raw.data, plain, e.codec, e.hash)
-	}
-	if errors.Is(err, errGone) || (err != nil && !isDamage(err)) {
+	if err != nil && (!isDamage(err) || errors.Is(err, errGone)) {
 		return err
 	}
 	if err != nil {
@@ -130,11 +128,25 @@ func (g *collection) copyChunk(w *packWriters, p *pack, e *entry) error {
 	return err
 }
 
+// checkedChunk reads a chunk as it is stored, decrypted, and checks it.
+func (g *collection) checkedChunk(readAt func(*pack, []byte, int64) error, p *pack, e *entry, stored, raw []byte) (plain []byte, err error) {
+	if err := readAt(p, stored, int64(e.off)); err != nil {
+		return nil, err
+	}
+	plain, err = p.unseal(g.s.sec, e, stored)
+	if err == nil {
+		err = g.s.dec.decode(raw, plain, e.codec, e.hash)
+	}
+	return plain, err
+}
+
 // drop removes a pack of which nothing is needed any more.
 func (g *collection) drop(p *pack) error {
 	s := g.s
-	if s.sh != nil {
+	if s.sh != nil && !slices.Contains(g.ripened, p) {
 		g.marked = append(g.marked, p)
+	}
+	if s.sh != nil {
 		return nil
 	}
 	s.mu.Lock()
@@ -150,7 +162,11 @@ func (g *collection) drop(p *pack) error {
 
 // What the packs that GC writes tell it.
 
-func (g *collection) opened(*pack) {}
+func (g *collection) opened(p *pack) {
+	g.s.mu.Lock()
+	defer g.s.mu.Unlock()
+	g.s.writing[p.id] = struct{}{}
+}
 
 func (g *collection) added(p *pack, e entry) { g.s.ix.added(p, &e) }
 
@@ -164,7 +180,7 @@ func (g *collection) sealed(p *pack) {
 
 // failed: the copies are lost; the originals are still where they were.
 func (g *collection) failed(p *pack, err error) {
-	g.s.ix.lose(p)
+	g.s.packLost(p)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.err = errors.Join(g.err, err)

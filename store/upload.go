@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"strings"
 	"sync"
 
 	"github.com/minio/minio-go/v7"
@@ -142,5 +143,17 @@ func (u *packUpload) abort() {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(u.ctx), u.b.attempt)
 	defer cancel()
-	_ = u.b.core.AbortMultipartUpload(ctx, u.b.name, u.b.prefix+u.key, u.id)
+	_ = u.b.abortUpload(ctx, u.b.prefix+u.key, u.id)
+	u.id = ""
+}
+
+// abortUpload removes the parts of an upload. name is the whole key.
+func (b *bucket) abortUpload(ctx context.Context, name, id string) error {
+	err := b.try(ctx, "give up the upload of", strings.TrimPrefix(name, b.prefix), 0, func(ctx context.Context) error {
+		return b.core.AbortMultipartUpload(ctx, b.name, name, id)
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }

@@ -25,7 +25,7 @@ func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) 
 			return err
 		}
 	}
-	v := &verification{s: s, ctx: ctx, out: report, cut: map[*pack]int64{}, bad: map[Hash]*ChunkError{}, users: map[Hash][]string{}, unknown: map[Hash]*pack{}}
+	v := &verification{s: s, begun: bootTime(), ctx: ctx, out: report, cut: map[*pack]int64{}, bad: map[Hash]*ChunkError{}, users: map[Hash][]string{}, unknown: map[Hash]*pack{}}
 	recs, err := v.records()
 	if err != nil {
 		return err
@@ -40,7 +40,15 @@ func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) 
 			return err
 		}
 	}
+	if s.sh != nil {
+		if err := v.forgetRemoved(); err != nil {
+			return err
+		}
+	}
 	v.chunks()
+	if v.down != nil {
+		return fmt.Errorf("verify: not all could be looked at: %w", v.down)
+	}
 	if v.faults > 0 {
 		return fmt.Errorf("verify: %d faults: %w", v.faults, ErrDamaged)
 	}
@@ -49,6 +57,7 @@ func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) 
 
 type verification struct {
 	s      *Store
+	begun  int64 // bootTime
 	ctx    context.Context
 	out    func(string)
 	faults int
@@ -58,6 +67,8 @@ type verification struct {
 	// unknown are chunks that a pack has but the index does not: garbage, unless an image
 	// needs one. The index keeps one of two copies, and the pack of that one may have gone.
 	unknown map[Hash]*pack
+	ids     map[string]fileID // of images, in a bucket
+	down    error             // why the bucket could not be asked
 }
 
 var errUnknown = errors.New("the index does not know it; delete the folder index while the store is closed, it is made again")
@@ -75,6 +86,9 @@ func (v *verification) fault(format string, args ...any) {
 // records reads every record again.
 func (v *verification) records() ([]*record, error) {
 	s := v.s
+	if s.sh != nil {
+		return v.sharedRecords()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -127,6 +141,9 @@ func (v *verification) packs(readData bool) error {
 		if errors.Is(err, errGone) {
 			continue // told with the chunks
 		}
+		if s := v.s; s.sh != nil && err != nil && !isDamage(err) {
+			return fmt.Errorf("verify: not all could be looked at: %w", err)
+		}
 		if err != nil {
 			v.fault("pack %s: %v", p.name(), err)
 			if errors.Is(err, errCutPack) {
@@ -155,6 +172,9 @@ func (v *verification) entries(p *pack, entries []entry, readData bool) error {
 			return err
 		}
 		_, ok, err := v.s.ix.find(&e.hash)
+		if err == nil && !ok && !v.s.ix.isBad(p, e.off) && v.relearn() {
+			_, ok, err = v.s.ix.find(&e.hash)
+		}
 		if err == nil && !ok && !v.s.ix.isBad(p, e.off) && len(v.unknown) < maxBad {
 			v.unknown[e.hash] = p
 		}
@@ -175,6 +195,15 @@ func (v *verification) entries(p *pack, entries []entry, readData bool) error {
 	return nil
 }
 
+// relearn reports whether what the index lacks may be there now. That it lost it is no fault.
+func (v *verification) relearn() bool {
+	again, err := v.s.relearn(v.begun, true)
+	if err != nil {
+		v.fault("%v", err)
+	}
+	return again
+}
+
 func (v *verification) badCopy(l loc, h *Hash, err error) {
 	if isDamage(err) {
 		v.s.ix.condemnCopy(l)
@@ -187,6 +216,11 @@ func (v *verification) badCopy(l loc, h *Hash, err error) {
 
 // note keeps a bad chunk to be told with all the images that need it.
 func (v *verification) note(err error, image string) {
+	var be *BucketError
+	if errors.As(err, &be) && !isDamage(err) {
+		v.down = be // says nothing of what is there
+		return
+	}
 	var ce *ChunkError
 	if !errors.As(err, &ce) {
 		v.fault("image %q: %v", image, err)
@@ -241,6 +275,9 @@ func (v *verification) refs(image string, refs []chunkRef) error {
 		}
 		h := &refs[i].hash
 		l, ok, err := v.s.ix.find(h)
+		if err == nil && !ok && v.relearn() {
+			l, ok, err = v.s.ix.find(h)
+		}
 		switch {
 		case err != nil:
 			v.note(&ChunkError{Hash: *h, Err: err}, image)

@@ -1,0 +1,77 @@
+package store
+
+import (
+	"errors"
+	"slices"
+	"sync"
+)
+
+// The index keeps one copy of a chunk that stands in several packs. Of two copies in a
+// bucket it may keep another one than the machine whose GC then removes the copy that is
+// kept here: a hole, although the bucket has the chunk. Who misses a chunk relearns.
+
+// errRelearned tells GC to begin anew: what it counted was not all.
+var errRelearned = errors.New("the index has learned of chunks that it had lost")
+
+// relearn looks into all packs for chunks that the index lost, if a pack was removed since
+// that was done last. begun is the bootTime at which the caller began to look; again says that
+// it should look once more.
+func (s *Store) relearn(begun int64, held bool) (again bool, err error) {
+	if s.sh == nil {
+		return false, nil
+	}
+	s.sh.relearning.Lock()
+	defer s.sh.relearning.Unlock()
+	if !s.sh.holes.Swap(false) {
+		return s.sh.relearned >= begun, nil
+	}
+	for batch := range slices.Chunk(s.snapshotPacks(), footerBatch) {
+		infos, errs := make([]*packInfo, len(batch)), make([]error, len(batch))
+		parallel(len(batch), func(i int) { infos[i], errs[i] = s.readFooter(batch[i]) })
+		for i, p := range batch {
+			err = errs[i]
+			if err == nil {
+				err = s.fillHoles(p, infos[i].entries, held)
+			}
+			var be *BucketError
+			if errors.As(err, &be) && !errors.Is(err, errGone) || err != nil && errs[i] == nil {
+				s.sh.holes.Store(true)
+				return false, err
+			}
+		}
+	}
+	s.sh.relearned = bootTime()
+	return true, nil
+}
+
+// fillHoles enters a pack again if the index lacks anything of it. It enters all of it:
+// the packs that a run names are whole in it.
+func (s *Store) fillHoles(p *pack, entries []entry, held bool) error {
+	for i := range entries {
+		_, ok, err := s.ix.find(&entries[i].hash)
+		if err != nil && s.healIndex(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !ok && !s.ix.isBad(p, entries[i].off) {
+			return s.enter(p, entries, held)
+		}
+	}
+	return nil
+}
+
+// packSet is a set of packs for many goroutines.
+type packSet struct{ m sync.Map }
+
+func (s *packSet) add(p *pack) {
+	if !s.has(p) {
+		s.m.Store(p, nil)
+	}
+}
+
+func (s *packSet) has(p *pack) bool {
+	_, ok := s.m.Load(p)
+	return ok
+}
