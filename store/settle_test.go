@@ -136,7 +136,7 @@ func TestSettle(t *testing.T) {
 	for _, key := range []*Key{nil, testKey(t)} {
 		o := Options{PackSize: 1 << 20, Key: key}
 		s := open(t, t.TempDir(), o)
-		a, b := testImage(1, 300), testImage(2, 200)
+		a, b := testImage(1, 200), testImage(2, 100)
 		ingest(t, s, "a", a)
 		before := packBytes(t, s)
 		was := codecs(t, s)
@@ -215,14 +215,14 @@ func (c *endingCtx) Err() error {
 
 // TestSettleStopped stops Settle again and again: what was done stays done.
 func TestSettleStopped(t *testing.T) {
-	s := open(t, t.TempDir(), Options{PackSize: 1 << 20})
-	chunks := testImage(1, 300)
+	s := open(t, t.TempDir(), Options{PackSize: 512 << 10})
+	chunks := testImage(1, 150)
 	ingest(t, s, "a", chunks)
 	todo := len(s.unsettled())
 	whole := codecs(t, s)
 	runs, written := 0, int64(0)
 	for left := todo; left > 0; runs++ {
-		r, err := s.Settle(&endingCtx{t.Context(), 70}, 1)
+		r, err := s.Settle(&endingCtx{t.Context(), 50}, 1)
 		if err != nil && !errors.Is(err, context.Canceled) {
 			t.Fatal(err)
 		}
@@ -298,7 +298,7 @@ func TestSettleBesideIngest(t *testing.T) {
 	for g := range 3 {
 		wg.Go(func() {
 			rnd := rand.New(rand.NewPCG(uint64(g), 3))
-			for i := range 20 {
+			for i := range 12 {
 				if err := putAndRead(s, fmt.Sprintf("%d-%d", g, i), testImage(rnd.Uint64N(4), 20+rnd.IntN(20)), rnd.IntN(5) == 0); err != nil {
 					t.Error(err)
 					return
