@@ -143,6 +143,7 @@ func (f *filesystem) prune() {
 
 // free gives the space of what nobody needs back.
 func (f *filesystem) free() {
+	defer f.settler.storing()() // it gives way to us too
 	rep, err := f.store.GC(f.ctx)
 	switch {
 	case f.ctx.Err() != nil:

@@ -31,9 +31,10 @@ type filesystem struct {
 	stop    context.CancelCauseFunc
 
 	collector *collector
+	settler   *settler
 
 	taking   chan struct{}  // holds a token while a checkpoint is taken
-	streams  sync.WaitGroup // checkpoints that are being stored, and the collector
+	streams  sync.WaitGroup // checkpoints that are being stored, the collector and the settler
 	gen      atomic.Uint64  // generation of the last image inode
 	saved    savedNames
 	uploads  uploads

@@ -53,7 +53,7 @@ func Mount(o Options) (*Server, error) {
 	}
 	ctx, stop := context.WithCancelCause(context.Background())
 	f := &filesystem{engine: o.Engine, store: o.Store, spool: o.Spool, private: o.Private, logf: o.Logf, timeout: o.RestoreTimeout, ctx: ctx, stop: stop,
-		collector: newCollector(o.Keep, ctx.Done()), taking: make(chan struct{}, 1), records: make(map[procID]*record), imageOf: make(map[reader]*imageNode),
+		collector: newCollector(o.Keep, ctx.Done()), settler: newSettler(time.Now()), taking: make(chan struct{}, 1), records: make(map[procID]*record), imageOf: make(map[reader]*imageNode),
 		frozenBy: make(map[procID]*frozenTree)}
 	f.saved.byName = make(map[string]*savedName)
 	f.uploads.byName = make(map[string]*upload)
@@ -64,6 +64,8 @@ func Mount(o Options) (*Server, error) {
 	}
 	f.collector.look() // the policy may be another one than last time
 	f.streams.Go(f.collect)
+	poke(f.settler.due) // what the last mount left
+	f.streams.Go(f.settle)
 	s := &Server{f: f, fuse: srv, dir: dir}
 	if err := closeOnExec(); err != nil {
 		return nil, errors.Join(err, s.Unmount())

@@ -120,3 +120,15 @@ func TestNoRoom(t *testing.T) {
 		t.Errorf("checkpoint %d is left", got)
 	}
 }
+
+// TestSettles reads an image whose store is compressed again meanwhile, and takes it back.
+func TestSettles(t *testing.T) {
+	m := mount(t)
+	pid := target(t)
+	m.ok(pid, "cat $MNT/ckpt/$PID/image > first")
+	eventually(t, "what was stored fast is compressed again", func() bool { return m.logged("compressed again ") })
+	m.ok(pid, "cat $MNT/images/*-$PID-*/image > stored; cmp first stored; cat $MNT/ckpt/$PID/image > second")
+	if checkImage(t, m.out("stored")) != checkImage(t, m.out("first")) {
+		t.Error("it is not what was read then")
+	}
+}

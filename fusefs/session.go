@@ -81,6 +81,16 @@ func (f *filesystem) unlockTaking() { <-f.taking }
 // begin takes a checkpoint and starts to store it. ctx covers the checkpoint itself; the
 // storing ends with the filesystem or by session.cancel.
 func (f *filesystem) begin(ctx context.Context, id procID) (*session, error) {
+	stored := f.settler.storing()
+	s, err := f.beginStoring(ctx, id, stored)
+	if err != nil {
+		stored()
+	}
+	return s, err
+}
+
+// beginStoring is begin. If there is no error, stored is called when the storing ends.
+func (f *filesystem) beginStoring(ctx context.Context, id procID, stored func()) (*session, error) {
 	if err := f.lockTaking(ctx); err != nil {
 		return nil, err
 	}
@@ -108,6 +118,7 @@ func (f *filesystem) begin(ctx context.Context, id procID) (*session, error) {
 	}
 	f.streams.Go(func() {
 		f.stream(sctx, s, cp)
+		stored()
 		if held != nil {
 			held.busy.Done()
 		}

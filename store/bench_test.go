@@ -75,6 +75,54 @@ func BenchmarkIngest(b *testing.B) {
 	}
 }
 
+// BenchmarkIngestFast stores 64 MiB as ingests do and, in turn, as Settle would leave it:
+// "x-settled" is the time of the first over that of the second.
+func BenchmarkIngestFast(b *testing.B) {
+	chunks, hashes := benchImage("compressible")
+	b.SetBytes(64 << 20)
+	var took [2]time.Duration
+	for b.Loop() {
+		for i := range took {
+			s, err := Open(b.TempDir(), Options{atOnce: i == 1})
+			if err != nil {
+				b.Fatal(err)
+			}
+			begun := time.Now()
+			benchPut(b, s, "x", chunks, hashes)
+			took[i] += time.Since(begun)
+			s.Close()
+		}
+	}
+	b.ReportMetric(took[0].Seconds()/took[1].Seconds(), "x-settled")
+}
+
+// BenchmarkSettle rewrites 64 MiB that were stored fast: "x-size" is what they take then over
+// what they took.
+func BenchmarkSettle(b *testing.B) {
+	chunks, hashes := benchImage("compressible")
+	for _, workers := range []int{1, runtime.GOMAXPROCS(0)} {
+		b.Run(fmt.Sprintf("workers-%d", workers), func(b *testing.B) {
+			b.SetBytes(64 << 20)
+			var r GCReport
+			for range b.N {
+				b.StopTimer()
+				s, err := Open(b.TempDir(), Options{})
+				if err != nil {
+					b.Fatal(err)
+				}
+				benchPut(b, s, "x", chunks, hashes)
+				b.StartTimer()
+				if r, err = s.Settle(context.Background(), workers); err != nil || r.Settled == 0 {
+					b.Fatal(r, err)
+				}
+				b.StopTimer()
+				s.Close()
+			}
+			b.ReportMetric(float64(r.SettledTo)/float64(r.SettledFrom), "x-size")
+		})
+	}
+}
+
 // BenchmarkRead reads an image from front to end in pieces of 128 KiB, as FUSE does, with
 // read-ahead and, in turn, without: "x-plain" is the time with over the time without.
 func BenchmarkRead(b *testing.B) {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 // Commit makes the image durable and then lists it. On an error nothing is listed, the
@@ -192,7 +194,7 @@ func (s *Store) dropPacks(dead []*pack) error {
 // startWorkers starts the goroutines that compress and write.
 func (s *Store) startWorkers() error {
 	for range s.o.Workers {
-		c, err := newCompressor()
+		c, err := newCompressor(zstd.SpeedFastest)
 		if err != nil {
 			return err
 		}
@@ -208,9 +210,16 @@ func (s *Store) startWorkers() error {
 	return nil
 }
 
-// write compresses a chunk and appends it to a pack.
+// write compresses a chunk and appends it to a pack. Nodes are few, mostly hashes, and
+// nothing rewrites them later.
 func (s *Store) write(c *compressor, j *job) (p *pack, err error) {
-	stored, codec := c.encode(j.buf.data)
+	var stored []byte
+	var codec uint8
+	if s.fast() && !j.node {
+		stored, codec = c.encodeFast(j.buf.data)
+	} else {
+		stored, codec = c.encode(j.buf.data)
+	}
 	p, c.sealed, err = s.w.of(j.node).append(entry{hash: j.hash, raw: uint32(len(j.buf.data)), codec: codec}, stored, c.sealed)
 	if err == nil {
 		j.owner.unique.Add(int64(len(stored)))

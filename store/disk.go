@@ -57,19 +57,26 @@ func (id fileID) time() time.Time {
 	return time.UnixMilli(int64(binary.BigEndian.Uint64(id[:]) >> 16))
 }
 
-// newPackID makes the ID of a pack: bit 0 of the last byte tells packs of nodes.
-func newPackID(nodes bool) fileID {
+// Bits of the last byte of a pack's ID: what is in it, without reading it.
+const (
+	packNodes = 1 // nodes of chunk lists
+	packFast  = 2 // chunks with s2, or as they are because s2 did not pay
+)
+
+// newPackID makes the ID of a pack; kind is 0, packNodes or packFast.
+func newPackID(kind byte) fileID {
 	id := newID()
-	id[15] &^= 1
-	if nodes {
-		id[15] |= 1
-	}
+	id[15] = id[15]&^(packNodes|packFast) | kind
 	return id
 }
 
 // nodes reports whether a pack holds nodes of chunk lists. Packs of layout 1 hold both,
 // so it is only a hint.
-func (id fileID) nodes() bool { return id[15]&1 != 0 }
+func (id fileID) nodes() bool { return id[15]&packNodes != 0 }
+
+// fast reports whether a pack waits for Settle. In older packs the bit is random, so that is
+// only a hint too.
+func (id fileID) fast() bool { return id[15]&(packNodes|packFast) == packFast }
 
 // parseID takes the ID out of a file name with the extension ext.
 func parseID(name, ext string) (id fileID, ok bool) {

@@ -20,6 +20,12 @@ type GCReport struct {
 	Dead    int64    // bytes of chunks that are not, and stay in packs where little is dead
 	Pending int      // packs of a bucket that a later GC removes, when the grace time is over
 	Kept    []string // packs that should have gone but could not be read, and why
+
+	// Live and Dead are as they were before this.
+	Settled     int   // packs of what ingests stored fast that were rewritten, see Settle
+	SettledFrom int64 // bytes of their chunks before
+	SettledTo   int64 // and after
+	Unsettled   int   // packs that Settle has still to do
 }
 
 // What GC finds worth its while.
@@ -37,17 +43,24 @@ const (
 func (s *Store) GC(ctx context.Context) (GCReport, error) {
 	s.maint.Lock()
 	defer s.maint.Unlock()
+	report, err := s.healing(func() (GCReport, error) { return s.collect(ctx) })
+	report.Unsettled = len(s.unsettled())
+	if err != nil {
+		return report, fmt.Errorf("gc: %w", err)
+	}
+	return report, nil
+}
+
+// healing does something again for as long as damaged runs are in its way that can be made anew.
+func (s *Store) healing(do func() (GCReport, error)) (GCReport, error) {
 	for {
-		report, err := s.collect(ctx)
+		report, err := do()
 		var re *runError
-		if err == nil {
-			return report, nil
-		}
 		if errors.Is(err, errRelearned) {
 			continue // ends: without a pack that went, nothing is relearned
 		}
-		if !errors.As(err, &re) || !s.heal(re) {
-			return report, fmt.Errorf("gc: %w", err)
+		if err == nil || !errors.As(err, &re) || !s.heal(re) {
+			return report, err
 		}
 	}
 }
@@ -58,7 +71,8 @@ func (s *Store) collect(ctx context.Context) (GCReport, error) {
 			return GCReport{}, err
 		}
 	}
-	g := &collection{s: s, ctx: ctx, begun: bootTime()}
+	g := &collection{s: s, ctx: ctx, begun: bootTime(), workers: 1}
+	g.wanted = g.alive
 	if s.sh != nil {
 		if err := g.prepareShared(); err != nil {
 			return GCReport{}, err
@@ -136,7 +150,11 @@ func (s *Store) snapshotPacks() []*pack {
 type collection struct {
 	s       *Store
 	ctx     context.Context
-	packs   []*pack // those whose chunks are all in the runs; younger ones stay
+	workers int // goroutines that move chunks
+	comps   []*compressor
+	wanted  func(*pack, *entry) (bool, error) // which chunks of a chosen pack have to be moved
+	fit     func(*pack, []entry) bool         // whether a chosen pack is what it seems; nil: all are
+	packs   []*pack                           // those whose chunks are all in the runs; younger ones stay
 	live    map[*pack]int64
 	sealBuf []byte // where moved chunks are encrypted
 	report  GCReport

@@ -24,6 +24,8 @@ type pack struct {
 	// new ingests too.
 	condemned atomic.Bool
 	sealed    atomic.Bool
+	// unfit: Settle has found that this is none of its packs, or that it cannot be read.
+	unfit atomic.Bool
 	// Of packs in a bucket:
 	doomed atomic.Bool // a GC somewhere is about to remove it: nothing new may refer to it
 	local  atomic.Bool // the whole file is in the cache
@@ -260,7 +262,7 @@ type packWriter struct {
 	sec   *secrets
 	up    func(p *pack, r io.ReaderAt) *packUpload // nil in a folder
 	limit int64
-	nodes bool // it writes packs of nodes
+	kind  byte // of pack, see newPackID
 	sink  packSink
 
 	mu      sync.Mutex
@@ -274,9 +276,10 @@ type packWriter struct {
 // who walks the lists reads little else.
 type packWriters struct{ chunks, nodes *packWriter }
 
-func newPackWriters(s *Store, sink packSink) *packWriters {
+// newPackWriters makes them; kind is that of the packs of chunks.
+func newPackWriters(s *Store, sink packSink, kind byte) *packWriters {
 	w := &packWriters{newPackWriter(s, sink), newPackWriter(s, sink)}
-	w.nodes.nodes = true
+	w.chunks.kind, w.nodes.kind = kind, packNodes
 	return w
 }
 
@@ -404,7 +407,7 @@ func (w *packWriter) detach() {
 
 // open begins a pack.
 func (w *packWriter) open() error {
-	p := &pack{id: newPackID(w.nodes), end: packHeadLen}
+	p := &pack{id: newPackID(w.kind), end: packHeadLen}
 	p.created = p.id.time().UnixNano()
 	f, err := os.OpenFile(w.files.path(p)+tmpExt, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {

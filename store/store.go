@@ -39,7 +39,8 @@ type Options struct {
 	attempt time.Duration // how long one try may take
 	young   time.Duration // how old a pack must be for GC to look at it; 0 means 4 * Grace
 	// Key encrypts what is stored and is needed to open an encrypted store; nil means none.
-	Key *Key
+	Key    *Key
+	atOnce bool // what is new is written as Settle would leave it; for tests
 	// CheckHashes makes Put compute the hash of every chunk and refuse a wrong one. For tests.
 	CheckHashes bool
 	// Host names this machine. It stands in the record of every image taken here.
@@ -158,6 +159,10 @@ func Open(dir string, o Options) (*Store, error) {
 	return s, nil
 }
 
+// fast reports whether what is new is stored with s2 at first. In a bucket the network is the
+// limit, and rewriting costs requests.
+func (s *Store) fast() bool { return s.sh == nil && !s.o.atOnce }
+
 // openFolder claims a store folder, or makes one.
 func (s *Store) openFolder() (err error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
@@ -199,7 +204,11 @@ func (s *Store) open(location string) (err error) {
 	if s.sh != nil {
 		s.files.cache = newReadCache(s.sh.ctx, s.files, s.sh.b, s.o.CacheSize)
 	}
-	s.w = newPackWriters(s, (*ingestSink)(s))
+	kind := byte(0)
+	if s.fast() {
+		kind = packFast
+	}
+	s.w = newPackWriters(s, (*ingestSink)(s), kind)
 	if err := s.loadImages(); err != nil {
 		return err
 	}
@@ -335,7 +344,7 @@ type Image struct {
 	Name        string
 	Size        int64     // bytes that a reader sees
 	Created     time.Time // when its ingest began
-	Unique      int64     // bytes in the store that this image brought, compressed
+	Unique      int64     // bytes in the store that this image brought, as they were first compressed
 	Chunks      int64     // pieces it is made of
 	Attachments []Attachment
 	Kept        bool   // it was renamed: Prune leaves it alone

@@ -9,7 +9,7 @@ import (
 
 // sweep writes what is alive in the chosen packs elsewhere, and removes them.
 func (g *collection) sweep(chosen []*pack) error {
-	w := newPackWriters(g.s, g)
+	w := newPackWriters(g.s, g, 0)
 	var moved []*pack
 	err := func() error {
 		for _, p := range chosen {
@@ -20,7 +20,10 @@ func (g *collection) sweep(chosen []*pack) error {
 			}
 			switch {
 			case errors.Is(err, errGone):
+			case errors.Is(err, errUnfit):
+				p.unfit.Store(true)
 			case isKept(err):
+				p.unfit.Store(true)
 				g.report.Kept = append(g.report.Kept, fmt.Sprintf("%s: %v", p.name(), err))
 			case err != nil:
 				return err
@@ -36,17 +39,21 @@ func (g *collection) sweep(chosen []*pack) error {
 	}()
 	w.flush()
 	g.mu.Lock()
-	err = errors.Join(err, g.err)
+	lost := g.err
 	g.mu.Unlock()
-	if err != nil {
-		return err
+	if lost != nil {
+		return errors.Join(err, lost)
 	}
+	// What was moved as a whole can go, also if somebody stopped us then.
 	for _, p := range moved {
+		if p.id.fast() {
+			g.report.Settled++
+		}
 		if err := g.drop(p); err != nil {
 			return err
 		}
 	}
-	return syncDir(filepath.Join(g.s.dir, packsName))
+	return errors.Join(err, syncDir(filepath.Join(g.s.dir, packsName)))
 }
 
 // strays picks the packs of which nobody knows any more what is in them: garbage, if all
@@ -67,78 +74,6 @@ func (g *collection) strays() (chosen []*pack) {
 
 // isKept reports whether a pack stays because it is damaged.
 func isKept(err error) bool { return err != nil && errors.Is(err, ErrDamaged) }
-
-// move copies what is alive in a pack and returns the number of chunks.
-func (g *collection) move(w *packWriters, p *pack) (n int, err error) {
-	info, err := g.s.readFooter(p)
-	if errors.Is(err, errCutPack) {
-		info, err = &packInfo{entries: g.s.ix.entriesOf(p)}, nil
-	}
-	if err != nil {
-		if isDamage(err) && !errors.Is(err, errGone) {
-			err = fmt.Errorf("%w: %w", ErrDamaged, err)
-		}
-		return 0, err
-	}
-	for i := range info.entries {
-		e := &info.entries[i]
-		alive, err := g.alive(p, e)
-		if err == nil && alive {
-			n++
-			err = g.copyChunk(w, p, e)
-		}
-		if err == nil {
-			err = g.ctx.Err()
-		}
-		if err != nil {
-			return n, err
-		}
-	}
-	return n, nil
-}
-
-// alive reports whether the copy of a chunk in p is the one that is needed.
-func (g *collection) alive(p *pack, e *entry) (bool, error) {
-	x := g.s.ix
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	_, r, pos, ok, err := x.findRun(&e.hash, func(l loc, _ *run, _ int) bool { return l.p == p && l.off == e.off })
-	return ok && x.marks.alive[r].has(pos), err
-}
-
-// copyChunk writes a chunk of p into a pack of ours, as it is stored, if it is whole.
-func (g *collection) copyChunk(w *packWriters, p *pack, e *entry) error {
-	s := g.s
-	stored, raw := s.bufs.get(int(e.stored)), s.bufs.get(int(e.raw))
-	defer stored.release()
-	defer raw.release()
-	plain, err := g.checkedChunk(s.files.readAt, p, e, stored.data, raw.data)
-	if err != nil && s.sh != nil && isDamage(err) && !errors.Is(err, errGone) {
-		s.files.cache.forget(p) // it may have come damaged
-		plain, err = g.checkedChunk(s.files.cache.fetch, p, e, stored.data, raw.data)
-	}
-	if err != nil && (!isDamage(err) || errors.Is(err, errGone)) {
-		return err
-	}
-	if err != nil {
-		s.ix.condemnCopy(loc{p: p, off: e.off})
-		return &ChunkError{Hash: e.hash, Pack: p.name(), Err: err}
-	}
-	_, g.sealBuf, err = w.of(p.id.nodes()).append(entry{hash: e.hash, raw: e.raw, codec: e.codec}, plain, g.sealBuf)
-	return err
-}
-
-// checkedChunk reads a chunk as it is stored, decrypted, and checks it.
-func (g *collection) checkedChunk(readAt func(*pack, []byte, int64) error, p *pack, e *entry, stored, raw []byte) (plain []byte, err error) {
-	if err := readAt(p, stored, int64(e.off)); err != nil {
-		return nil, err
-	}
-	plain, err = p.unseal(g.s.sec, e, stored)
-	if err == nil {
-		err = g.s.dec.decode(raw, plain, e.codec, e.hash)
-	}
-	return plain, err
-}
 
 // drop removes a pack of which nothing is needed any more.
 func (g *collection) drop(p *pack) error {

@@ -25,7 +25,7 @@ type worker struct {
 	own []string // confirmed images that nobody is about to remove
 }
 
-// work ingests, removes, renames, collects and merges until something fails. Every other
+// work ingests, removes, renames, collects, settles and merges until something fails. Every other
 // seed has a second ingest going on beside.
 func work(s *Store, seed uint64, out io.Writer) error {
 	list, err := s.List()
@@ -56,13 +56,16 @@ func (w *worker) repeat(seed, stream uint64, step func(*rand.Rand) error, end ch
 
 func (w *worker) step(rnd *rand.Rand) error {
 	name, n := w.pick(rnd)
-	switch k := rnd.IntN(8); {
+	switch k := rnd.IntN(9); {
 	case n > 12, k == 1 && n > 0:
 		return w.remove(name)
 	case k == 2 && n > 0:
 		return w.rename(name, fmt.Sprintf("%s-%x", strings.SplitN(name, "-", 2)[0], rnd.Uint64()))
 	case k == 0:
 		_, err := w.s.GC(context.Background())
+		return err
+	case k == 4:
+		_, err := w.s.Settle(context.Background(), 1+rnd.IntN(2))
 		return err
 	case k == 3:
 		w.s.maint.Lock()

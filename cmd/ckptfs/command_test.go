@@ -190,3 +190,31 @@ func TestStoreCommands(t *testing.T) {
 		}
 	}
 }
+
+// TestGCSettles: what a checkpoint has stored fast is compressed better, and gc says so.
+func TestGCSettles(t *testing.T) {
+	for _, asJSON := range []bool{false, true} {
+		dir := t.TempDir()
+		st, err := store.Open(dir, store.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		in, err := st.Begin(t.Context(), "one")
+		if err != nil {
+			t.Fatal(err)
+		}
+		chunk := []byte(strings.Repeat("some bytes, and more ", 1000))
+		if err := errors.Join(in.Put(store.Hash(image.HashOf(chunk)), chunk), in.Commit(), st.Close()); err != nil {
+			t.Fatal(err)
+		}
+		args, first, second := []string{"gc", "--store", dir}, "compressed again", "0 packs removed"
+		if asJSON {
+			args, first, second = append(args, "--json"), `"Settled": 1`, `"Settled": 0`
+		}
+		for _, want := range []string{first, second} {
+			if code, out, errs := runCommand(t, "", args...); code != 0 || errs != "" || !strings.Contains(out, want) {
+				t.Errorf("%d %q %q, want %q", code, out, errs, want)
+			}
+		}
+	}
+}

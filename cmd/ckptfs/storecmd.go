@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"text/tabwriter"
 	"time"
 
@@ -129,6 +130,7 @@ func gcCommand() *command {
 	keep := &keepFlags{expire: keepDefaults().expire}
 	keep.add(s.flags, "")
 	return s.command("free the space of removed checkpoints", `With --keep-last, --keep-within or --max-size it removes checkpoints first, and says which and why.
+Checkpoints are stored fast and compressed better later: it does that too, for all of them.
 `+keepText+`
 
 Examples:
@@ -169,6 +171,9 @@ func (s *storeCommand) collect(ctx context.Context, c *console, st *store.Store,
 	if out.GCReport, err = st.GC(ctx); err != nil {
 		return err
 	}
+	if err := settleAll(ctx, st, &out.GCReport); err != nil {
+		return err
+	}
 	for _, s := range out.GCReport.Kept {
 		c.notef("kept: %s", s)
 	}
@@ -178,8 +183,31 @@ func (s *storeCommand) collect(ctx context.Context, c *console, st *store.Store,
 	if s.asJSON {
 		return c.json(out)
 	}
-	return c.printf("%d checkpoints and %d packs removed, %d packs written, %s freed; %s needed, %s dead but left in packs that are mostly needed\n",
+	err = c.printf("%d checkpoints and %d packs removed, %d packs written, %s freed; %s needed, %s dead but left in packs that are mostly needed\n",
 		len(out.Removed), out.Packs, out.Written, size(out.Freed), size(out.Live), size(out.Dead))
+	if err == nil && out.Settled > 0 {
+		err = c.printf("%d of the packs had been stored fast: %s compressed again to %s\n", out.Settled, size(out.SettledFrom), size(out.SettledTo))
+	}
+	return err
+}
+
+// settleAll compresses what checkpoints have stored fast, with all processors, and adds what
+// that did to a report.
+func settleAll(ctx context.Context, st *store.Store, sum *store.GCReport) error {
+	for {
+		rep, err := st.Settle(ctx, runtime.GOMAXPROCS(0))
+		sum.Packs += rep.Packs
+		sum.Written += rep.Written
+		sum.Freed += rep.Freed
+		sum.Kept = append(sum.Kept, rep.Kept...)
+		sum.Settled += rep.Settled
+		sum.SettledFrom += rep.SettledFrom
+		sum.SettledTo += rep.SettledTo
+		sum.Unsettled = rep.Unsettled
+		if err != nil || rep.Packs == 0 {
+			return err
+		}
+	}
 }
 
 func statsCommand() *command {

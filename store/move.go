@@ -1,0 +1,188 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// What is moved at once: some chunks for each goroutine, and a bounded share of memory.
+const (
+	moveChunks = 128
+	moveBytes  = 2 << 20 // of chunks; one more may be begun
+)
+
+// settledLevel is how hard zstd tries for what stays.
+const settledLevel = zstd.SpeedDefault
+
+// errUnfit says that a pack is none that Settle should rewrite.
+var errUnfit = errors.New("the pack was not stored fast")
+
+// moving is a chunk on its way from a pack to one of ours.
+type moving struct {
+	e     entry
+	buf   *buf
+	plain []byte // what will be stored, in buf; not sealed
+	codec uint8
+	err   error
+}
+
+// move copies what is wanted of a pack and returns the number of chunks.
+func (g *collection) move(w *packWriters, p *pack) (n int, err error) {
+	entries, err := g.entries(p)
+	if err != nil {
+		return 0, err
+	}
+	var batch []moving
+	size := 0
+	for i := range entries {
+		wanted, err := g.wanted(p, &entries[i])
+		if err == nil {
+			err = g.ctx.Err()
+		}
+		if err != nil {
+			return n, err
+		}
+		if wanted {
+			n++
+			batch = append(batch, moving{e: entries[i]})
+			size += int(entries[i].raw)
+		}
+		if len(batch) == moveChunks || size >= moveBytes || i == len(entries)-1 {
+			if err := g.moveBatch(w, p, batch); err != nil {
+				return n, err
+			}
+			batch, size = batch[:0], 0
+		}
+	}
+	return n, nil
+}
+
+// entries lists what a pack holds.
+func (g *collection) entries(p *pack) ([]entry, error) {
+	info, err := g.s.readFooter(p)
+	switch {
+	case err == nil && g.fit != nil && !g.fit(p, info.entries):
+		return nil, errUnfit
+	case err == nil:
+		return info.entries, nil
+	case errors.Is(err, errCutPack) && g.fit != nil:
+		return nil, errUnfit
+	case errors.Is(err, errCutPack):
+		return g.s.ix.entriesOf(p), nil
+	case isDamage(err) && !errors.Is(err, errGone):
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return nil, err
+}
+
+// moveBatch moves some chunks of p. They are read and encoded by several goroutines, and
+// written in the order in which they stood.
+func (g *collection) moveBatch(w *packWriters, p *pack, batch []moving) error {
+	if len(g.comps) == 0 {
+		g.comps = make([]*compressor, max(1, g.workers))
+	}
+	var next atomic.Int64
+	work := func(c **compressor) {
+		for i := next.Add(1) - 1; i < int64(len(batch)); i = next.Add(1) - 1 {
+			m := &batch[i]
+			if m.err = g.ctx.Err(); m.err == nil {
+				m.err = g.load(p, m, c)
+			}
+		}
+	}
+	var others sync.WaitGroup
+	for i := range g.comps[1:] {
+		others.Go(func() { work(&g.comps[1+i]) })
+	}
+	work(&g.comps[0])
+	others.Wait()
+	var err error
+	for i := range batch {
+		m := &batch[i]
+		if err == nil {
+			err = m.err
+		}
+		if err == nil {
+			err = g.store(w, p, m)
+		}
+		if m.buf != nil {
+			m.buf.release()
+		}
+	}
+	return err
+}
+
+// load reads a chunk of p, if it is whole, and makes of it what will be stored: the same, or
+// if it was stored fast what zstd makes of it.
+func (g *collection) load(p *pack, m *moving, c **compressor) error {
+	s, e := g.s, &m.e
+	stored, raw := s.bufs.get(int(e.stored)), s.bufs.get(int(e.raw))
+	defer raw.release()
+	m.buf = stored
+	var err error
+	m.plain, err = g.checkedChunk(s.files.readAt, p, e, stored.data, raw.data)
+	if err != nil && s.sh != nil && isDamage(err) && !errors.Is(err, errGone) {
+		s.files.cache.forget(p) // it may have come damaged
+		m.plain, err = g.checkedChunk(s.files.cache.fetch, p, e, stored.data, raw.data)
+	}
+	if errors.Is(err, errGone) || (err != nil && !isDamage(err)) {
+		return err
+	}
+	if err != nil {
+		s.ix.condemnCopy(loc{p: p, off: e.off})
+		return &ChunkError{Hash: e.hash, Pack: p.name(), Err: err}
+	}
+	m.codec = e.codec
+	if e.codec != codecS2 && !(p.id.fast() && e.codec == codecRaw) {
+		return nil
+	}
+	if *c == nil {
+		if *c, err = newCompressor(settledLevel); err != nil {
+			return err
+		}
+	}
+	var out []byte
+	out, m.codec = (*c).encode(raw.data)
+	stored.data = append(stored.data[:0], out...)
+	m.plain = stored.data
+	return nil
+}
+
+// checkedChunk reads a chunk as it is stored, decrypted, and checks it.
+func (g *collection) checkedChunk(readAt func(*pack, []byte, int64) error, p *pack, e *entry, stored, raw []byte) (plain []byte, err error) {
+	if err := readAt(p, stored, int64(e.off)); err != nil {
+		return nil, err
+	}
+	plain, err = p.unseal(g.s.sec, e, stored)
+	if err == nil {
+		err = g.s.dec.decode(raw, plain, e.codec, e.hash)
+	}
+	return plain, err
+}
+
+// store writes a loaded chunk.
+func (g *collection) store(w *packWriters, p *pack, m *moving) (err error) {
+	e := entry{hash: m.e.hash, raw: m.e.raw, codec: m.codec}
+	if p.id.fast() {
+		g.report.SettledFrom += int64(m.e.stored)
+		g.report.SettledTo += int64(len(m.plain))
+		if g.s.sec != nil {
+			g.report.SettledTo += sealLen
+		}
+	}
+	_, g.sealBuf, err = w.of(p.id.nodes()).append(e, m.plain, g.sealBuf)
+	return err
+}
+
+// alive reports whether the copy of a chunk in p is the one that is needed.
+func (g *collection) alive(p *pack, e *entry) (bool, error) {
+	x := g.s.ix
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	_, r, pos, ok, err := x.findRun(&e.hash, func(l loc, _ *run, _ int) bool { return l.p == p && l.off == e.off })
+	return ok && x.marks.alive[r].has(pos), err
+}
