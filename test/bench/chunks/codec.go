@@ -25,13 +25,15 @@ type codec interface {
 // codecKind names a codec and makes it.
 type codecKind struct {
 	name  string
-	level zstd.EncoderLevel // 0: s2
+	s2    func(dst, src []byte) []byte // of s2; nil: zstd
+	level zstd.EncoderLevel
 	probe probe
 	dict  []byte
 }
 
 var (
-	codecS2      = codecKind{name: "s2"}
+	codecS2      = codecKind{name: "s2", s2: s2.Encode}
+	codecBetter  = codecKind{name: "s2 better", s2: s2.EncodeBetter}
 	codecZstd    = codecKind{name: "zstd", level: zstd.SpeedFastest}
 	codecDefault = codecKind{name: "zstd default", level: zstd.SpeedDefault}
 	codecProbe   = codecKind{name: "mix s2", level: zstd.SpeedFastest, probe: probeS2}
@@ -42,8 +44,8 @@ var (
 func (k *codecKind) same(o *codecKind) bool { return k.name == o.name }
 
 func (k *codecKind) make() (codec, error) {
-	if k.level == 0 {
-		return s2Codec{}, nil
+	if k.s2 != nil {
+		return s2Codec{k.s2}, nil
 	}
 	o := []zstd.EOption{zstd.WithEncoderLevel(k.level), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false),
 		zstd.WithWindowSize(1 << 20), zstd.WithLowerEncoderMem(true)}
@@ -60,14 +62,14 @@ func (k *codecKind) make() (codec, error) {
 // worth says whether n bytes are little enough to store instead of raw ones.
 func worth(n, raw int) bool { return n <= raw-raw/16 }
 
-type s2Codec struct{}
+type s2Codec struct{ compress func(dst, src []byte) []byte }
 
-func (s2Codec) encode(dst, raw []byte) ([]byte, uint8) {
+func (c s2Codec) encode(dst, raw []byte) ([]byte, uint8) {
 	begin, most := len(dst), s2.MaxEncodedLen(len(raw))
 	if cap(dst)-begin < most {
 		dst = append(dst, make([]byte, most)...)[:begin]
 	}
-	out := s2.Encode(dst[begin:begin+most], raw)
+	out := c.compress(dst[begin:begin+most], raw)
 	if !worth(len(out), len(raw)) {
 		return append(dst, raw...), storedRaw
 	}

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"time"
 )
@@ -28,7 +27,7 @@ func collect(ctx context.Context, dir, ckptfs string, only []string, say io.Writ
 		return err
 	}
 	for _, p := range programs() {
-		if len(only) > 0 && !slices.Contains(only, p.name) {
+		if !chosen(only, p.name) {
 			continue
 		}
 		if err := p.collect(ctx, dir, ckptfs, say); err != nil {

@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 
 	"github.com/spf13/pflag"
 )
@@ -55,7 +56,7 @@ func main() {
 func run(ctx context.Context, args []string, out, say io.Writer) error {
 	f := pflag.NewFlagSet("chunks", pflag.ContinueOnError)
 	ckptfs := f.String("ckptfs", "", "collect: also take real images with this binary, for check")
-	only := f.StringSlice("only", nil, "collect: only these programs")
+	only := f.StringArray("only", nil, "only these programs (collect), cuttings (sizes), schemes (speeds) or tools (others)")
 	runs := f.Int("runs", 3, "speeds, others: how many times to measure; the median counts")
 	sample := f.Int("sample", 1, "sizes: compress one frame in so many and assume the others alike")
 	f.Usage = func() { fmt.Fprint(say, usage, f.FlagUsages()) }
@@ -82,16 +83,19 @@ func run(ctx context.Context, args []string, out, say io.Writer) error {
 	describe(ins, out)
 	switch step {
 	case "sizes":
-		return sizes(ctx, ins, *sample, out)
+		return sizes(ctx, ins, *only, *sample, out)
 	case "speeds":
-		return speeds(ctx, ins, *runs, out)
+		return speeds(ctx, ins, *only, *runs, out, say)
 	case "others":
-		return others(ctx, dir, ins, *runs, out)
+		return others(ctx, dir, ins, backups(*only), *runs, out, say)
 	case "all":
-		return errors.Join(sizes(ctx, ins, *sample, out), speeds(ctx, ins, *runs, out), others(ctx, dir, ins, *runs, out))
+		return errors.Join(sizes(ctx, ins, *only, *sample, out), speeds(ctx, ins, *only, *runs, out, say), others(ctx, dir, ins, backups(*only), *runs, out, say))
 	}
 	return fmt.Errorf("there is no step %q; see --help", step)
 }
+
+// chosen tells whether a list of names, which may be empty for all, has name.
+func chosen(only []string, name string) bool { return len(only) == 0 || slices.Contains(only, name) }
 
 // describe says how large the images are.
 func describe(ins []*input, w io.Writer) {

@@ -37,9 +37,12 @@ func cuttings() []cutting {
 
 // sizes stores all images once for every cutting and counts what all codecs make of
 // it, of one frame in sample.
-func sizes(ctx context.Context, ins []*input, sample int, w io.Writer) error {
+func sizes(ctx context.Context, ins []*input, only []string, sample int, w io.Writer) error {
 	printSizesHead(w)
 	for _, c := range cuttings() {
+		if !chosen(only, c.name()) {
+			continue
+		}
 		kinds, err := c.kinds(ins)
 		if err != nil {
 			return err
@@ -57,10 +60,10 @@ func sizes(ctx context.Context, ins []*input, sample int, w io.Writer) error {
 
 // kinds are the codecs that are tried with a cutting.
 func (c *cutting) kinds(ins []*input) ([]codecKind, error) {
-	kinds := []codecKind{codecZstd}
+	kinds := []codecKind{codecS2, codecBetter, codecZstd}
 	plain := c.frame == 0 && !c.byContent
 	if plain {
-		kinds = []codecKind{codecS2, codecZstd, codecProbe, codecEntropy}
+		kinds = append(kinds, codecProbe, codecEntropy)
 	}
 	if c.size == 64<<10 && plain || c.frame == 64<<10 && !c.runs {
 		kinds = append(kinds, codecDefault)
@@ -112,20 +115,21 @@ func schemes() (all []scheme) {
 			all = append(all, scheme{c, k})
 		}
 	}
+	framed := cutting{size: 4 << 10, frame: 64 << 10}
 	return append(all, scheme{cutting{size: 64 << 10}, codecEntropy}, scheme{cutting{size: 64 << 10}, codecDefault},
-		scheme{cutting{size: 4 << 10, frame: 64 << 10}, codecS2})
+		scheme{framed, codecS2}, scheme{framed, codecBetter}, scheme{framed, codecDefault})
 }
 
 // speed is in bytes of images: for each second with two goroutines, and for each second of
 // processor time, which others on the machine disturb less.
 type speed struct{ wall, cpu float64 }
 
-// timed are the images whose storing is timed: an eighth of the first, the second and the last
+// timed are the images whose storing is timed: a sixteenth of the first, the second and the last
 // checkpoint of each program.
 func timed(ins []*input) (some []*input) {
 	for _, in := range ins {
 		if slices.ContainsFunc([]string{"-a1", "-a2", "-a5"}, func(s string) bool { return strings.HasSuffix(in.name, s) }) {
-			some = append(some, in.part(8))
+			some = append(some, in.part(16))
 		}
 	}
 	return some
@@ -133,9 +137,9 @@ func timed(ins []*input) (some []*input) {
 
 // speeds measures all schemes runs times, one after the other, so that what disturbs the
 // machine for a while disturbs all of them, and prints medians.
-func speeds(ctx context.Context, ins []*input, runs int, w io.Writer) error {
+func speeds(ctx context.Context, ins []*input, only []string, runs int, w, say io.Writer) error {
 	ins = timed(ins)
-	all := schemes()
+	all := slices.DeleteFunc(schemes(), func(s scheme) bool { return !chosen(only, s.name()) })
 	ingest, read := make([][]speed, len(all)), make([][]speed, len(all))
 	for range runs {
 		for i := range all {
@@ -147,12 +151,12 @@ func speeds(ctx context.Context, ins []*input, runs int, w io.Writer) error {
 				return fmt.Errorf("%s: %w", all[i].name(), err)
 			}
 			ingest[i], read[i] = append(ingest[i], in), append(read[i], out)
+			printSpeed(say, &all[i], in, out)
 		}
 	}
 	printSpeedsHead(w, runs)
 	for i := range all {
-		in, out := median(ingest[i]), median(read[i])
-		fmt.Fprintf(w, "%-28s  %6.2f %6.2f  %6.2f %6.2f\n", all[i].name(), in.wall/1e9, in.cpu/1e9, out.wall/1e9, out.cpu/1e9)
+		printSpeed(w, &all[i], median(ingest[i]), median(read[i]))
 	}
 	return nil
 }

@@ -25,8 +25,9 @@ type backup struct {
 	add func(ctx context.Context, dir string, in *input, path string) (time.Duration, error)
 }
 
-func backups() []backup {
-	return []backup{
+// backups returns the tools, or those that only names.
+func backups(only []string) []backup {
+	all := []backup{
 		{"restic", func(ctx context.Context, dir string) error {
 			_, err := command(ctx, "restic", "-q", "-r", dir, "init", "--repository-version", "2")
 			return err
@@ -36,6 +37,7 @@ func backups() []backup {
 		borg("lz4"), borg("zstd"),
 		{"ckptfs", func(ctx context.Context, dir string) error { return nil }, addOurs},
 	}
+	return slices.DeleteFunc(all, func(b backup) bool { return !chosen(only, b.name) })
 }
 
 func borg(compression string) backup {
@@ -120,8 +122,8 @@ type backedUp struct {
 	wall, cpu time.Duration
 }
 
-// compare has a tool store all images.
-func (b *backup) compare(ctx context.Context, dir string, ins []*input) (res *backedUp, err error) {
+// compare has a tool store all images, and says how it goes on.
+func (b *backup) compare(ctx context.Context, dir string, ins []*input, say io.Writer) (res *backedUp, err error) {
 	tmp, err := os.MkdirTemp("", "ckptfs-chunks-")
 	if err != nil {
 		return nil, err
@@ -146,6 +148,7 @@ func (b *backup) compare(ctx context.Context, dir string, ins []*input) (res *ba
 		}
 		res.programs[in.program] += n - res.total
 		res.total = n
+		fmt.Fprintf(say, "%s: %s: %.1f MiB, %.1f s, %.1f s of processor\n", b.name, in.name, mib(n), res.wall.Seconds(), res.cpu.Seconds())
 	}
 	return res, nil
 }
@@ -168,12 +171,11 @@ func sizeOf(dir string) (n int64, err error) {
 
 // others has every tool store all images, runs times, and prints for each the run that took
 // the median of time. The tools take turns, so that what disturbs the machine disturbs all.
-func others(ctx context.Context, dir string, ins []*input, runs int, w io.Writer) error {
-	tools := backups()
+func others(ctx context.Context, dir string, ins []*input, tools []backup, runs int, w, say io.Writer) error {
 	all := make([][]*backedUp, len(tools))
 	for range runs {
 		for i := range tools {
-			r, err := tools[i].compare(ctx, dir, ins)
+			r, err := tools[i].compare(ctx, dir, ins, say)
 			if err != nil {
 				return err
 			}

@@ -42,6 +42,10 @@ func printSpeedsHead(w io.Writer, runs int) {
 	fmt.Fprintf(w, "%-28s  %13s  %13s\n", "chunks, codec", "ingest", "read")
 }
 
+func printSpeed(w io.Writer, s *scheme, in, out speed) {
+	fmt.Fprintf(w, "%-28s  %6.2f %6.2f  %6.2f %6.2f\n", s.name(), in.wall/1e9, in.cpu/1e9, out.wall/1e9, out.cpu/1e9)
+}
+
 func printOthersHead(w io.Writer) {
 	fmt.Fprintf(w, "%-12s %8s %6s %8s %8s %6s", "tool", "MiB", "ratio", "s", "cpu s", "GB/s")
 	printProgramsHead(w)
