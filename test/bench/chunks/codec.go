@@ -25,13 +25,14 @@ type codec interface {
 // codecKind names a codec and makes it.
 type codecKind struct {
 	name  string
-	s2    func(dst, src []byte) []byte // of s2; nil: zstd
+	s2    func(dst, raw []byte) []byte // a function of that package; nil: zstd
 	level zstd.EncoderLevel
 	probe probe
 	dict  []byte
 }
 
 var (
+	codecNone    = codecKind{name: "none", s2: func(_, raw []byte) []byte { return raw }}
 	codecS2      = codecKind{name: "s2", s2: s2.Encode}
 	codecBetter  = codecKind{name: "s2 better", s2: s2.EncodeBetter}
 	codecZstd    = codecKind{name: "zstd", level: zstd.SpeedFastest}

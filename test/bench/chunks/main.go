@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"syscall"
 
 	"github.com/spf13/pflag"
 )
@@ -42,7 +43,7 @@ Flags:
 `
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	switch {
@@ -80,6 +81,7 @@ func run(ctx context.Context, args []string, out, say io.Writer) error {
 	if err != nil {
 		return err
 	}
+	out = &comment{w: out}
 	describe(ins, out)
 	switch step {
 	case "sizes":

@@ -117,7 +117,8 @@ func schemes() (all []scheme) {
 	}
 	framed := cutting{size: 4 << 10, frame: 64 << 10}
 	return append(all, scheme{cutting{size: 64 << 10}, codecEntropy}, scheme{cutting{size: 64 << 10}, codecDefault},
-		scheme{framed, codecS2}, scheme{framed, codecBetter}, scheme{framed, codecDefault})
+		scheme{cutting{size: 64 << 10}, codecNone}, scheme{cutting{size: 64 << 10}, codecBetter},
+		scheme{framed, codecNone}, scheme{framed, codecS2}, scheme{framed, codecBetter}, scheme{framed, codecDefault})
 }
 
 // speed is in bytes of images: for each second with two goroutines, and for each second of

@@ -1,9 +1,30 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 )
+
+// comment puts "//<tab>" before every line, as a Go doc comment wants a table.
+type comment struct {
+	w      io.Writer
+	inLine bool
+}
+
+func (c *comment) Write(b []byte) (int, error) {
+	for line := range bytes.Lines(b) {
+		prefix := "//\t"
+		if c.inLine {
+			prefix = ""
+		}
+		if _, err := fmt.Fprintf(c.w, "%s%s", prefix, line); err != nil {
+			return 0, err
+		}
+		c.inLine = line[len(line)-1] != '\n'
+	}
+	return len(b), nil
+}
 
 func mib(n int64) float64 { return float64(n) / (1 << 20) }
 
