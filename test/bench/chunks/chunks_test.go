@@ -133,6 +133,38 @@ func TestMemstore(t *testing.T) {
 	}
 }
 
+// TestDelta stores a second image of which some pages changed.
+func TestDelta(t *testing.T) {
+	a, b := testInput(1, 0, 700), testInput(1, 0, 700)
+	for i := range 16 {
+		b.data[(500+i)*pageSize] ^= 1 // all of one chunk at least is touched
+	}
+	b.data[100*pageSize] ^= 1
+	s, err := newMemstore(cutting{size: 64 << 10, delta: true}, []*input{a, b}, 1, codecZstd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.ingest(a)
+	first := s.tally(0)
+	s.ingest(b)
+	second := s.tally(0)
+	changed := len(chunksOf(b)) // chunks of b that are not in a, told without the store
+	for _, c := range chunksOf(a) {
+		for _, d := range chunksOf(b) {
+			if bytes.Equal(c, d) {
+				changed--
+				break
+			}
+		}
+	}
+	grown := second[kindData].raw - first[kindData].raw
+	if n := second[kindData].chunks - first[kindData].chunks; n != int64(changed) || grown >= n*image.ChunkSize || grown < 17*pageSize {
+		t.Errorf("%d chunks of %d bytes, %d changed", n, grown, changed)
+	}
+}
+
+func chunksOf(in *input) [][]byte { return in.cut(image.ChunkSize) }
+
 // TestCountAll checks that counting several codecs gives what each of them gives.
 func TestCountAll(t *testing.T) {
 	in := testInput(3, 0, 1000)

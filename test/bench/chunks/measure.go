@@ -32,7 +32,8 @@ func cuttings() []cutting {
 	return []cutting{{size: 64 << 10}, {size: 4 << 10}, {size: 4 << 10, frame: 64 << 10}, {size: 16 << 10}, {size: 256 << 10},
 		{size: 4 << 10, frame: 256 << 10}, {size: 16 << 10, frame: 64 << 10},
 		{size: 16 << 10, frame: 256 << 10}, {size: 4 << 10, frame: 64 << 10, runs: true},
-		{size: 16 << 10, byContent: true}, {size: 64 << 10, byContent: true}}
+		{size: 16 << 10, byContent: true}, {size: 64 << 10, byContent: true}, {size: 64 << 10, delta: true},
+		{size: 256 << 10, delta: true}}
 }
 
 // sizes stores all images once for every cutting and counts what all codecs make of
@@ -61,7 +62,7 @@ func sizes(ctx context.Context, ins []*input, only []string, sample int, w io.Wr
 // kinds are the codecs that are tried with a cutting.
 func (c *cutting) kinds(ins []*input) ([]codecKind, error) {
 	kinds := []codecKind{codecS2, codecBetter, codecZstd}
-	plain := c.frame == 0 && !c.byContent
+	plain := c.frame == 0 && !c.byContent && !c.delta
 	if plain {
 		kinds = append(kinds, codecProbe, codecEntropy)
 	}
@@ -107,6 +108,9 @@ func sizesOf(ctx context.Context, c cutting, ins []*input, sample int, kinds []c
 // schemes are those whose speed is measured.
 func schemes() (all []scheme) {
 	for _, c := range cuttings() {
+		if c.delta {
+			continue
+		}
 		kinds := []codecKind{codecZstd}
 		if c.frame == 0 && !c.byContent {
 			kinds = []codecKind{codecS2, codecZstd, codecProbe}

@@ -18,6 +18,7 @@ type cutting struct {
 	byContent bool   // see cutByContent
 	frame     int    // bytes of new chunks that are compressed together; 0: each on its own
 	runs      bool   // of frame: only of chunks that follow each other in the image
+	delta     bool   // only the pages that changed, see bases; cannot be read
 }
 
 func (c *cutting) name() string {
@@ -30,6 +31,9 @@ func (c *cutting) name() string {
 	}
 	if c.runs {
 		n += " runs"
+	}
+	if c.delta {
+		n += " delta"
 	}
 	return n
 }
@@ -75,6 +79,7 @@ type memstore struct {
 	shards  [64]shard
 	frames  []frame
 	n       atomic.Int32 // frames in use
+	bases   bases
 	workers [workers]*worker
 }
 
@@ -92,12 +97,12 @@ type chunkRef struct {
 
 func newMemstore(c cutting, ins []*input, sample int, kinds ...codecKind) (*memstore, error) {
 	chunks, _ := c.count(ins)
-	s := &memstore{cutting: c, sample: int32(sample), kinds: kinds, frames: make([]frame, chunks+chunks/8+4096)}
+	s := &memstore{cutting: c, sample: int32(sample), bases: bases{at: map[window][]byte{}}, kinds: kinds, frames: make([]frame, chunks+chunks/8+4096)}
 	for i := range s.shards {
 		s.shards[i].m = make(map[hash]place, chunks/2/len(s.shards))
 	}
 	for i := range s.workers {
-		w := &worker{memstore: s, id: uint8(i), tally: make([]tally, len(kinds)), open: -1}
+		w := &worker{memstore: s, id: uint8(i), tally: make([]tally, len(kinds)), open: -1, raw: make([]byte, 0, 2*c.size)}
 		for _, k := range kinds {
 			codec, err := k.make()
 			if err != nil {
@@ -152,10 +157,14 @@ func segments(n int, length func(i int) int, f func(worker, from, to int) error)
 // ingest stores one image, its trailer and its chunk list.
 func (s *memstore) ingest(in *input) []chunkRef {
 	chunks := s.cut(in)
+	places := make([]window, len(chunks))
+	if s.delta {
+		places = in.windows(s.size)
+	}
 	refs := make([]chunkRef, len(chunks), len(chunks)+len(chunks)*len(hash{})/int(s.size)+1)
 	_ = segments(len(chunks), func(i int) int { return len(chunks[i]) }, func(w, from, to int) error { // f returns none
 		for i := from; i < to; i++ {
-			refs[i] = s.workers[w].put(chunks[i], kindData)
+			refs[i] = s.workers[w].put(chunks[i], kindData, places[i])
 		}
 		s.workers[w].flush()
 		return nil
@@ -166,10 +175,10 @@ func (s *memstore) ingest(in *input) []chunkRef {
 	}
 	for len(trailer) > 0 {
 		n := min(len(trailer), int(s.size))
-		refs = append(refs, s.workers[0].put(trailer[:n], kindTrailer))
+		refs = append(refs, s.workers[0].put(trailer[:n], kindTrailer, window{}))
 		trailer = trailer[n:]
 	}
-	putTree(refs, func(node []byte) hash { return s.workers[0].put(node, kindTree).hash })
+	putTree(refs, func(node []byte) hash { return s.workers[0].put(node, kindTree, window{}).hash })
 	return refs
 }
 
@@ -182,13 +191,13 @@ type worker struct {
 	slabs   [][]byte
 	scratch []byte
 	open    int32  // frame that is being filled, or -1
-	raw     []byte // its bytes
+	raw     []byte // its bytes; or room for the changed pages of a chunk
 }
 
 var zeros [1 << 20]byte
 
 // put stores a chunk if it is new. What is grouped is compressed only at flush.
-func (w *worker) put(b []byte, kind int) chunkRef {
+func (w *worker) put(b []byte, kind int, at window) chunkRef {
 	ref := chunkRef{hash: blake3.Sum256(b), len: int32(len(b)), place: place{frame: zeroFrame}}
 	if bytes.Equal(b, zeros[:len(b)]) {
 		return ref
@@ -206,6 +215,9 @@ func (w *worker) put(b []byte, kind int) chunkRef {
 			w.flush()
 		}
 	default:
+		if w.delta && kind == kindData {
+			b = w.bases.changed(w.raw, at, b)
+		}
 		w.count(kind, 1, len(b))
 		w.write(ref.frame, b, kind)
 	}
