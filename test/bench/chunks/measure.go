@@ -29,8 +29,8 @@ type sized struct {
 
 // cuttings returns what is compared: the plain ones first, then variants.
 func cuttings() []cutting {
-	return []cutting{{size: 64 << 10}, {size: 4 << 10}, {size: 4 << 10, frame: 64 << 10}, {size: 16 << 10}, {size: 256 << 10},
-		{size: 4 << 10, frame: 256 << 10}, {size: 16 << 10, frame: 64 << 10},
+	return []cutting{{size: 4 << 10}, {size: 16 << 10}, {size: 64 << 10}, {size: 256 << 10},
+		{size: 4 << 10, frame: 64 << 10}, {size: 4 << 10, frame: 256 << 10}, {size: 16 << 10, frame: 64 << 10},
 		{size: 16 << 10, frame: 256 << 10}, {size: 4 << 10, frame: 64 << 10, runs: true},
 		{size: 16 << 10, byContent: true}, {size: 64 << 10, byContent: true}, {size: 64 << 10, delta: true},
 		{size: 256 << 10, delta: true}}
