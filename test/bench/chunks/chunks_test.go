@@ -75,6 +75,9 @@ func TestCut(t *testing.T) {
 	moved := testInput(1, 0x7f1230009000, 1000)
 	for _, size := range []uint64{4 << 10, 16 << 10, 64 << 10, 256 << 10} {
 		plain, content := in.cut(size), in.cutByContent(size)
+		if n := len(in.windows(size)); n != len(plain) {
+			t.Errorf("%d: %d places for %d chunks", size, n, len(plain))
+		}
 		for i, c := range [][][]byte{plain, content} {
 			longest := int(size)
 			if i == 1 {

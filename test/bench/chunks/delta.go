@@ -23,7 +23,7 @@ func (in *input) windows(size uint64) (all []window) {
 		}
 		last := ^uint64(0)
 		for _, e := range r.Extents {
-			for n := e.Start / size; n <= (e.Start+e.Len-1)/size; n++ {
+			for n := e.Start / size; n*size < e.Start+e.Len; n++ {
 				if n != last {
 					all = append(all, window{who, n})
 				}

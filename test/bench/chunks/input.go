@@ -67,7 +67,7 @@ func loadInput(path string) (*input, error) {
 		return nil, err
 	}
 	n := in.dataLen()
-	if n > len(in.whole) {
+	if n < 0 || n > len(in.whole) {
 		return nil, fmt.Errorf("it has %d bytes, its regions %d", len(in.whole), n)
 	}
 	in.data = in.whole[:n]

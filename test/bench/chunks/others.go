@@ -135,8 +135,12 @@ func (b *backup) compare(ctx context.Context, dir string, ins []*input, say io.W
 	}
 	res = &backedUp{name: b.name, programs: map[string]int64{}}
 	for _, in := range ins {
+		path, err := filepath.EvalSymlinks(filepath.Join(dir, in.name+".raw")) // the tools would store a link as such
+		if err != nil {
+			return nil, err
+		}
 		from := time.Now()
-		cpu, err := b.add(ctx, repo, in, filepath.Join(dir, in.name+".raw"))
+		cpu, err := b.add(ctx, repo, in, path)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %s: %w", b.name, in.name, err)
 		}
