@@ -135,7 +135,11 @@ func checkVersion(dir string, sec *secrets) error {
 	if err != nil {
 		return err
 	}
-	_, err = parseVersion(dir, path, string(b), sec)
+	v, err := parseVersion(dir, path, string(b), sec)
+	if err == nil && v.layout < layoutVersion {
+		// What we write from now on is not for the program that made it.
+		return writeFile(path, versionText(sec, 0))
+	}
 	return err
 }
 

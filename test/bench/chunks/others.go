@@ -1,0 +1,199 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	ours "github.com/ckptfs/ckptfs/store"
+	"github.com/zeebo/blake3"
+)
+
+// backup is a tool that keeps files in a folder of its own.
+type backup struct {
+	name  string
+	begin func(ctx context.Context, dir string) error
+	// add stores one more image and says how much time of the processor it took.
+	add func(ctx context.Context, dir string, in *input, path string) (time.Duration, error)
+}
+
+// backups returns the tools, or those that only names.
+func backups(only []string) []backup {
+	all := []backup{
+		{"restic", func(ctx context.Context, dir string) error {
+			_, err := command(ctx, "restic", "-q", "-r", dir, "init", "--repository-version", "2")
+			return err
+		}, func(ctx context.Context, dir string, in *input, path string) (time.Duration, error) {
+			return command(ctx, "restic", "-q", "-r", dir, "--no-cache", "backup", path)
+		}},
+		borg("lz4"), borg("zstd"),
+		{"ckptfs", func(ctx context.Context, dir string) error { return nil }, addOurs},
+	}
+	return slices.DeleteFunc(all, func(b backup) bool { return !chosen(only, b.name) })
+}
+
+func borg(compression string) backup {
+	return backup{"borg " + compression, func(ctx context.Context, dir string) error {
+		_, err := command(ctx, "borg", "init", "-e", "none", dir)
+		return err
+	}, func(ctx context.Context, dir string, in *input, path string) (time.Duration, error) {
+		return command(ctx, "borg", "create", "--compression", compression, dir+"::"+in.name, path)
+	}}
+}
+
+// command runs a program with nothing of the user's own configuration or caches.
+func command(ctx context.Context, argv ...string) (time.Duration, error) {
+	home, err := os.MkdirTemp("", "ckptfs-chunks-home-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(home) // in the folder for such things, if it fails
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), "HOME="+home, "RESTIC_PASSWORD=x", "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("%s: %w: %s", argv[0], err, out)
+	}
+	return cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), nil
+}
+
+// addOurs stores an image in our own store: hashed on both cores, durable when it returns.
+func addOurs(ctx context.Context, dir string, in *input, path string) (time.Duration, error) {
+	from := cpuTime()
+	s, err := ours.Open(dir, ours.Options{})
+	if err != nil {
+		return 0, err
+	}
+	defer s.Close() // again, after an error
+	ing, err := s.Begin(ctx, in.name)
+	if err != nil {
+		return 0, err
+	}
+	defer ing.Abort() // after Commit it does nothing
+	chunks := in.cut(image.ChunkSize)
+	hashes := make([]hash, len(chunks))
+	const ahead = 16
+	ready := make([]chan struct{}, (len(chunks)+ahead-1)/ahead)
+	work := make(chan int, len(ready))
+	for i := range ready {
+		ready[i] = make(chan struct{})
+		work <- i
+	}
+	close(work)
+	for range workers {
+		go func() {
+			for i := range work {
+				for c := i * ahead; c < min(len(chunks), (i+1)*ahead); c++ {
+					hashes[c] = blake3.Sum256(chunks[c])
+				}
+				close(ready[i])
+			}
+		}()
+	}
+	for i, c := range chunks {
+		<-ready[i/ahead]
+		if err := ing.Put(hashes[i], c); err != nil {
+			return 0, err
+		}
+	}
+	for trailer := range slices.Chunk(in.whole[len(in.data):], image.ChunkSize) {
+		if err := ing.Put(blake3.Sum256(trailer), trailer); err != nil {
+			return 0, err
+		}
+	}
+	if err := ing.Commit(); err != nil {
+		return 0, err
+	}
+	return cpuTime() - from, s.Close()
+}
+
+// backedUp is what was measured of one tool.
+type backedUp struct {
+	name      string
+	programs  map[string]int64 // by how much each made its folder grow
+	total     int64
+	wall, cpu time.Duration
+}
+
+// compare has a tool store all images, and says how it goes on.
+func (b *backup) compare(ctx context.Context, dir string, ins []*input, say io.Writer) (res *backedUp, err error) {
+	tmp, err := os.MkdirTemp("", "ckptfs-chunks-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tmp) // in the folder for such things, if it fails
+	repo := filepath.Join(tmp, "repo")
+	if err := b.begin(ctx, repo); err != nil {
+		return nil, err
+	}
+	res = &backedUp{name: b.name, programs: map[string]int64{}}
+	for _, in := range ins {
+		path, err := filepath.EvalSymlinks(filepath.Join(dir, in.name+".raw")) // the tools would store a link as such
+		if err != nil {
+			return nil, err
+		}
+		from := time.Now()
+		cpu, err := b.add(ctx, repo, in, path)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", b.name, in.name, err)
+		}
+		res.wall += time.Since(from)
+		res.cpu += cpu
+		n, err := sizeOf(repo)
+		if err != nil {
+			return nil, err
+		}
+		res.programs[in.program] += n - res.total
+		res.total = n
+		fmt.Fprintf(say, "%s: %s: %.1f MiB, %.1f s, %.1f s of processor\n", b.name, in.name, mib(n), res.wall.Seconds(), res.cpu.Seconds())
+	}
+	return res, nil
+}
+
+// sizeOf sums the lengths of all files below a folder.
+func sizeOf(dir string) (n int64, err error) {
+	err = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		st, err := e.Info()
+		if err != nil {
+			return err
+		}
+		n += st.Size()
+		return nil
+	})
+	return n, err
+}
+
+// others has every tool store all images, runs times, and prints for each the run that took
+// the median of time. The tools take turns, so that what disturbs the machine disturbs all.
+func others(ctx context.Context, dir string, ins []*input, tools []backup, runs int, w, say io.Writer) error {
+	all := make([][]*backedUp, len(tools))
+	for range runs {
+		for i := range tools {
+			r, err := tools[i].compare(ctx, dir, ins, say)
+			if err != nil {
+				return err
+			}
+			all[i] = append(all[i], r)
+		}
+	}
+	var logical int64
+	for _, in := range ins {
+		logical += int64(len(in.whole))
+	}
+	printOthersHead(w)
+	for _, of := range all {
+		slices.SortFunc(of, func(a, b *backedUp) int { return cmp.Compare(a.wall, b.wall) })
+		of[len(of)/2].print(w, logical)
+	}
+	return nil
+}
