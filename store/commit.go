@@ -69,6 +69,7 @@ func (in *Ingest) list(im *imageRec) {
 	in.win.clear()
 	in.wake()
 	in.mu.Unlock()
+	in.free()
 	s.flushLater(flushAt)
 }
 
@@ -148,6 +149,7 @@ func (in *Ingest) abort() error {
 	if over {
 		return nil
 	}
+	in.free()
 	in.jobs.Wait()
 	dead := in.s.leave(in)
 	return in.s.dropPacks(dead)

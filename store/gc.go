@@ -37,6 +37,8 @@ const (
 func (s *Store) GC(ctx context.Context) (GCReport, error) {
 	s.maint.Lock()
 	defer s.maint.Unlock()
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	for {
 		report, err := s.collect(ctx)
 		var re *runError
