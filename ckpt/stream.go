@@ -18,15 +18,20 @@ type piece struct {
 	what string // for errors: "pid 7", "blob 3"
 }
 
-// chunk is one chunk on its way through Stream.
-type chunk struct {
+// batch is a few neighbouring chunks on their way through Stream: one chunk alone would not be
+// worth the way between two goroutines.
+type batch struct {
 	pieces []piece
-	len    int
+	chunks []image.Chunk
 	buf    []byte
-	hash   image.Hash
+	hashes []image.Hash
 	err    error
 	done   chan struct{}
 }
+
+// batchLen is how many bytes a batch has at most. Reading more at once is slower, since then
+// the cache is too small.
+const batchLen = 64 << 10
 
 // Stream gives the whole image to emit, chunk after chunk in file order with the hash of
 // each; the trailer comes last, cut like the rest. It reads and hashes ahead on all cores.
@@ -39,20 +44,20 @@ func (c *Checkpoint) Stream(ctx context.Context, emit func(h image.Hash, b []byt
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	hashes := make([]image.Hash, 0, len(c.layout.Chunks))
-	for ch := range c.readAhead(ctx) {
+	for b := range c.readAhead(ctx) {
 		select {
-		case <-ch.done:
+		case <-b.done:
 		case <-ctx.Done():
 			return image.Hash{}, ctx.Err()
 		}
-		if ch.err != nil {
-			return image.Hash{}, ch.err
+		if b.err != nil {
+			return image.Hash{}, b.err
 		}
-		hashes = append(hashes, ch.hash)
-		if err := emit(ch.hash, ch.buf[:ch.len]); err != nil {
+		hashes = append(hashes, b.hashes...)
+		if err := b.emit(emit); err != nil {
 			return image.Hash{}, err
 		}
-		c.recycle(ch)
+		c.recycle(b)
 	}
 	if err := ctx.Err(); err != nil {
 		return image.Hash{}, err
@@ -76,20 +81,20 @@ func (c *Checkpoint) emitTrailer(hashes []image.Hash, emit func(image.Hash, []by
 	return root, nil
 }
 
-// aheadChunks is how many chunks are read before they are wanted.
-const aheadChunks = 64
+// aheadBatches is how many batches are read before they are wanted.
+const aheadBatches = 64
 
-// readAhead returns the chunks in order. Each is filled by one of the workers; whoever takes
-// it waits for its done. Cancelling ctx ends everything.
-func (c *Checkpoint) readAhead(ctx context.Context) <-chan *chunk {
-	ordered := make(chan *chunk, aheadChunks)
-	work := make(chan *chunk, aheadChunks)
+// readAhead returns the chunks in order. Each batch is filled by one of the workers; whoever
+// takes it waits for its done. Cancelling ctx ends everything.
+func (c *Checkpoint) readAhead(ctx context.Context) <-chan *batch {
+	ordered := make(chan *batch, aheadBatches)
+	work := make(chan *batch, aheadBatches)
 	for range runtime.GOMAXPROCS(0) {
 		go func() {
-			for ch := range work {
-				ch.err = ch.fill()
-				ch.hash = blake3.Sum256(ch.buf[:ch.len])
-				close(ch.done)
+			for b := range work {
+				b.err = b.fill()
+				b.hash()
+				close(b.done)
 			}
 		}()
 	}
@@ -97,17 +102,20 @@ func (c *Checkpoint) readAhead(ctx context.Context) <-chan *chunk {
 		defer close(ordered)
 		defer close(work)
 		src := c.source()
-		for i := range c.layout.Chunks {
-			ch := &chunk{len: c.layout.Chunks[i].Len, done: make(chan struct{})}
-			ch.buf = c.buffer(ch.len)
-			ch.pieces = src.next(ch.len)
+		for rest := c.layout.Chunks; len(rest) > 0; {
+			b := &batch{done: make(chan struct{})}
+			n := 0
+			b.chunks, n = takeBatch(rest)
+			rest = rest[len(b.chunks):]
+			b.buf = c.buffer(n)
+			b.pieces = src.next(n)
 			select {
-			case work <- ch:
+			case work <- b:
 			case <-ctx.Done():
 				return
 			}
 			select {
-			case ordered <- ch:
+			case ordered <- b:
 			case <-ctx.Done():
 				return
 			}
@@ -116,19 +124,50 @@ func (c *Checkpoint) readAhead(ctx context.Context) <-chan *chunk {
 	return ordered
 }
 
-// fill reads the bytes of a chunk.
-func (ch *chunk) fill() error {
-	at := ch.buf
-	n := 0
-	for _, p := range ch.pieces {
+// takeBatch cuts a batch off a list of chunks and returns its length in bytes.
+func takeBatch(chunks []image.Chunk) ([]image.Chunk, int) {
+	i, n := 1, chunks[0].Len
+	for ; i < len(chunks) && n+chunks[i].Len <= batchLen; i++ {
+		n += chunks[i].Len
+	}
+	return chunks[:i], n
+}
+
+// fill reads the bytes of a batch.
+func (b *batch) fill() error {
+	at := b.buf
+	for _, p := range b.pieces {
+		if p.len > len(at) {
+			return fmt.Errorf("chunks of %d bytes got more", len(b.buf))
+		}
 		if _, err := p.from.ReadAt(at[:p.len], p.at); err != nil {
 			return fmt.Errorf("%s: read %d bytes at %#x: %w", p.what, p.len, p.at, err)
 		}
-		at, n = at[p.len:], n+p.len
+		at = at[p.len:]
 	}
-	clear(at[:ch.len-n])
-	if n > ch.len {
-		return fmt.Errorf("chunk of %d bytes got %d", ch.len, n)
+	clear(at)
+	return nil
+}
+
+// hash computes the hash of every chunk.
+func (b *batch) hash() {
+	b.hashes = make([]image.Hash, len(b.chunks))
+	at := b.buf
+	for i := range b.chunks {
+		n := b.chunks[i].Len
+		b.hashes[i], at = blake3.Sum256(at[:n]), at[n:]
+	}
+}
+
+// emit gives the chunks on.
+func (b *batch) emit(emit func(h image.Hash, chunk []byte) error) error {
+	at := b.buf
+	for i := range b.chunks {
+		n := b.chunks[i].Len
+		if err := emit(b.hashes[i], at[:n:n]); err != nil {
+			return err
+		}
+		at = at[n:]
 	}
 	return nil
 }
@@ -143,12 +182,12 @@ func (c *Checkpoint) buffer(n int) []byte {
 		}
 	default:
 	}
-	return make([]byte, n, max(n, image.ChunkSize))
+	return make([]byte, n, max(n, batchLen))
 }
 
-func (c *Checkpoint) recycle(ch *chunk) {
+func (c *Checkpoint) recycle(b *batch) {
 	select {
-	case c.free <- ch.buf:
+	case c.free <- b.buf:
 	default:
 	}
 }

@@ -150,7 +150,7 @@ func lookAccepted(pid int) (*survey, error) {
 }
 
 func newCheckpoint(o Options, tr *ptrace.Tracer) *Checkpoint {
-	return &Checkpoint{o: o, tr: tr, segs: newSegments(), refs: map[int]image.ObjRef{}, ttys: map[int32]int{}, free: make(chan []byte, aheadChunks)}
+	return &Checkpoint{o: o, tr: tr, segs: newSegments(), refs: map[int]image.ObjRef{}, ttys: map[int32]int{}, free: make(chan []byte, aheadBatches)}
 }
 
 // complete ends a capture, or cleans up after one that failed.

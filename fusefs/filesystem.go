@@ -2,15 +2,18 @@ package fusefs
 
 import (
 	"context"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/store"
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 )
 
 // blockSize is st_blksize: cat and cp use buffers of that size, so fewer requests.
@@ -21,6 +24,7 @@ type filesystem struct {
 	engine  Engine
 	store   *store.Store
 	spool   string // folder for uploads and NAME.out files
+	private bool   // uploads stay in memory
 	logf    func(format string, args ...any)
 	timeout time.Duration // for one restore
 	ctx     context.Context
@@ -162,4 +166,17 @@ func dirEntries(names []string, mode uint32) fs.DirStream {
 		l[i] = fuse.DirEntry{Name: strings.ToValidUTF8(n, "?"), Mode: mode}
 	}
 	return fs.NewListDirStream(l)
+}
+
+// tempFile makes a file for an upload that is gone when it is closed. With an encrypted store
+// it is in memory: the disk is to hold no memory of processes that can be read.
+func (f *filesystem) tempFile() (*os.File, error) {
+	if !f.private {
+		return image.TempFile(f.spool)
+	}
+	fd, err := unix.MemfdCreate("ckptfs upload", unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "memory"), nil
 }

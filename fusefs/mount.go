@@ -25,6 +25,7 @@ type Options struct {
 	Engine         Engine
 	Store          *store.Store
 	Spool          string                           // folder for uploads and NAME.out files; must exist
+	Private        bool                             // keep uploads in memory and not in Spool
 	Keep           store.Policy                     // which images stay in the store; Spare is set here
 	RestoreTimeout time.Duration                    // for one restore, verifying included; 0: two minutes
 	Logf           func(format string, args ...any) // one line per call
@@ -51,7 +52,7 @@ func Mount(o Options) (*Server, error) {
 		o.RestoreTimeout = 2 * time.Minute
 	}
 	ctx, stop := context.WithCancelCause(context.Background())
-	f := &filesystem{engine: o.Engine, store: o.Store, spool: o.Spool, logf: o.Logf, timeout: o.RestoreTimeout, ctx: ctx, stop: stop,
+	f := &filesystem{engine: o.Engine, store: o.Store, spool: o.Spool, private: o.Private, logf: o.Logf, timeout: o.RestoreTimeout, ctx: ctx, stop: stop,
 		collector: newCollector(o.Keep, ctx.Done()), taking: make(chan struct{}, 1), records: make(map[procID]*record), imageOf: make(map[reader]*imageNode),
 		frozenBy: make(map[procID]*frozenTree)}
 	f.saved.byName = make(map[string]*savedName)

@@ -37,7 +37,7 @@ type upload struct {
 	name    string
 	changed time.Time
 	state   uploadState
-	spool   *os.File // unlinked; nil before the first write and after the restore
+	spool   *os.File // without a name; nil before the first write and after the restore
 	size    int64    // st_size
 	have    extents
 	want    int64 // size of the image as its header says; 0: not known yet
@@ -148,15 +148,9 @@ func (u *upload) openSpool() error {
 	if u.spool != nil {
 		return nil
 	}
-	t, err := os.CreateTemp(u.f.spool, "upload-*")
-	if err != nil {
-		return err
-	}
-	if err := os.Remove(t.Name()); err != nil {
-		return errors.Join(err, t.Close())
-	}
-	u.spool = t
-	return nil
+	var err error
+	u.spool, err = u.f.tempFile()
+	return err
 }
 
 // magicLen is how many bytes tell an image, zstd or gzip from anything else.
@@ -287,7 +281,7 @@ func (u *upload) maybeComplete() bool {
 func (u *upload) restore(spool *os.File, size int64, caller int) (*Restored, error) {
 	ctx, cancel := context.WithTimeout(u.f.ctx, u.f.timeout)
 	defer cancel()
-	plain, n, closer, err := image.Plain(spool, size, u.f.spool)
+	plain, n, closer, err := image.Plain(spool, size, u.f.tempFile)
 	if err != nil {
 		return nil, err
 	}

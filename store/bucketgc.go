@@ -71,15 +71,9 @@ func (g *collection) finishMarkers() error {
 	}
 	sh.mu.Unlock()
 	for id, m := range ripe {
-		left := 0
-		for _, pid := range m.packs {
-			gone, err := g.removeDoomed(pid)
-			if err != nil {
-				return err
-			}
-			if !gone {
-				left++
-			}
+		left, err := g.removeMarked(m)
+		if err != nil {
+			return err
 		}
 		if left > 0 {
 			g.report.Pending += left
@@ -96,6 +90,49 @@ func (g *collection) finishMarkers() error {
 	return nil
 }
 
+// removeMarked removes the packs of a marker and reports how many are still there: something
+// in them is alive, or everything takes so long that what is known is old at once. A later run
+// tries again.
+func (g *collection) removeMarked(m *marker) (left int, err error) {
+	for i, id := range m.packs {
+		if since(g.s.sh.seen.Load()) > g.s.sh.grace/4 {
+			if err := g.catchUp(); err != nil {
+				return 0, err
+			}
+		}
+		if g.s.sh.inTouch() != nil {
+			return left + len(m.packs) - i, nil
+		}
+		gone, err := g.removeDoomed(id)
+		if err != nil {
+			return 0, err
+		}
+		if !gone {
+			left++
+		}
+	}
+	return left, nil
+}
+
+// catchUp marks what has come to be needed since the marking began, which is little.
+func (g *collection) catchUp() error {
+	sh := g.s.sh
+	err := sh.refresh(g.ctx, false)
+	if err == nil {
+		err = sh.refreshImages(g.ctx, bootTime())
+	}
+	if err == nil {
+		g.leased, err = sh.leases(g.ctx, g.now)
+	}
+	if err == nil {
+		err = g.markAll()
+	}
+	if err == nil {
+		err = g.count()
+	}
+	return err
+}
+
 // removeDoomed removes a marked pack, unless something in it is alive, and reports whether
 // it is gone.
 func (g *collection) removeDoomed(id fileID) (gone bool, err error) {
@@ -109,9 +146,6 @@ func (g *collection) removeDoomed(id fileID) (gone bool, err error) {
 	if _, counted := g.known[p]; !counted || g.live[p] > 0 || g.s.ix.marks.young.has(p) {
 		g.ripened = append(g.ripened, p)
 		return false, nil
-	}
-	if err := sh.freshen(g.ctx, ago(sh.grace/2)); err != nil {
-		return false, err
 	}
 	if p.gone.Load() {
 		return true, nil
@@ -129,7 +163,11 @@ func (g *collection) removeDoomed(id fileID) (gone bool, err error) {
 
 // young reports whether a pack is too young to be looked at.
 func (g *collection) young(p *pack) bool {
-	return g.now-p.id.time().UnixNano() < youngPacks*int64(g.s.sh.grace)
+	young := g.s.o.young
+	if young == 0 {
+		young = youngPacks * g.s.sh.grace
+	}
+	return g.now-p.id.time().UnixNano() < int64(young)
 }
 
 // markPacks is the end of the first run: what was not needed or has been copied may go.

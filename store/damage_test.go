@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -61,65 +62,6 @@ func flip(t *testing.T, path string, off int64) {
 	}
 }
 
-// wantDamage checks that image a is lost with an error that names it, a chunk and a pack,
-// that b is whole, that Verify says so, and that putting a again heals it.
-func wantDamage(t *testing.T, dir string) {
-	t.Helper()
-	s := open(t, dir, Options{PackSize: 1 << 20})
-	_, err := readImage(s, "a")
-	var ce *ChunkError
-	if !errors.Is(err, ErrDamaged) || !errors.As(err, &ce) || ce.Image != "a" || ce.Pack == "" {
-		t.Errorf("error of the damaged image: %v", err)
-	}
-	wantImage(t, s, "b", testImage(2, 100))
-	var faults []string
-	if err := s.Verify(context.Background(), true, func(f string) { faults = append(faults, f) }); !errors.Is(err, ErrDamaged) {
-		t.Errorf("verify: %v", err)
-	}
-	if all := strings.Join(faults, "\n"); !strings.Contains(all, `["a"]`) || strings.Contains(all, `"b"`) || !strings.Contains(all, "chunk ") {
-		t.Errorf("verify says:\n%s", all)
-	}
-	ingest(t, s, "a again", testImage(1, 100))
-	wantImage(t, s, "a", testImage(1, 100))
-	wantImage(t, s, "a again", testImage(1, 100))
-	if _, err := s.GC(context.Background()); err != nil {
-		t.Errorf("gc of the healed store: %v", err)
-	}
-	wantImage(t, s, "a", testImage(1, 100))
-	wantImage(t, s, "b", testImage(2, 100))
-}
-
-func TestFlippedBit(t *testing.T) {
-	for _, off := range []int64{packHeadLen + 1, packHeadLen + 5000, 300 << 10} {
-		dir, packs := twoImages(t)
-		flip(t, packs[0], off)
-		wantDamage(t, dir)
-	}
-}
-
-func TestCutPack(t *testing.T) {
-	dir, packs := twoImages(t)
-	if err := os.Truncate(packs[0], 100<<10); err != nil {
-		t.Fatal(err)
-	}
-	s := open(t, dir, Options{PackSize: 1 << 20})
-	var faults []string
-	err := s.Verify(context.Background(), false, func(f string) { faults = append(faults, f) })
-	if all := strings.Join(faults, "\n"); !errors.Is(err, ErrDamaged) || !strings.Contains(all, `["a"]`) {
-		t.Errorf("fast verify: %v\n%s", err, all)
-	}
-	s.Close()
-	wantDamage(t, dir)
-}
-
-func TestMissingPack(t *testing.T) {
-	dir, packs := twoImages(t)
-	if err := os.Remove(packs[0]); err != nil {
-		t.Fatal(err)
-	}
-	wantDamage(t, dir)
-}
-
 // TestPackVanishes removes a pack under an open store.
 func TestPackVanishes(t *testing.T) {
 	dir, packs := twoImages(t)
@@ -176,47 +118,144 @@ func TestIndexDamaged(t *testing.T) {
 	}
 }
 
-// TestFooterDamaged: the index still knows what is in the pack.
-func TestFooterDamaged(t *testing.T) {
-	dir, packs := twoImages(t)
-	flip(t, packs[0], -40)
-	s := open(t, dir, Options{})
-	wantImage(t, s, "a", testImage(1, 100))
-	var faults []string
-	err := s.Verify(context.Background(), true, func(f string) { faults = append(faults, f) })
-	if !errors.Is(err, ErrDamaged) || len(faults) != 1 || !strings.Contains(faults[0], filepath.Base(packs[0])) {
-		t.Errorf("%v: %q", err, faults)
+// TestIndexCut changes the length of runs, or loses one of several.
+func TestIndexCut(t *testing.T) {
+	for name, change := range map[string]func([]byte) []byte{
+		"empty":    func([]byte) []byte { return nil },
+		"header":   func(b []byte) []byte { return b[:runHeadLen] },
+		"half":     func(b []byte) []byte { return b[:len(b)/2] },
+		"one less": func(b []byte) []byte { return b[:len(b)-1] },
+		"one more": func(b []byte) []byte { return append(b, 0) },
+		"zeros":    func(b []byte) []byte { return make([]byte, len(b)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, _ := twoImages(t)
+			s := open(t, dir, Options{})
+			ingest(t, s, "c", testImage(3, 10)) // another run
+			s.Close()
+			for i := 0; i < len(files(t, dir, indexName)); i++ { // they change: what is damaged is made again
+				f := files(t, dir, indexName)[i]
+				b, err := os.ReadFile(f)
+				if err == nil {
+					err = os.WriteFile(f, change(b), 0o600)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				wantWhole(t, dir)
+			}
+			if err := os.Remove(files(t, dir, indexName)[0]); err != nil {
+				t.Fatal(err)
+			}
+			wantWhole(t, dir)
+		})
 	}
 }
 
-func TestRecordDamaged(t *testing.T) {
+// wantWhole opens a store of which only the index was damaged.
+func wantWhole(t *testing.T, dir string) {
+	t.Helper()
+	s := open(t, dir, Options{})
+	wantClean(t, s)
+	for i, name := range []string{"a", "b"} {
+		wantImage(t, s, name, testImage(uint64(i+1), 100))
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestIndexDamagedOpen damages the index of an open store: Verify names the file, and who
+// needs it makes it again.
+func TestIndexDamagedOpen(t *testing.T) {
 	dir, _ := twoImages(t)
 	s := open(t, dir, Options{})
-	path := s.recordPath(s.images["a"].id)
-	whole, err := os.ReadFile(path)
+	path := s.ix.runs[0].path
+	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Close()
-	flip(t, path, 30)
-	s = open(t, dir, Options{})
+	for at := runBlock; at < len(b)-4; at += 1000 { // in place, and in every block
+		b[at] ^= 1
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteAt(b, 0)
+		f.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var faults []string
+	err = s.Verify(context.Background(), false, func(f string) { faults = append(faults, f) })
+	if !errors.Is(err, ErrDamaged) || !strings.Contains(strings.Join(faults, "\n"), path) {
+		t.Errorf("verify: %v\n%s", err, strings.Join(faults, "\n"))
+	}
+	wantImage(t, s, "a", testImage(1, 100))
+	wantImage(t, s, "b", testImage(2, 100))
+	wantClean(t, s)
+}
+
+// TestRecordDamaged: the other images are read, GC removes nothing, and the record may be
+// put back or given up.
+func TestRecordDamaged(t *testing.T) {
+	for name, change := range map[string]func([]byte) []byte{
+		"flipped": func(b []byte) []byte { b[30] ^= 0x10; return b },
+		"empty":   func([]byte) []byte { return nil },
+		"cut":     func(b []byte) []byte { return b[:len(b)-1] },
+		"longer":  func(b []byte) []byte { return append(b, 0) },
+		"zeros":   func(b []byte) []byte { return make([]byte, len(b)) },
+		"huge":    func([]byte) []byte { return make([]byte, maxRecord+1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, _ := twoImages(t)
+			s := open(t, dir, Options{})
+			path := s.recordPath(s.images["a"].id)
+			whole, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Close()
+			if err := os.WriteFile(path, change(bytes.Clone(whole)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s = open(t, dir, Options{})
+			wantRecordLost(t, s, path)
+			im := ingest(t, s, "a", testImage(1, 100)) // its name is free, its chunks are there
+			if im.Unique > 4096 {
+				t.Errorf("%d bytes were stored again", im.Unique)
+			}
+			if err := s.Remove("a"); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, whole, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			gc(t, s)
+			wantImage(t, s, "a", testImage(1, 100))
+			wantClean(t, s)
+		})
+	}
+}
+
+// wantRecordLost expects image b alone, and everyone to name the record of the other.
+func wantRecordLost(t *testing.T, s *Store, path string) {
+	t.Helper()
 	if list, err := s.List(); err != nil || len(list) != 1 || list[0].Name != "b" {
 		t.Errorf("%v %v", list, err)
 	}
+	wantImage(t, s, "b", testImage(2, 100))
 	var re *RecordError
 	if _, err := s.GC(context.Background()); !errors.As(err, &re) || re.Path != path {
 		t.Errorf("gc beside a damaged record: %v", err)
 	}
-	n := 0
-	if err := s.Verify(context.Background(), false, func(string) { n++ }); !errors.Is(err, ErrDamaged) || n != 1 {
-		t.Errorf("verify: %v, %d faults", err, n)
+	for _, readData := range []bool{false, true} {
+		var faults []string
+		err := s.Verify(context.Background(), readData, func(f string) { faults = append(faults, f) })
+		if !errors.Is(err, ErrDamaged) || len(faults) != 1 || !strings.Contains(faults[0], path) {
+			t.Errorf("verify: %v, %q", err, faults)
+		}
 	}
-	if err := os.WriteFile(path, whole, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	gc(t, s)
-	wantImage(t, s, "a", testImage(1, 100))
-	wantClean(t, s)
 }
 
 func TestVersion(t *testing.T) {

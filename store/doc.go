@@ -8,6 +8,7 @@
 //	  lock                   flock of the one process that has the store open, and its pid
 //	  packs/ID.pack          chunks; immutable
 //	  index/ID.run           where each chunk is; can be made again from the packs
+//	  index/damaged          copies of chunks that were found damaged, see badlist.go
 //	  images/ID.img          one record for each image
 //	  */*.tmp                unfinished; removed by the next Open
 //
@@ -94,6 +95,10 @@
 //  4. Live chunks are checked and copied into new packs; when those are sealed the old
 //     packs are removed. The index is rewritten last; until then a removed pack is skipped.
 //
+// A pack with a damaged chunk that is needed and nowhere else stays. One whose footer is
+// damaged is rewritten from what the index knows; if that knows nothing it is removed as soon
+// as no image lacks anything.
+//
 // At no moment is there a reference whose chunk is not in a sealed pack, so a crash
 // leaves garbage at worst.
 //
@@ -109,6 +114,7 @@
 //
 // Every chunk read is checked against its hash. If it is wrong another copy is tried; then
 // the error names image, offset, chunk and pack. A copy known to be damaged or missing is not
-// reused, so storing the same content again heals all images that need it. A damaged
-// index block or run is made again from its packs.
+// reused, also not by the next process, so storing the same content again heals all images
+// that need it. Who has no other tries the damaged copy again: the disk may have recovered. A
+// damaged index block or run is made again from its packs.
 package store

@@ -69,11 +69,15 @@ func (s *Store) collect(ctx context.Context) (GCReport, error) {
 	if err := s.flushIndex(false); err != nil {
 		return GCReport{}, err
 	}
+	defer s.saveBad()
 	if err := g.run(); err != nil {
 		return g.report, err
 	}
 	s.dead.Store(g.report.Dead)
-	return g.report, s.flushIndex(true)
+	if err := s.flushIndex(true); err != nil || s.sh == nil {
+		return g.report, err
+	}
+	return g.report, s.sh.shareRun(ctx)
 }
 
 // stillDamaged looks again at records that could not be read.
@@ -138,6 +142,8 @@ type collection struct {
 	live    map[*pack]int64
 	sealBuf []byte // where moved chunks are encrypted
 	report  GCReport
+	spared  map[*pack]error // packs with the only copy of a needed chunk, and what is wrong with it
+	lost    bool            // a needed chunk is nowhere
 
 	// In a bucket:
 	begun  int64 // bootTime
@@ -183,7 +189,7 @@ func (g *collection) run() error {
 		}
 		g.abortUploads()
 	}
-	chosen := g.choose()
+	chosen := append(g.choose(), g.strays()...)
 	x.mu.Lock()
 	for _, p := range chosen {
 		p.condemned.Store(true)
@@ -247,7 +253,7 @@ func (g *collection) seen(h *Hash) (bool, error) {
 	if err := g.ctx.Err(); err != nil {
 		return false, err
 	}
-	known, found, err := g.s.ix.mark(h)
+	known, found, err := g.s.ix.mark(h, true)
 	if err == nil && !found {
 		err = g.relearn()
 	}
@@ -275,21 +281,38 @@ func (g *collection) markLeaf(sp span) error {
 	return g.markRefs(refs)
 }
 
-// markRefs marks chunks. One that is missing is Verify's business.
+// markRefs marks chunks. To tell that one is damaged or missing is Verify's business.
 func (g *collection) markRefs(refs []chunkRef) error {
 	for i := range refs {
 		if refs[i].zero {
 			continue
 		}
-		_, found, err := g.s.ix.mark(&refs[i].hash)
+		_, found, err := g.s.ix.mark(&refs[i].hash, false)
 		if err == nil && !found {
 			err = g.relearn()
 		}
 		if err != nil {
 			return err
 		}
+		if !found {
+			g.spare(&refs[i].hash)
+		}
 	}
 	return nil
+}
+
+// spare keeps a pack with a damaged chunk that is needed and nowhere else: the disk may
+// recover, or somebody puts the file back.
+func (g *collection) spare(h *Hash) {
+	l, ok := g.s.anyCopy(h)
+	if !ok || l.p.gone.Load() {
+		g.lost = true
+		return
+	}
+	if g.spared == nil {
+		g.spared = map[*pack]error{}
+	}
+	g.spared[l.p] = &ChunkError{Hash: *h, Pack: l.p.name(), Err: errMismatch}
 }
 
 // markIngest marks what a running ingest referred to before GC began. A Put or Commit that
@@ -340,13 +363,15 @@ func (g *collection) count() error {
 	return g.ctx.Err()
 }
 
-// choose picks the packs that go, the deadest first: they make room for the rest.
+// choose picks the packs that go, the deadest first: they make room for the rest. One whose
+// footer is damaged goes as long as the index knows what is in it.
 func (g *collection) choose() []*pack {
 	var chosen, small []*pack
 	for _, p := range g.packs {
 		live := g.live[p]
 		g.report.Live += live
 		dead := p.size - packHeadLen - packTailLen - live
+		worth := live == 0 || dead*deadShare > p.size || g.s.ix.isBad(p, footerOff)
 		switch {
 		case p.gone.Load() || p.size == 0:
 		case g.s.ix.marks.young.has(p):
@@ -355,7 +380,10 @@ func (g *collection) choose() []*pack {
 			chosen = append(chosen, p)
 		case g.s.sh != nil && (p.doomed.Load() || g.young(p)):
 			g.report.Dead += dead
-		case live == 0 || dead*deadShare > p.size:
+		case worth && g.spared[p] != nil:
+			g.report.Kept = append(g.report.Kept, g.spared[p].Error())
+		case g.spared[p] != nil:
+		case worth:
 			chosen = append(chosen, p)
 		case p.size < min(smallPack, g.s.o.PackSize/2):
 			small = append(small, p)

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -206,4 +207,125 @@ func TestGCCancelled(t *testing.T) {
 	}
 	wantImage(t, s, "a", testImage(1, 50))
 	wantClean(t, s)
+}
+
+// TestGCTwoCopies: of two copies of a chunk the index knows the newer one. When nobody needs
+// the chunk and that one goes, the older one is garbage in its pack and no fault.
+func TestGCTwoCopies(t *testing.T) {
+	s := open(t, t.TempDir(), Options{})
+	chunks := testImage(1, 100)
+	twice := chunks[99]
+	ingest(t, s, "all", chunks)
+	ingest(t, s, "rest", chunks[:99])
+	h := hashOf(twice)
+	l, ok, err := s.ix.find(&h)
+	if !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	s.ix.condemnCopy(l) // so that it is stored again
+	ingest(t, s, "twice", [][]byte{twice})
+	s.ix.forgive(l)
+	for _, name := range []string{"all", "twice"} {
+		if err := s.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gc(t, s)
+	if l.p.gone.Load() {
+		t.Fatal("the pack with the older copy went too")
+	}
+	wantClean(t, s)
+	ingest(t, s, "all", chunks)
+	wantImage(t, s, "all", chunks)
+	wantClean(t, s)
+}
+
+// TestUnknownCopy loses the copy that the index knows. Verify says where another one is and
+// how to get at it.
+func TestUnknownCopy(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{})
+	chunks := testImage(1, 100)
+	ingest(t, s, "all", chunks)
+	h := hashOf(chunks[99])
+	old, _, err := s.ix.find(&h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.ix.condemnCopy(old)                             // so that it is stored again
+	in, err := s.Begin(context.Background(), "twice") // without an attachment, so it brings nothing else
+	if err == nil {
+		err = errors.Join(in.Put(h, chunks[99]), in.Commit())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.ix.forgive(old)
+	fresh, _, err := s.ix.find(&h)
+	if err != nil || fresh.p == old.p {
+		t.Fatalf("in %s and %s: %v", old.p.name(), fresh.p.name(), err)
+	}
+	s.maint.Lock()
+	err = s.flushIndex(true)
+	s.maint.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if err := os.Remove(s.files.path(fresh.p)); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir, Options{})
+	var faults []string
+	err = s.Verify(context.Background(), false, func(f string) { faults = append(faults, f) })
+	if !errors.Is(err, ErrDamaged) || len(faults) != 1 || !strings.Contains(faults[0], old.p.name()) || !strings.Contains(faults[0], `["all" "twice"]`) {
+		t.Errorf("%v: %q", err, faults)
+	}
+	s.Close()
+	if err := os.RemoveAll(filepath.Join(dir, indexName)); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir, Options{})
+	wantImage(t, s, "all", chunks)
+	wantImage(t, s, "twice", chunks[99:])
+	wantClean(t, s)
+}
+
+// TestGCNodeAsData: memory of a process holds the very bytes of another image's root node.
+// GC comes to it as data first and must follow it all the same.
+func TestGCNodeAsData(t *testing.T) {
+	s := open(t, t.TempDir(), Options{PackSize: 256 << 10})
+	chunks := testImage(1, 900) // a root above leaves
+	ingest(t, s, "b", chunks)
+	root := s.images["b"].rec.Data
+	if root.Level == 0 {
+		t.Fatal("the tree is only a leaf")
+	}
+	n, ok, err := s.ix.size(&root.Hash)
+	if !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	node := make([]byte, n)
+	if err := s.readChunk(&root.Hash, node); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.flushIndexNow(); err != nil {
+		t.Fatal(err)
+	}
+	g := &collection{s: s, ctx: t.Context()}
+	s.ix.marks = newMarks(s.ix.runs)
+	if err := g.markRefs([]chunkRef{{hash: root.Hash, size: uint32(n)}}); err != nil {
+		t.Fatal(err)
+	}
+	if known, err := g.seen(&root.Hash); known || err != nil {
+		t.Errorf("GC would not follow the node: %v, %v", known, err)
+	}
+	s.ix.marks = nil
+}
+
+// flushIndexNow is flushIndex for who does not hold maint.
+func (s *Store) flushIndexNow() error {
+	s.maint.Lock()
+	defer s.maint.Unlock()
+	return s.flushIndex(false)
 }

@@ -32,7 +32,9 @@ type index struct {
 	queued map[Hash]*job      // given to Put, not in a pack yet
 	runs   []*run             // newest first; a slice that is replaced, never changed
 	bad    map[place]struct{}
-	marks  *marks // what a running GC found alive
+	// badChanged: the list on disk does not say the same as bad.
+	badChanged bool
+	marks      *marks // what a running GC found alive
 }
 
 // marks tells what a running GC knows of every entry of the runs, a bit for each.
@@ -177,7 +179,10 @@ func (x *index) reuse(h *Hash) (*pack, error) {
 
 // mark is how GC enters that a chunk is alive; it reports whether GC was there before. Chunks that
 // only memory knows are younger than the GC and none of its business.
-func (x *index) mark(h *Hash) (known, found bool, err error) {
+//
+// node says that the caller goes on to what the chunk, as a node, refers to. Others do not set
+// that bit: memory of a process may well have the very bytes of a node.
+func (x *index) mark(h *Hash, node bool) (known, found bool, err error) {
 	x.mu.RLock()
 	queued := x.queued[*h] != nil
 	x.mu.RUnlock()
@@ -192,21 +197,21 @@ func (x *index) mark(h *Hash) (known, found bool, err error) {
 			return false
 		case f.run != nil:
 			x.marks.alive[f.run].set(f.pos)
-			known = x.marks.walked[f.run].set(f.pos)
+			known = node && x.marks.walked[f.run].set(f.pos)
 		default:
 			x.marks.young.add(f.p)
 		}
 		return true
 	})
 	if err == nil && !found && doomed {
-		return x.markDoomed(h)
+		return x.markDoomed(h, node)
 	}
 	return known, found, err
 }
 
 // markDoomed is mark for a chunk of which every copy is about to be removed, by us or by
 // others: none of them may go now.
-func (x *index) markDoomed(h *Hash) (known, found bool, err error) {
+func (x *index) markDoomed(h *Hash, node bool) (known, found bool, err error) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	l, ok := x.mem[*h]
@@ -216,7 +221,7 @@ func (x *index) markDoomed(h *Hash) (known, found bool, err error) {
 	_, _, _, _, err = x.findRun(h, func(l loc, r *run, pos int) bool {
 		if x.usable(l) {
 			x.marks.alive[r].set(pos)
-			known = x.marks.walked[r].set(pos)
+			known = node && x.marks.walked[r].set(pos)
 			found = true
 		}
 		return false
@@ -285,14 +290,6 @@ func (x *index) lose(p *pack) {
 	}
 }
 
-// condemnCopy remembers that a copy of a chunk is damaged, so that another copy is read
-// and the next Put stores the chunk again.
-func (x *index) condemnCopy(l loc) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.bad[place{l.p, l.off}] = struct{}{}
-}
-
 // absolve forgets that copies of a chunk were found damaged, and reports whether any was.
 func (x *index) absolve(h *Hash) (any bool) {
 	x.mu.Lock()
@@ -308,7 +305,9 @@ func (x *index) absolve(h *Hash) (any bool) {
 		delete(x.bad, place{l.p, l.off})
 		return false
 	})
-	return len(x.bad) < n
+	any = len(x.bad) < n
+	x.badChanged = x.badChanged || any
+	return any
 }
 
 // fromQueue copies a chunk that is still on its way to a pack.

@@ -40,6 +40,14 @@ func (s *Store) loadIndex() error {
 	if err := s.openRuns(known); err != nil {
 		return err
 	}
+	if s.sh != nil {
+		if err := s.sh.fetchRuns(onDisk, known); err != nil {
+			return err
+		}
+	}
+	if err := s.orderRuns(); err != nil {
+		return err
+	}
 	var fresh []*pack
 	for _, p := range onDisk {
 		if !p.sealed.Load() {
@@ -90,6 +98,11 @@ func (s *Store) openRuns(known func(fileID, int64, int64) *pack) error {
 			s.ix.runs = append(s.ix.runs, r)
 		}
 	}
+	return nil
+}
+
+// orderRuns puts the newest run first and drops what others have too.
+func (s *Store) orderRuns() error {
 	slices.SortFunc(s.ix.runs, func(a, b *run) int { return cmp.Compare(b.newest(), a.newest()) })
 	return s.dropCovered()
 }
@@ -170,6 +183,10 @@ func (s *Store) absorbOne(p *pack, info *packInfo, err error, held bool) error {
 		return err // the next refresh tries again
 	case err != nil:
 		s.o.Log(fmt.Sprintf("store %s: pack %s: %v; left alone", s.dir, p.name(), err))
+		p.sealed.Store(false) // see unreadable
+		if errors.Is(err, errCutPack) {
+			s.condemnFooter(p)
+		}
 		return nil
 	}
 	p.created = info.created
@@ -247,6 +264,12 @@ func (s *Store) flushLater(n int) {
 		defer s.maint.Unlock()
 		if err := s.flushIndex(false); err != nil {
 			s.o.Log(fmt.Sprintf("store %s: writing the index: %v; it stays in memory", s.dir, err))
+		}
+		if s.sh == nil {
+			return
+		}
+		if err := s.sh.shareRun(s.sh.ctx); err != nil {
+			s.o.Log(fmt.Sprintf("store %s: sharing the index: %v; other machines read the packs instead", s.sh.b.url, err))
 		}
 	}()
 }

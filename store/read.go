@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"syscall"
@@ -52,7 +53,7 @@ func (s *Store) readChunk(h *Hash, dst []byte) error {
 			}
 		}
 		if !ok {
-			return s.missing(h)
+			return s.readBad(h, dst)
 		}
 		err = s.readCopy(l, h, dst)
 		if err != nil && s.sh != nil && isDamage(err) && !errors.Is(err, errGone) {
@@ -70,6 +71,20 @@ func (s *Store) readChunk(h *Hash, dst []byte) error {
 		}
 		s.ix.condemnCopy(l)
 	}
+}
+
+// readBad tries a copy that was found damaged before: the disk may have recovered, or the
+// file was put back.
+func (s *Store) readBad(h *Hash, dst []byte) error {
+	l, ok := s.anyCopy(h)
+	if !ok || l.p.gone.Load() {
+		return s.missing(h)
+	}
+	if err := s.readCopy(l, h, dst); err != nil {
+		return &ChunkError{Hash: *h, Pack: l.p.name(), Err: err}
+	}
+	s.ix.forgive(l)
+	return nil
 }
 
 // readCopy reads one copy of a chunk.
@@ -146,25 +161,28 @@ func (s *Store) size(h *Hash) (int, error) {
 		return 0, &ChunkError{Hash: *h, Err: err}
 	}
 	if !ok {
-		return 0, s.missing(h)
+		l, bad := s.anyCopy(h)
+		if !bad {
+			return 0, s.missing(h)
+		}
+		n = int(l.raw) // it was found damaged, but readBad tries it
 	}
 	return n, nil
 }
 
 // missing says why a chunk cannot be found, and in which pack it was.
 func (s *Store) missing(h *Hash) error {
-	s.ix.mu.RLock()
-	defer s.ix.mu.RUnlock()
-	l, ok := s.ix.mem[*h]
-	if !ok {
-		_, _, _, ok, _ = s.ix.findRun(h, func(c loc, _ *run, _ int) bool { // an error here adds nothing
-			l = c
-			return true
-		})
-	}
+	l, ok := s.anyCopy(h)
 	switch {
 	case !ok:
-		return &ChunkError{Hash: *h, Err: errNoChunk}
+		err := errNoChunk
+		for i, p := range s.ix.unreadable() {
+			if i == 3 {
+				break // the log of Open and Verify name all
+			}
+			err = fmt.Errorf("%w; it may be in pack %s, whose footer is damaged", err, p.name())
+		}
+		return &ChunkError{Hash: *h, Err: err}
 	case l.p.gone.Load():
 		return &ChunkError{Hash: *h, Pack: l.p.name(), Err: fs.ErrNotExist}
 	}

@@ -37,6 +37,7 @@ type Options struct {
 	// removal; 0 means 15 min. All machines that use a bucket must have the same.
 	Grace   time.Duration
 	attempt time.Duration // how long one try may take
+	young   time.Duration // how old a pack must be for GC to look at it; 0 means 4 * Grace
 	// Key encrypts what is stored and is needed to open an encrypted store; nil means none.
 	Key *Key
 	// CheckHashes makes Put compute the hash of every chunk and refuse a wrong one. For tests.
@@ -205,6 +206,7 @@ func (s *Store) open(location string) (err error) {
 	if err := s.loadIndex(); err != nil {
 		return err
 	}
+	s.loadBad()
 	if s.sh != nil {
 		s.sh.start()
 	}
@@ -317,6 +319,7 @@ func (s *Store) Close() error {
 	s.maint.Lock()
 	defer s.maint.Unlock()
 	err := s.flushIndex(false)
+	s.saveBad()
 	err = errors.Join(err, s.ix.close())
 	s.files.close()
 	if s.sh != nil {

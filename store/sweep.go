@@ -49,12 +49,31 @@ func (g *collection) sweep(chosen []*pack) error {
 	return syncDir(filepath.Join(g.s.dir, packsName))
 }
 
+// strays picks the packs of which nobody knows any more what is in them: garbage, if all
+// that is needed is elsewhere. Not in a bucket, where others may know.
+func (g *collection) strays() (chosen []*pack) {
+	if g.s.sh != nil {
+		return nil
+	}
+	for _, p := range g.s.ix.unreadable() {
+		if g.lost {
+			g.report.Kept = append(g.report.Kept, fmt.Sprintf("%s: %v; what an image lacks may be in it", p.name(), errCutPack))
+			continue
+		}
+		chosen = append(chosen, p)
+	}
+	return chosen
+}
+
 // isKept reports whether a pack stays because it is damaged.
 func isKept(err error) bool { return err != nil && errors.Is(err, ErrDamaged) }
 
 // move copies what is alive in a pack and returns the number of chunks.
 func (g *collection) move(w *packWriters, p *pack) (n int, err error) {
 	info, err := g.s.readFooter(p)
+	if errors.Is(err, errCutPack) {
+		info, err = &packInfo{entries: g.s.ix.entriesOf(p)}, nil
+	}
 	if err != nil {
 		if isDamage(err) && !errors.Is(err, errGone) {
 			err = fmt.Errorf("%w: %w", ErrDamaged, err)

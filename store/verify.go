@@ -13,19 +13,21 @@ import (
 // Verify checks the store and calls report with a sentence for every fault: records, the
 // index, footers of packs, and that every chunk of every image is where the index says.
 // With readData every stored chunk is also read and checked against its hash. It returns
-// an error that is ErrDamaged if anything was reported, and changes nothing. What it finds
-// damaged is not reused: the next checkpoint with the same content stores it again.
+// an error that is ErrDamaged if anything was reported. It changes nothing but notes what is
+// damaged, so that it is not reused: the next checkpoint with the same content stores it
+// again, and then GC removes what is broken.
 func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) error {
 	s.maint.Lock()
 	defer s.maint.Unlock()
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
+	defer s.saveBad()
 	if s.sh != nil { // what other machines did is no fault
 		if err := errors.Join(s.sh.refreshImages(ctx, bootTime()), s.sh.refresh(ctx, true)); err != nil {
 			return err
 		}
 	}
-	v := &verification{s: s, begun: bootTime(), ctx: ctx, out: report, cut: map[*pack]int64{}, bad: map[Hash]*ChunkError{}, users: map[Hash][]string{}}
+	v := &verification{s: s, begun: bootTime(), ctx: ctx, out: report, cut: map[*pack]int64{}, bad: map[Hash]*ChunkError{}, users: map[Hash][]string{}, unknown: map[Hash]*pack{}}
 	recs, err := v.records()
 	if err != nil {
 		return err
@@ -64,9 +66,14 @@ type verification struct {
 	cut    map[*pack]int64 // packs whose footer is lost, and how long they are
 	bad    map[Hash]*ChunkError
 	users  map[Hash][]string // images that need a bad chunk
-	ids    map[string]fileID // of images, in a bucket
-	down   error             // why the bucket could not be asked
+	// unknown are chunks that a pack has but the index does not: garbage, unless an image
+	// needs one. The index keeps one of two copies, and the pack of that one may have gone.
+	unknown map[Hash]*pack
+	ids     map[string]fileID // of images, in a bucket
+	down    error             // why the bucket could not be asked
 }
+
+var errUnknown = errors.New("the index does not know it; delete the folder index while the store is closed, it is made again")
 
 // maxBad bounds the faults that are kept to be told with their images.
 const maxBad = 1 << 16
@@ -141,12 +148,17 @@ func (v *verification) packs(readData bool) error {
 		}
 		if err != nil {
 			v.fault("pack %s: %v", p.name(), err)
+			if errors.Is(err, errCutPack) {
+				v.s.condemnFooter(p)
+			}
 			if st, err := os.Stat(v.s.files.path(p)); err == nil {
 				v.cut[p] = st.Size()
 			} else if v.s.sh != nil {
 				v.cut[p] = p.size
 			}
 			info = &packInfo{entries: v.s.ix.entriesOf(p)}
+		} else {
+			v.s.ix.forgive(loc{p: p, off: footerOff})
 		}
 		if err := v.entries(p, info.entries, readData); err != nil {
 			return err
@@ -165,8 +177,8 @@ func (v *verification) entries(p *pack, entries []entry, readData bool) error {
 		if err == nil && !ok && !v.s.ix.isBad(p, e.off) && v.relearn() {
 			_, ok, err = v.s.ix.find(&e.hash)
 		}
-		if err == nil && !ok && !v.s.ix.isBad(p, e.off) {
-			v.fault("pack %s: the index does not know chunk %s", p.name(), e.hash)
+		if err == nil && !ok && !v.s.ix.isBad(p, e.off) && len(v.unknown) < maxBad {
+			v.unknown[e.hash] = p
 		}
 		if !readData {
 			continue
@@ -175,7 +187,10 @@ func (v *verification) entries(p *pack, entries []entry, readData bool) error {
 		raw := v.s.bufs.get(int(e.raw))
 		err = v.s.readCopy(l, &e.hash, raw.data)
 		raw.release()
-		if err != nil && !p.gone.Load() {
+		switch {
+		case err == nil:
+			v.s.ix.forgive(l)
+		case !p.gone.Load():
 			v.badCopy(l, &e.hash, err)
 		}
 	}
@@ -212,6 +227,9 @@ func (v *verification) note(err error, image string) {
 	if !errors.As(err, &ce) {
 		v.fault("image %q: %v", image, err)
 		return
+	}
+	if p := v.unknown[ce.Hash]; p != nil {
+		ce = &ChunkError{Hash: ce.Hash, Pack: p.name(), Err: errUnknown}
 	}
 	if v.bad[ce.Hash] == nil {
 		if len(v.bad) >= maxBad {
@@ -272,6 +290,7 @@ func (v *verification) refs(image string, refs []chunkRef) error {
 		case l.raw != refs[i].size:
 			v.note(&ChunkError{Hash: *h, Pack: l.p.name(), Err: fmt.Errorf("it has %d bytes, %d wanted", l.raw, refs[i].size)}, image)
 		case v.beyond(&l):
+			v.s.ix.condemnCopy(l)
 			v.note(&ChunkError{Hash: *h, Pack: l.p.name(), Err: errCutPack}, image)
 		}
 	}
@@ -315,12 +334,4 @@ func (x *index) entriesOf(p *pack) (list []entry) {
 		}
 	}
 	return list
-}
-
-// isBad reports whether a copy is known to be damaged.
-func (x *index) isBad(p *pack, off uint32) bool {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	_, bad := x.bad[place{p, off}]
-	return bad
 }

@@ -22,10 +22,10 @@
 // The header:
 //
 //	   0   8  magic: 0x89 "CKPT" CR LF 0x1a
-//	   8   4  version of the format: 1
+//	   8   4  version of the format: 2
 //	  12   4  length of the header: 4096
 //	  16   4  page size: 4096
-//	  20   4  chunk size: 65536
+//	  20   4  chunk size: 16384; 65536 in version 1, which is the same otherwise
 //	  24   8  length of the manifest without its padding
 //	  32   8  head length: header and padded manifest
 //	  40   8  data length
@@ -48,7 +48,7 @@
 //  3. Inside a region it is cut where the address, for segments and blobs the offset, passes a
 //     multiple of the chunk size.
 //
-// So a chunk is all stored pages of one region inside one aligned window of 64 KiB, and equal
+// So a chunk is all stored pages of one region inside one aligned window of 16 KiB, and equal
 // memory gives equal chunks wherever it stands in the file. The root hash, BLAKE3 in its key
 // derivation mode over all chunk hashes, covers every byte before the trailer and is the
 // identity of the image.

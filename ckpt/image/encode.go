@@ -26,7 +26,7 @@ func Encode(m *Manifest) (head []byte, l *Layout, err error) {
 	if !same(reflect.ValueOf(m).Elem(), reflect.ValueOf(again).Elem()) {
 		return nil, nil, fmt.Errorf("cannot write the image: its manifest decodes to something else")
 	}
-	if l, err = newLayout(m, len(body)); err != nil {
+	if l, err = newLayout(m, len(body), Version); err != nil {
 		return nil, nil, fmt.Errorf("cannot write the image: %w", err)
 	}
 	l.cut(m)

@@ -8,19 +8,22 @@ import (
 )
 
 // Version is the format that this package writes, and the newest it reads.
-const Version = 1
+const Version = 2
 
 // The units of the format, bytes.
 const (
 	PageSize  = 4096     // extents and the parts of the file are multiples of it
-	ChunkSize = 64 << 10 // a chunk is never larger
+	ChunkSize = 16 << 10 // a chunk is never larger; store/doc.go has the measurements
 )
+
+// chunkSizes are those of all versions of the format, and all they differ in.
+var chunkSizes = [...]uint32{1: 64 << 10, 2: ChunkSize}
 
 // MaxManifest bounds the manifest, bytes: about 17 million extents.
 const MaxManifest = 256 << 20
 
 // maxChunks bounds the list of chunks: 2 TiB of dense memory.
-const maxChunks = 1 << 25
+const maxChunks = 1 << 27
 
 const (
 	headerLen   = 4096
@@ -45,6 +48,7 @@ func HashOf(chunk []byte) Hash { return blake3.Sum256(chunk) }
 // header is what the first page of an image says. The fields that never change (lengths of
 // header, page and chunk) are checked and not kept.
 type header struct {
+	version  uint32
 	manifest int64 // bytes, without padding
 	head     int64
 	data     int64
@@ -55,17 +59,17 @@ type header struct {
 
 // newHeader derives the header from the layout and the length of the manifest.
 func newHeader(l *Layout, manifest int) header {
-	return header{manifest: int64(manifest), head: l.HeadLen, data: l.DataLen, trailer: l.TrailerLen, total: l.Total, chunks: l.chunks}
+	return header{version: l.Version, manifest: int64(manifest), head: l.HeadLen, data: l.DataLen, trailer: l.TrailerLen, total: l.Total, chunks: l.chunks}
 }
 
 // put writes the header, all but the hash of the head, to the first page of head.
 func (h *header) put(head []byte) {
 	le := binary.LittleEndian
 	copy(head, magic)
-	le.PutUint32(head[8:], Version)
+	le.PutUint32(head[8:], h.version)
 	le.PutUint32(head[12:], headerLen)
 	le.PutUint32(head[16:], PageSize)
-	le.PutUint32(head[20:], ChunkSize)
+	le.PutUint32(head[20:], chunkSizes[h.version])
 	for i, v := range h.lengths() {
 		le.PutUint64(head[24+8*i:], uint64(*v))
 	}
@@ -89,10 +93,12 @@ func parseHeader(b []byte, size int64) (header, error) {
 	le := binary.LittleEndian
 	if v := le.Uint32(b[8:]); v > Version {
 		return h, fmt.Errorf("%w (%d, this version reads up to %d); use a newer version of ckptfs", ErrVersion, v, Version)
-	} else if v != Version {
+	} else if v == 0 {
 		return h, &CorruptError{Chunk: 0, Off: 8, What: fmt.Sprintf("there is no version %d of the format", v)}
+	} else {
+		h.version = v
 	}
-	for i, want := range [...]uint32{headerLen, PageSize, ChunkSize} {
+	for i, want := range [...]uint32{headerLen, PageSize, chunkSizes[h.version]} {
 		if got := le.Uint32(b[12+4*i:]); got != want {
 			return h, &CorruptError{Chunk: 0, Off: int64(12 + 4*i), What: fmt.Sprintf("the header says %d where %d must stand", got, want)}
 		}

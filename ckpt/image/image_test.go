@@ -234,7 +234,7 @@ func TestHeader(t *testing.T) {
 	}{
 		"magic":            {func(b []byte) { b[1] = 'X' }, image.ErrNotImage},
 		"text mode":        {func(b []byte) { copy(b[5:], "\n\x1a") }, image.ErrNotImage},
-		"from the future":  {func(b []byte) { b[8] = 2 }, image.ErrVersion},
+		"from the future":  {func(b []byte) { b[8] = 3 }, image.ErrVersion},
 		"version 0":        {func(b []byte) { b[8] = 0 }, image.ErrCorrupt},
 		"header length":    {func(b []byte) { b[13] = 0 }, image.ErrCorrupt},
 		"page size":        {func(b []byte) { b[17] = 0 }, image.ErrCorrupt},

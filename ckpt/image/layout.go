@@ -41,7 +41,7 @@ func (r Region) String() string {
 // Chunk is one unit of hashing, storing and sending: a run of bytes of the image.
 type Chunk struct {
 	Off    int64  // in the file
-	Len    int    // bytes, at most ChunkSize
+	Len    int    // bytes, at most Layout.ChunkSize
 	Region Region // what it holds
 	Start  uint64 // address of its first page, offset for segments and blobs and the head
 }
@@ -51,7 +51,9 @@ type Layout struct {
 	HeadLen, DataLen, TrailerLen int64 // bytes
 	Total                        int64 // size of the whole image, bytes
 	Chunks                       []Chunk
+	ChunkSize                    int // no chunk is larger, bytes
 
+	Version  uint32  // of the format
 	chunks   int64   // how many there are
 	extents  []int64 // file offset of every extent, in file order
 	first    [][]int // number in extents of each VMA's first
@@ -61,8 +63,8 @@ type Layout struct {
 
 // newLayout places everything that m describes, all but the list of chunks, which is only
 // made by cut once its length has been checked. m has to be valid.
-func newLayout(m *Manifest, manifestLen int) (*Layout, error) {
-	l := &Layout{HeadLen: headerLen + padded(int64(manifestLen))}
+func newLayout(m *Manifest, manifestLen int, version uint32) (*Layout, error) {
+	l := &Layout{HeadLen: headerLen + padded(int64(manifestLen)), ChunkSize: int(chunkSizes[version]), Version: version}
 	if err := l.place(m); err != nil {
 		return nil, err
 	}
@@ -74,7 +76,8 @@ func newLayout(m *Manifest, manifestLen int) (*Layout, error) {
 // place gives every extent and blob its file offset and counts chunks and bytes of data.
 func (l *Layout) place(m *Manifest) error {
 	l.countExtents(m)
-	c := counter{off: l.HeadLen, chunks: windows(0, uint64(l.HeadLen))}
+	c := counter{size: uint64(l.ChunkSize), off: l.HeadLen}
+	c.chunks = c.windows(0, uint64(l.HeadLen))
 	for i := range m.MMs {
 		first := make([]int, len(m.MMs[i].VMAs))
 		for j := range m.MMs[i].VMAs {
@@ -92,7 +95,7 @@ func (l *Layout) place(m *Manifest) error {
 		c.add(0, uint64(padded(m.Blobs[i].Len)))
 	}
 	if c.full {
-		return bad("mms", "there are more than %d chunks of %d KiB, which is the limit", maxChunks, ChunkSize>>10)
+		return bad("mms", "there are more than %d chunks of %d KiB, which is the limit", maxChunks, l.ChunkSize>>10)
 	}
 	l.chunks, l.DataLen = c.chunks, c.off-l.HeadLen
 	return nil
@@ -116,6 +119,7 @@ func (l *Layout) countExtents(m *Manifest) {
 // counter runs through the data section. It stops when the image has too many chunks, so
 // that nothing overflows; then full is set and off means nothing.
 type counter struct {
+	size   uint64 // of a window
 	off    int64
 	chunks int64
 	full   bool
@@ -126,7 +130,7 @@ func (c *counter) region(offsets []int64, extents []Extent) []int64 {
 	var end uint64
 	for i, e := range extents {
 		offsets = append(offsets, c.off)
-		if i > 0 && (end-1)/ChunkSize == e.Start/ChunkSize {
+		if i > 0 && (end-1)/c.size == e.Start/c.size {
 			c.chunks--
 		}
 		c.add(e.Start, e.Len)
@@ -137,7 +141,7 @@ func (c *counter) region(offsets []int64, extents []Extent) []int64 {
 
 // add places n bytes from start on.
 func (c *counter) add(start, n uint64) {
-	c.chunks += windows(start, n)
+	c.chunks += c.windows(start, n)
 	c.full = c.full || c.chunks > maxChunks
 	if c.full {
 		c.chunks = 0
@@ -146,17 +150,17 @@ func (c *counter) add(start, n uint64) {
 	c.off += int64(n)
 }
 
-// windows is how many aligned windows of ChunkSize the bytes from start on touch.
-func windows(start, n uint64) int64 {
+// windows is how many aligned windows the bytes from start on touch.
+func (c *counter) windows(start, n uint64) int64 {
 	if n == 0 {
 		return 0
 	}
-	return int64((start+n-1)/ChunkSize - start/ChunkSize + 1)
+	return int64((start+n-1)/c.size - start/c.size + 1)
 }
 
 // cut makes the list of chunks.
 func (l *Layout) cut(m *Manifest) {
-	k := cutter{chunks: make([]Chunk, 0, l.chunks)}
+	k := cutter{size: uint64(l.ChunkSize), chunks: make([]Chunk, 0, l.chunks)}
 	k.run(Region{Kind: RegionHead}, 0, uint64(l.HeadLen))
 	for i := range m.MMs {
 		for j := range m.MMs[i].VMAs {
@@ -174,6 +178,7 @@ func (l *Layout) cut(m *Manifest) {
 
 // cutter makes chunks in file order.
 type cutter struct {
+	size   uint64 // of a window
 	chunks []Chunk
 	off    int64
 }
@@ -185,8 +190,8 @@ func (k *cutter) extents(r Region, extents []Extent) {
 		start, n := e.Start, e.Len
 		if len(k.chunks) > begin {
 			last := &k.chunks[len(k.chunks)-1]
-			if last.Start/ChunkSize == start/ChunkSize {
-				more := min(n, ChunkSize-start%ChunkSize)
+			if last.Start/k.size == start/k.size {
+				more := min(n, k.size-start%k.size)
 				last.Len += int(more)
 				k.off += int64(more)
 				start, n = start+more, n-more
@@ -196,10 +201,10 @@ func (k *cutter) extents(r Region, extents []Extent) {
 	}
 }
 
-// run cuts n bytes from start on at every multiple of ChunkSize.
+// run cuts n bytes from start on at every multiple of the window.
 func (k *cutter) run(r Region, start, n uint64) {
 	for n > 0 {
-		size := min(n, ChunkSize-start%ChunkSize)
+		size := min(n, k.size-start%k.size)
 		k.chunks = append(k.chunks, Chunk{Off: k.off, Len: int(size), Region: r, Start: start})
 		k.off += int64(size)
 		start, n = start+size, n-size

@@ -18,10 +18,10 @@ import (
 const maxZstdWindow = 512 << 20
 
 // Plain returns the image in a file that zstd or gzip compressed, told by its first bytes: it
-// is decompressed into a file without a name in dir ("": the system's folder for such files).
-// Other files are returned as they are, with a closer that does nothing. No more is written than
-// the header of the image announces, and an error leaves nothing behind.
-func Plain(r io.ReaderAt, size int64, dir string) (io.ReaderAt, int64, io.Closer, error) {
+// is decompressed into a file that temp makes, such as TempFile. Other files are returned as they are, with a
+// closer that does nothing. No more is written than the header of the image announces, and an
+// error leaves nothing behind.
+func Plain(r io.ReaderAt, size int64, temp func() (*os.File, error)) (io.ReaderAt, int64, io.Closer, error) {
 	src, err := decompressor(r, size)
 	if err != nil {
 		return nil, 0, nil, err
@@ -30,7 +30,7 @@ func Plain(r io.ReaderAt, size int64, dir string) (io.ReaderAt, int64, io.Closer
 		return r, size, io.NopCloser(nil), nil
 	}
 	defer src.Close()
-	f, n, err := unpack(src, dir)
+	f, n, err := unpack(src, temp)
 	if err != nil {
 		return nil, 0, nil, err
 	}
@@ -61,8 +61,8 @@ func decompressor(r io.ReaderAt, size int64) (io.ReadCloser, error) {
 	return nil, nil
 }
 
-// unpack writes an image to a new file without a name.
-func unpack(src io.Reader, dir string) (f *os.File, n int64, err error) {
+// unpack writes an image to a new file.
+func unpack(src io.Reader, temp func() (*os.File, error)) (f *os.File, n int64, err error) {
 	page := make([]byte, headerLen)
 	got, err := io.ReadFull(src, page)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
@@ -76,8 +76,8 @@ func unpack(src io.Reader, dir string) (f *os.File, n int64, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	if f, err = unnamed(dir); err != nil {
-		return nil, 0, err
+	if f, err = temp(); err != nil {
+		return nil, 0, fmt.Errorf("cannot make a file to decompress the image into: %w", err)
 	}
 	n, err = copyImage(f, io.MultiReader(bytes.NewReader(page[:got]), src), h.total)
 	if err != nil {
@@ -87,15 +87,15 @@ func unpack(src io.Reader, dir string) (f *os.File, n int64, err error) {
 	return f, n, nil
 }
 
-// unnamed makes a file that is gone when it is closed.
-func unnamed(dir string) (*os.File, error) {
+// TempFile makes a file in dir ("": the system's folder for such files) that has no name and
+// is gone when it is closed.
+func TempFile(dir string) (*os.File, error) {
 	f, err := os.CreateTemp(dir, "ckptfs-image-*")
 	if err != nil {
-		return nil, fmt.Errorf("cannot make a file to decompress the image into: %w", err)
+		return nil, err
 	}
 	if err := os.Remove(f.Name()); err != nil {
-		f.Close() // the error that counts is err
-		return nil, fmt.Errorf("cannot unlink the file that the image is decompressed into: %w", err)
+		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }

@@ -41,7 +41,7 @@ func gz(t *testing.T, b []byte) []byte {
 func plain(t *testing.T, b []byte) ([]byte, error) {
 	t.Helper()
 	dir := t.TempDir()
-	r, size, c, err := image.Plain(bytes.NewReader(b), int64(len(b)), dir)
+	r, size, c, err := image.Plain(bytes.NewReader(b), int64(len(b)), inFolder(dir))
 	if left, _ := os.ReadDir(dir); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
 	}
@@ -104,10 +104,10 @@ func TestPlainErrors(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
 	}
-	if _, _, _, err := image.Plain(bytes.NewReader(z), int64(len(z)), "/nowhere/at/all"); !errors.Is(err, os.ErrNotExist) {
+	if _, _, _, err := image.Plain(bytes.NewReader(z), int64(len(z)), inFolder("/nowhere/at/all")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no such folder: %v", err)
 	}
-	if _, _, _, err := image.Plain(brokenReader{z[:len(z)/2]}, int64(len(z)), t.TempDir()); !errors.Is(err, errDisk) {
+	if _, _, _, err := image.Plain(brokenReader{z[:len(z)/2]}, int64(len(z)), inFolder(t.TempDir())); !errors.Is(err, errDisk) {
 		t.Errorf("broken disk: %v", err)
 	}
 }
@@ -135,4 +135,8 @@ func TestPlainBomb(t *testing.T) {
 	if _, err := plain(t, out.Bytes()); !errors.Is(err, image.ErrCorrupt) {
 		t.Errorf("%d bytes that unpack to a GiB of nothing: %v", out.Len(), err)
 	}
+}
+
+func inFolder(dir string) func() (*os.File, error) {
+	return func() (*os.File, error) { return image.TempFile(dir) }
 }

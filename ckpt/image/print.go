@@ -39,7 +39,7 @@ func (p *printer) line(format string, args ...any) { fmt.Fprintf(p, format+"\n",
 // header tells of the file and where it is from.
 func (p *printer) header(r *Reader) {
 	h, l := &p.m.Host, r.Layout
-	p.line("ckptfs image, format %d", Version)
+	p.line("ckptfs image, format %d", r.Layout.Version)
 	p.line("  taken   %s by %s", time.Unix(0, p.m.Created).UTC().Format("2006-01-02 15:04:05.000 MST"), quote(p.m.Tool))
 	p.line("  host    %s, Linux %s %s, %s", quote(h.Hostname), quote(h.Kernel), quote(h.Arch), quote(h.CPU))
 	p.line("  size    %s: head %s, data %s, trailer %s; %d chunks", bytesText(l.Total), bytesText(l.HeadLen), bytesText(l.DataLen), bytesText(l.TrailerLen), len(l.Chunks))

@@ -24,7 +24,7 @@ func TestPrint(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"ckptfs image, format 1",
+		"ckptfs image, format 2",
 		"taken   2026-09-21 14:13:20.000 UTC by imagetest",
 		"root    " + r.Root().String(),
 		`  1000 "evil\x1b[2J"  pgid 1000, sid 1000, uid 0, 2 threads, mm 1, fds 1, 1 signal pending`,

@@ -46,7 +46,7 @@ func Open(r io.ReaderAt, size int64) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := newLayout(m, int(h.manifest))
+	l, err := newLayout(m, int(h.manifest), h.version)
 	if err != nil {
 		return nil, err
 	}

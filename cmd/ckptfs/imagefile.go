@@ -36,7 +36,7 @@ func (im *imageFile) open(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	plain, n, closer, err := image.Plain(f, st.Size(), os.TempDir())
+	plain, n, closer, err := image.Plain(f, st.Size(), func() (*os.File, error) { return image.TempFile("") })
 	if err != nil {
 		return err
 	}

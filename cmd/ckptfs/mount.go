@@ -135,7 +135,7 @@ func (f *mountFlags) serve(ctx context.Context, dir string, l *log.Logger, up fu
 	if err != nil {
 		return err
 	}
-	srv, err := fusefs.Mount(fusefs.Options{Dir: dir, Source: f.at.place, Engine: engine{}, Store: st, Keep: keep, Spool: spool,
+	srv, err := fusefs.Mount(fusefs.Options{Dir: dir, Source: f.at.place, Engine: engine{}, Store: st, Keep: keep, Spool: spool, Private: f.at.keyFile != "",
 		RestoreTimeout: f.timeout, Logf: l.Printf})
 	if err != nil {
 		return err

@@ -3,5 +3,5 @@
 // how they are run and compared from outside.
 //
 // CKPTFS_SOAK=N multiplies the work of the tests that count: kills of a checkpoint at random
-// moments, restores of damaged images. CKPTFS_KEEP=1 keeps the folders of failed tests until the run ends.
+// moments, restores of damaged images; whatever N is, redis has 1 GiB. CKPTFS_KEEP=1 keeps the folders of failed tests until the run ends.
 package e2e

@@ -15,7 +15,7 @@ var fixtures sync.Map // string → func() (string, error)
 
 // Fixture returns the path of a test program of test/progs that is ready to run, and builds
 // it when it is asked for the first time. The name is that of NAME.c, of a Go folder, or of a
-// script with its ending.
+// script with its ending; NAME.so is NAME.c as a shared library.
 func Fixture(t testing.TB, name string) string {
 	t.Helper()
 	f, _ := fixtures.LoadOrStore(name, sync.OnceValues(func() (string, error) { return build(name) }))
@@ -28,12 +28,15 @@ func Fixture(t testing.TB, name string) string {
 
 func build(name string) (string, error) {
 	src := filepath.Join(run.source, "progs")
-	if strings.Contains(name, ".") {
+	library, shared := strings.CutSuffix(name, ".so")
+	if strings.Contains(name, ".") && !shared {
 		return filepath.Join(src, name), nil
 	}
 	out := join(filepath.Dir(run.binary), name)
 	var c *exec.Cmd
-	if exists(join(src, name+".c")) {
+	if shared {
+		c = exec.Command("gcc", "-O2", "-g", "-shared", "-fPIC", "-o", out, join(src, library+".c"))
+	} else if exists(join(src, name+".c")) {
 		c = exec.Command("gcc", "-O2", "-g", "-static", "-pthread", "-o", out, join(src, name+".c"))
 	} else {
 		c = exec.Command("go", "build", "-buildvcs=false", "-o", out, join(src, name))

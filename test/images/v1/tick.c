@@ -3,7 +3,7 @@
 //
 //	gcc -O1 -nostdlib -static -fno-stack-protector -fcf-protection=none -Wl,--build-id=none -o tick tick.c
 //
-// It lives in /tmp/ckptfs-image-v1. It keeps a pattern in memory and a counter, naps, and when
+// It lives in /tmp/ckptfs-image-v1, or v2 and so on. It keeps a pattern in memory and a counter, naps, and when
 // the file "go" appears it writes "ok" or "fail" to the file "result" and exits.
 typedef unsigned long u64;
 

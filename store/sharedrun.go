@@ -1,0 +1,222 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// Machines share what they know of packs: a GC puts its largest run into the bucket, so
+// that a new machine fetches a few large objects and not the footer of every pack.
+
+// shareFrom is how many packs a run must bring for it to be worth an object.
+const shareFrom = 64
+
+func runKey(id fileID) string { return indexName + "/" + id.String() + runExt }
+
+// sharedRun is a run in the bucket.
+type sharedRun struct {
+	id    fileID
+	size  int64
+	packs []fileID
+}
+
+// rangeReader reads an object of a bucket by ranges.
+type rangeReader struct {
+	ctx context.Context
+	b   *bucket
+	key string
+}
+
+func (r *rangeReader) ReadAt(p []byte, off int64) (int, error) {
+	return len(p), r.b.get(r.ctx, r.key, p, off)
+}
+
+// runPackIDs reads which packs a run of size bytes knows.
+func runPackIDs(f io.ReaderAt, size int64) ([]fileID, error) {
+	if size < runHeadLen {
+		return nil, fmt.Errorf("%w: %d bytes", errRun, size)
+	}
+	head := make([]byte, runHeadLen)
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return nil, err
+	}
+	n := int64(binary.LittleEndian.Uint32(head[8:]))
+	if string(head[:8]) != runMagic || n > maxRunPacks || runHeadLen+n*runPackLen > size {
+		return nil, fmt.Errorf("%w: no header", errRun)
+	}
+	table := make([]byte, n*runPackLen)
+	if _, err := f.ReadAt(table, runHeadLen); err != nil && n > 0 {
+		return nil, err
+	}
+	if runSum(head, table) != Hash(head[32:]) {
+		return nil, fmt.Errorf("%w: checksum", errRun)
+	}
+	ids := make([]fileID, n)
+	for i := range ids {
+		ids[i] = fileID(table[i*runPackLen:])
+	}
+	return ids, nil
+}
+
+// runs lists the runs in the bucket. One that cannot be read helps nobody and is left out.
+func (sh *shared) runs(ctx context.Context) (list []sharedRun, err error) {
+	err = sh.b.list(ctx, indexName+"/", "", func(o object) {
+		if id, ok := keyID(o.key, runExt); ok {
+			list = append(list, sharedRun{id: id, size: o.size})
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	parallel(len(list), func(i int) {
+		r := &list[i]
+		if r.packs, err = runPackIDs(&rangeReader{ctx, sh.b, runKey(r.id)}, r.size); err != nil {
+			sh.s.o.Log(fmt.Sprintf("store %s: %s: %v; ignored", sh.b.url, runKey(r.id), err))
+		}
+	})
+	return slices.DeleteFunc(list, func(r sharedRun) bool { return len(r.packs) == 0 }), nil
+}
+
+// fetchRuns brings those runs here that know many packs which no run here does.
+func (sh *shared) fetchRuns(packs map[fileID]*pack, known func(fileID, int64, int64) *pack) error {
+	unknown := map[fileID]bool{}
+	for id, p := range packs {
+		if !p.sealed.Load() {
+			unknown[id] = true
+		}
+	}
+	if len(unknown) < shareFrom {
+		return nil
+	}
+	list, err := sh.runs(sh.ctx)
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(list, func(a, b sharedRun) int { return len(b.packs) - len(a.packs) })
+	for _, r := range list {
+		news := slices.DeleteFunc(r.packs, func(id fileID) bool { return !unknown[id] })
+		if len(news) < shareFrom {
+			continue
+		}
+		if err := sh.fetchRun(r, known); err != nil {
+			sh.s.o.Log(fmt.Sprintf("store %s: %s: %v; the packs tell the same", sh.b.url, runKey(r.id), err))
+			continue
+		}
+		for _, id := range news {
+			delete(unknown, id)
+		}
+	}
+	return nil
+}
+
+// fetchRun brings a run here and opens it.
+func (sh *shared) fetchRun(r sharedRun, known func(fileID, int64, int64) *pack) error {
+	path := filepath.Join(sh.s.dir, indexName, r.id.String()+runExt)
+	f, err := os.OpenFile(path+tmpExt, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	piece := make([]byte, min(r.size, 4<<20))
+	for off := int64(0); off < r.size && err == nil; off += int64(len(piece)) {
+		piece = piece[:min(int64(len(piece)), r.size-off)]
+		if err = sh.b.get(sh.ctx, runKey(r.id), piece, off); err == nil {
+			_, err = f.Write(piece)
+		}
+	}
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = publish(path+tmpExt, path)
+	}
+	if err != nil {
+		os.Remove(path + tmpExt) // best effort: Open removes what stays
+		return err
+	}
+	run, err := openRun(path, known)
+	if err != nil {
+		os.Remove(path) // best effort: Open makes it again
+		return err
+	}
+	sh.s.ix.runs = append(sh.s.ix.runs, run)
+	return nil
+}
+
+// shareRun puts the largest run into the bucket if it brings much that none there has, and
+// removes those that it makes superfluous. Called with maint held.
+func (sh *shared) shareRun(ctx context.Context) error {
+	var best *run
+	for _, r := range sh.s.ix.runs {
+		if best == nil || len(r.packs) > len(best.packs) {
+			best = r
+		}
+	}
+	if best == nil || len(best.packs) < shareFrom {
+		return nil
+	}
+	list, err := sh.runs(ctx)
+	if err != nil {
+		return err
+	}
+	mine := map[fileID]bool{}
+	for _, p := range best.packs {
+		mine[p.id] = !p.gone.Load()
+	}
+	news := len(best.packs)
+	for _, r := range list {
+		both := 0
+		for _, id := range r.packs {
+			if mine[id] {
+				both++
+			}
+		}
+		news = min(news, len(best.packs)-both)
+	}
+	if news < shareFrom {
+		return nil
+	}
+	id, _ := parseID(filepath.Base(best.path), runExt)
+	if err := sh.putRun(ctx, id, best.path); err != nil {
+		return err
+	}
+	for _, r := range list {
+		if r.id != id && sh.superfluous(&r, mine) {
+			if err := sh.b.remove(ctx, runKey(r.id)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// superfluous reports whether every pack of a run that still exists is in another one.
+func (sh *shared) superfluous(r *sharedRun, mine map[fileID]bool) bool {
+	sh.s.mu.Lock()
+	defer sh.s.mu.Unlock()
+	for _, id := range r.packs {
+		if !mine[id] && sh.s.packs[id] != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// putRun uploads a run like a pack.
+func (sh *shared) putRun(ctx context.Context, id fileID, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	u := sh.b.newUpload(ctx, runKey(id), f)
+	u.advance(st.Size())
+	return u.finish(st.Size())
+}
