@@ -28,6 +28,6 @@ lint:
 # The tests that count, with numbers that take hours rather than minutes.
 soak:
 	CKPTFS_SOAK=1 $(GO) test -count=1 -timeout 2h -v -run Soak ./ckpt/ptrace
-	CKPTFS_SOAK=300 $(GO) test -count=1 -timeout 2h -v -run 'Kill|PowerCut' ./store
+	CKPTFS_SOAK=300 $(GO) test -count=1 -timeout 4h -v -run 'Kill|PowerCut|BucketMachines|BucketFault|BucketBadDay' ./store
 	CKPTFS_SOAK=$(SOAK) $(GO) test -count=1 -timeout 24h -v -run 'Killed|Cut|Flipped' ./test/e2e
 	CKPTFS_SOAK=1 $(GO) test -count=1 -timeout 1h -v -run Redis ./test/e2e

@@ -71,6 +71,7 @@ func (in *Ingest) list(im *imageRec) {
 	in.win.clear()
 	in.wake()
 	in.mu.Unlock()
+	in.free()
 	s.flushLater(flushAt)
 }
 
@@ -150,6 +151,7 @@ func (in *Ingest) abort() error {
 	if over {
 		return nil
 	}
+	in.free()
 	in.jobs.Wait()
 	dead := in.s.leave(in)
 	return in.s.dropPacks(dead)

@@ -86,8 +86,15 @@ func (e *ChunkError) Error() string {
 	return fmt.Sprintf("image %q, offset %d: %s", e.Image, e.Offset, s)
 }
 
-// Unwrap makes errors.Is find both ErrDamaged and what the system said.
-func (e *ChunkError) Unwrap() []error { return []error{ErrDamaged, e.Err} }
+// Unwrap makes errors.Is find both ErrDamaged and what the system said. A bucket that does
+// not answer has lost nothing.
+func (e *ChunkError) Unwrap() []error {
+	var be *BucketError
+	if errors.As(e.Err, &be) && !isDamage(e.Err) {
+		return []error{e.Err}
+	}
+	return []error{ErrDamaged, e.Err}
+}
 
 // RecordError says that the record of an image cannot be read.
 type RecordError struct {

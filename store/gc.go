@@ -43,6 +43,8 @@ const (
 func (s *Store) GC(ctx context.Context) (GCReport, error) {
 	s.maint.Lock()
 	defer s.maint.Unlock()
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	report, err := s.healing(func() (GCReport, error) { return s.collect(ctx) })
 	report.Unsettled = len(s.unsettled())
 	if err != nil {

@@ -37,6 +37,7 @@ const (
 type Ingest struct {
 	s       *Store
 	ctx     context.Context
+	free    context.CancelFunc // of ctx
 	name    string
 	series  string
 	created time.Time
@@ -68,29 +69,38 @@ type side struct {
 // (fs.ErrExist) and stays reserved until Commit or Abort. When ctx ends, Put and Commit
 // fail; the caller must still call Abort.
 func (s *Store) Begin(ctx context.Context, name string) (*Ingest, error) {
-	in := &Ingest{s: s, ctx: ctx, name: name, created: time.Now()}
+	in := &Ingest{s: s, name: name, created: time.Now()}
+	in.ctx, in.free = s.bound(ctx)
+	if err := s.begin(in); err != nil {
+		in.free()
+		return nil, err
+	}
+	return in, nil
+}
+
+func (s *Store) begin(in *Ingest) error {
 	in.tree.put = in.putNode
 	in.win.limit = s.o.Window
 	if s.sh != nil {
 		in.packs = map[*pack]struct{}{}
-		if err := s.sh.freshen(ctx, ago(packsFresh)); err != nil {
-			return nil, err
+		if err := s.sh.freshen(in.ctx, ago(packsFresh)); err != nil {
+			return err
 		}
 	}
 	in.view = newView(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil, ErrClosed
+		return ErrClosed
 	}
-	if err := s.free(name); err != nil {
-		return nil, err
+	if err := s.free(in.name); err != nil {
+		return err
 	}
 	if len(s.running) == 0 {
 		s.session = session{}
 	}
 	s.running[in] = struct{}{}
-	return in, nil
+	return nil
 }
 
 // Name returns the name the image will have.

@@ -143,6 +143,9 @@ func (s *Store) size(h *Hash) (int, error) {
 	if err != nil && s.healIndex(err) {
 		n, ok, err = s.ix.size(h)
 	}
+	if err == nil && !ok && s.sh != nil && s.ix.absolve(h) {
+		n, ok, err = s.ix.size(h)
+	}
 	if err == nil && !ok && s.sh != nil {
 		if err = s.sh.freshen(s.sh.ctx, begun); err == nil {
 			n, ok, err = s.ix.size(h)

@@ -263,6 +263,20 @@ func (sh *shared) inTouch() error {
 	return nil
 }
 
+// bound makes a context of a caller end with the store: Close does not wait for a bucket that
+// does not answer.
+func (s *Store) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if s.sh == nil {
+		return ctx, func() {}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(s.sh.ctx, func() { cancel(context.Cause(s.sh.ctx)) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
+}
+
 // close ends the loop and takes our lease back.
 func (sh *shared) close() {
 	sh.cancel(ErrClosed)

@@ -308,6 +308,11 @@ func (s *Store) Close() error {
 	}
 	for _, in := range live {
 		in.fail(ErrClosed)
+	}
+	if s.sh != nil {
+		s.sh.cancel(ErrClosed) // a Commit that waits for the bucket must not make us wait
+	}
+	for _, in := range live {
 		in.quiesce()
 	}
 	if s.sh != nil {

@@ -19,6 +19,8 @@ import (
 func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) error {
 	s.maint.Lock()
 	defer s.maint.Unlock()
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
 	defer s.saveBad()
 	if s.sh != nil { // what other machines did is no fault
 		if err := errors.Join(s.sh.refreshImages(ctx, bootTime()), s.sh.refresh(ctx, true)); err != nil {

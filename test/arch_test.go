@@ -42,7 +42,7 @@ var testOnly = []string{"store/lossyfs", "store/s3test"}
 
 // topLevel is everything that may stand in the root of the tree.
 var topLevel = []string{"cmd", "fusefs", "ckpt", "restore", "store", "test", "go.mod", "go.sum", "README.md", "LICENSE",
-	"CHANGELOG.md", "Makefile", ".ci", ".git", ".gitignore", ".gitattributes"}
+	"CHANGELOG.md", "Makefile", ".ci", ".git", ".gitignore", ".gitattributes", "ckptfs"} // the last is what make build makes
 
 // badNames are names of packages that say nothing.
 var badNames = []string{"util", "utils", "common", "helpers", "misc", "base", "lib"}
