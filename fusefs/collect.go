@@ -10,6 +10,10 @@ import (
 // collectDelay is how long removed images stay in the store: rm -r of many comes one by one.
 const collectDelay = 2 * time.Second
 
+// pendingDelay is when GC of a bucket comes back to what it has marked; until the store says that
+// it is time again, it is put off once more.
+const pendingDelay = time.Minute
+
 // collectShare is the part of the time that the collector may work, one in so many: it looks
 // at all of the store, and the checkpoints need the processors too.
 const collectShare = 10
@@ -41,6 +45,12 @@ func (c *collector) garbage() {
 	c.dead = true
 	c.mu.Unlock()
 	poke(c.poked)
+}
+
+// later looks again after a while, for garbage that cannot go yet.
+func (c *collector) later(d time.Duration) {
+	c.keepDead()
+	time.AfterFunc(d, c.look)
 }
 
 // noRoom says that the disk is full.
@@ -143,8 +153,16 @@ func (f *filesystem) prune() {
 
 // free gives the space of what nobody needs back.
 func (f *filesystem) free() {
+	wait, err := f.store.GCWait(f.ctx)
+	if wait > 0 {
+		f.collector.later(wait)
+		return
+	}
 	defer f.settler.storing()() // it gives way to us too
-	rep, err := f.store.GC(f.ctx)
+	var rep store.GCReport
+	if err == nil {
+		rep, err = f.store.GC(f.ctx)
+	}
 	switch {
 	case f.ctx.Err() != nil:
 	case err != nil:
@@ -152,6 +170,9 @@ func (f *filesystem) free() {
 		f.collector.keepDead()
 	case rep.Freed > 0:
 		f.logf("freed %d bytes in the store", rep.Freed)
+	}
+	if rep.Pending > 0 { // of a bucket: to be removed when the grace time is over
+		f.collector.later(pendingDelay)
 	}
 }
 

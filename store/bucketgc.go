@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"math/rand/v2"
 	"time"
 )
 
@@ -18,6 +20,36 @@ const youngPacks = 4
 // abandoned is how old an unfinished upload must be to be removed.
 const abandoned = 24 * time.Hour
 
+// gcEvery is, in grace times, how often the machines that share a bucket collect on their own.
+const gcEvery = 4
+
+// lastGCKey is an object whose date tells when a GC began.
+const lastGCKey = markersName + "/last"
+
+// GCWait tells how long a GC that nobody asked for should wait: in a bucket it is enough if one
+// of the machines collects now and then. In a folder it is always 0.
+func (s *Store) GCWait(ctx context.Context) (time.Duration, error) {
+	if s.sh == nil {
+		return 0, nil
+	}
+	last, err := s.sh.b.stat(ctx, lastGCKey)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	now, err := s.sh.serverTime(ctx)
+	if err != nil {
+		return 0, err
+	}
+	wait := gcEvery*s.sh.grace - time.Duration(now-last.mod.UnixNano())
+	if wait <= 0 {
+		return 0, nil
+	}
+	return wait + rand.N(s.sh.grace), nil // not all machines at once
+}
+
 // prepareShared brings everything up to date before a GC marks what is alive.
 func (g *collection) prepareShared() error {
 	sh := g.s.sh
@@ -26,6 +58,9 @@ func (g *collection) prepareShared() error {
 		return err
 	}
 	g.now = now
+	if err := sh.b.putBytes(g.ctx, lastGCKey, []byte{'\n'}, false); err != nil {
+		return err
+	}
 	if err := sh.refresh(g.ctx, true); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 )
 
 // GCReport tells what a GC did.
@@ -19,6 +20,8 @@ type GCReport struct {
 	Live    int64    // bytes of chunks that are needed, with their entries in footers
 	Dead    int64    // bytes of chunks that are not, and stay in packs where little is dead
 	Pending int      // packs of a bucket that a later GC removes, when the grace time is over
+	// Again is how long that takes, 0 if nothing is pending.
+	Again time.Duration
 	Kept    []string // packs that should have gone but could not be read, and why
 
 	// Live and Dead are as they were before this.
@@ -47,6 +50,9 @@ func (s *Store) GC(ctx context.Context) (GCReport, error) {
 	defer cancel()
 	report, err := s.healing(func() (GCReport, error) { return s.collect(ctx) })
 	report.Unsettled = len(s.unsettled())
+	if report.Pending > 0 {
+		report.Again = s.sh.grace + 2*time.Second
+	}
 	if err != nil {
 		return report, fmt.Errorf("gc: %w", err)
 	}

@@ -188,6 +188,9 @@ func (s *storeCommand) collect(ctx context.Context, c *console, st *store.Store,
 	if err == nil && out.Settled > 0 {
 		err = c.printf("%d of the packs had been stored fast: %s compressed again to %s\n", out.Settled, size(out.SettledFrom), size(out.SettledTo))
 	}
+	if err == nil && out.Pending > 0 {
+		err = c.printf("%d packs of the bucket are marked: a gc in %s or later removes those that no machine has come to need\n", out.Pending, out.Again)
+	}
 	return err
 }
 
