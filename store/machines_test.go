@@ -136,6 +136,10 @@ func (w *machineWork) read(name string) error {
 	if err == nil {
 		fmt.Println("read", tokenOf(name))
 	}
+	if errors.Is(err, ErrDamaged) {
+		_, gerr := w.s.sh.b.stat(context.Background(), "version")
+		err = fmt.Errorf("%w (after %v, version: %v)", err, time.Since(begun), gerr)
+	}
 	// A lease that is late because the machine stood still protects nothing.
 	if errors.Is(err, ErrDamaged) && time.Since(begun) > w.s.sh.grace/2 {
 		if lerr := w.s.lookAround(bootTime()); lerr != nil {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // cacheBlock is what is fetched of a pack at once, in bytes.
@@ -26,6 +27,7 @@ type readCache struct {
 	b     *bucket
 	ctx   context.Context
 	limit int64
+	holes *atomic.Bool // see shared
 
 	mu    sync.Mutex
 	m     map[*pack]*cachedPack
@@ -50,8 +52,8 @@ type blockLoad struct {
 	err  error
 }
 
-func newReadCache(ctx context.Context, files *packFiles, b *bucket, limit int64) *readCache {
-	return &readCache{files: files, b: b, ctx: ctx, limit: limit, m: map[*pack]*cachedPack{}}
+func newReadCache(ctx context.Context, files *packFiles, b *bucket, limit int64, holes *atomic.Bool) *readCache {
+	return &readCache{files: files, b: b, ctx: ctx, limit: limit, holes: holes, m: map[*pack]*cachedPack{}}
 }
 
 func packKey(id fileID) string { return packsName + "/" + id.String() + packExt }
@@ -123,6 +125,7 @@ func (c *readCache) fetch(p *pack, b []byte, off int64) error {
 	err := c.b.get(c.ctx, packKey(p.id), b, off)
 	if errors.Is(err, fs.ErrNotExist) {
 		p.gone.Store(true)
+		c.holes.Store(true)
 		return fmt.Errorf("%w: %w", errGone, err)
 	}
 	return err

@@ -159,7 +159,8 @@ func (sh *shared) removeRecord(ctx context.Context, id fileID) error {
 func (in *Ingest) commitShared(id fileID, rec *record) error {
 	sh := in.s.sh
 	sh.undoRecords()
-	if err := in.secure(); err != nil {
+	asked, err := in.secure()
+	if err != nil {
 		return err
 	}
 	b, err := in.s.sec.recordFile(id, rec)
@@ -167,8 +168,10 @@ func (in *Ingest) commitShared(id fileID, rec *record) error {
 		return err
 	}
 	err = sh.b.putBytes(in.ctx, recordKey(id), b, false)
-	if err == nil && sh.inTouch() != nil {
-		err = in.secure() // it took so long that packs may be going
+	if err == nil && since(asked) > sh.grace/2 {
+		// It took so long that packs may be going, by a GC that did not see the record. That
+		// our loop has asked meanwhile is not enough: it cannot save what we need before we are done.
+		_, err = in.secure()
 	}
 	if err != nil {
 		// It may have arrived all the same, but nobody was told that it is there.
@@ -201,16 +204,18 @@ func (sh *shared) undoRecords() {
 }
 
 // secure sees to it that what the image needs is in packs that nobody is about to remove.
-func (in *Ingest) secure() error {
+// It returns the bootTime at which it began to ask the bucket for the last time.
+func (in *Ingest) secure() (asked int64, err error) {
 	for {
+		asked = bootTime()
 		if err := in.s.sh.refresh(in.ctx, false); err != nil {
-			return err
+			return 0, err
 		}
 		if !in.endangered() {
-			return nil
+			return asked, nil
 		}
 		if err := in.rescue(); err != nil {
-			return err
+			return 0, err
 		}
 		in.jobs.Wait()
 		in.s.w.flush()
@@ -218,7 +223,7 @@ func (in *Ingest) secure() error {
 		err := in.err
 		in.mu.Unlock()
 		if err != nil {
-			return err
+			return 0, err
 		}
 	}
 }

@@ -208,28 +208,34 @@ func (s *Store) packGone(p *pack) {
 
 // start keeps in touch with the bucket while anything of ours needs it.
 func (sh *shared) start() {
-	sh.loop.Go(func() {
-		tick := time.NewTicker(sh.grace / 4)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				sh.keepUp()
-			case <-sh.ctx.Done():
-				return
+	for _, round := range []func(){sh.keepReading, sh.keepUp} { // one does not wait for the other
+		sh.loop.Go(func() {
+			tick := time.NewTicker(sh.grace / 4)
+			defer tick.Stop()
+			for {
+				select {
+				case <-tick.C:
+					round()
+				case <-sh.ctx.Done():
+					return
+				}
 			}
-		}
-	})
+		})
+	}
 }
 
-// keepUp is one round of the loop: readers' leases are renewed, and running ingests move
-// away from packs that are about to be removed.
-func (sh *shared) keepUp() {
-	s := sh.s
+// keepReading is one round for readers: their lease is renewed.
+func (sh *shared) keepReading() {
 	sh.undoRecords()
 	if err := sh.renewLease(); err != nil {
-		s.o.Log(fmt.Sprintf("store %s: what is being read here may be removed by other machines: %v", sh.b.url, err))
+		sh.s.o.Log(fmt.Sprintf("store %s: what is being read here may be removed by other machines: %v", sh.b.url, err))
 	}
+}
+
+// keepUp is one round for running ingests: they move away from packs that are about to be
+// removed.
+func (sh *shared) keepUp() {
+	s := sh.s
 	live := s.live()
 	if len(live) == 0 {
 		return

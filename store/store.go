@@ -202,7 +202,7 @@ func (s *Store) open(location string) (err error) {
 	}
 	s.files = &packFiles{dir: filepath.Join(s.dir, packsName), m: map[*pack]*packFile{}}
 	if s.sh != nil {
-		s.files.cache = newReadCache(s.sh.ctx, s.files, s.sh.b, s.o.CacheSize)
+		s.files.cache = newReadCache(s.sh.ctx, s.files, s.sh.b, s.o.CacheSize, &s.sh.holes)
 	}
 	kind := byte(0)
 	if s.fast() {
