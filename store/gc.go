@@ -14,15 +14,15 @@ import (
 
 // GCReport tells what a GC did.
 type GCReport struct {
-	Packs   int      // packs removed
-	Written int      // packs written with what was alive in removed ones
-	Freed   int64    // bytes fewer in packs than before
-	Live    int64    // bytes of chunks that are needed, with their entries in footers
-	Dead    int64    // bytes of chunks that are not, and stay in packs where little is dead
-	Pending int      // packs of a bucket that a later GC removes, when the grace time is over
+	Packs   int   // packs removed
+	Written int   // packs written with what was alive in removed ones
+	Freed   int64 // bytes fewer in packs than before
+	Live    int64 // bytes of chunks that are needed, with their entries in footers
+	Dead    int64 // bytes of chunks that are not, and stay in packs where little is dead
+	Pending int   // packs of a bucket that a later GC removes, when the grace time is over
 	// Again is how long that takes, 0 if nothing is pending.
 	Again time.Duration
-	Kept    []string // packs that should have gone but could not be read, and why
+	Kept  []string // packs that should have gone but could not be read, and why
 
 	// Live and Dead are as they were before this.
 	Settled     int   // packs of what ingests stored fast that were rewritten, see Settle
