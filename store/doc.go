@@ -1,10 +1,12 @@
 // Package store keeps checkpoint images: bytes under their BLAKE3 hash, compressed, the
-// same chunk never twice, in a plain folder. It knows nothing of processes.
+// same chunk never twice, in a plain folder or in a bucket that many machines share. It knows
+// nothing of processes.
 //
 // # Folder
 //
 //	DIR/                     0700, files 0600
-//	  version                "ckptfs store 1"; a newer one is refused
+//	  version                "ckptfs store 2"; a newer one is refused. Then lines: "id", random;
+//	                         with a key "key" and its fingerprint; in a bucket "grace"
 //	  lock                   flock of the one process that has the store open, and its pid
 //	  packs/ID.pack          chunks; immutable
 //	  index/ID.run           where each chunk is; can be made again from the packs
@@ -12,13 +14,14 @@
 //	  images/ID.img          one record for each image
 //	  */*.tmp                unfinished; removed by the next Open
 //
-// An ID is 16 random bytes in hex. Names of images stand inside the records.
+// An ID is the time in ms, 6 bytes big endian, and 10 random bytes, in hex: what is younger than
+// a time stands together in a listing. Names of images stand inside the records.
 //
 // # Pack
 //
 // All integers are little endian. Offsets are not stored: chunks stand one after the other.
 //
-//	header  40  magic "ckptpack", version 4, flags 4 (0), ID 16, created 8 (Unix ns)
+//	header  40  magic "ckptpack", version 4, flags 4 (1: encrypted), ID 16, created 8 (Unix ns)
 //	chunks      as they are (codec 0), a zstd frame (1) or an s2 block (2); the two must save 1/16
 //	footer  40  for each chunk: hash 32, stored length 4, raw length 3, codec 1
 //	tail    64  chunks 4, version 4, ID 16, BLAKE3 of header, footer and tail so far 32, magic "kcaptpkc"
@@ -131,6 +134,88 @@
 // So for the size the images that stay anyway are walked first, then the others from the
 // newest on, each chunk counted once, until the bound is reached: the rest goes. An image
 // that the user renamed is never removed, one that another host took is left to that host.
+//
+// # Secrets
+//
+// With a key (32 random bytes in a file) nothing at rest tells more than sizes and times. All
+// keys below are derived from it by BLAKE3 in its key derivation mode.
+//
+//   - The name of a chunk in packs, nodes and index is the keyed BLAKE3 of its hash, so nobody
+//     without the key can tell whether some content is in the store.
+//   - A chunk is compressed, then sealed with AES-256-GCM (16 bytes more). Every pack has a key of
+//     its own, made of its random ID; the nonce is the chunk's offset there, which is written
+//     once, so no two seals share both. Name, length and codec are authenticated with it.
+//   - A record is "ckptimgs", salt 16, and the same record sealed under a key made of the
+//     salt; its ID is authenticated. Leases are sealed likewise.
+//   - Footers are checked with a keyed hash. The version file holds a fingerprint of the key:
+//     a wrong one is refused at once.
+//
+// What the key does not hide: how many images there are, how large chunks are compressed, which
+// are written together and when. Who can write to the disk can put an old state back.
+//
+// # Bucket
+//
+// A bucket holds the same files as objects, below a prefix: version, packs/ID.pack,
+// images/ID.img, index/ID.run, and two more kinds:
+//
+//	gc/ID.gone       a marker: packs that a GC wants to remove, an ID a line
+//	leases/ID.lease  the chunk lists that a machine is reading, as long as it reads
+//
+// Each machine has a folder of its own beside it, with its index, the packs it wrote and blocks
+// of 1 MiB of those it read, the least recently used going first when a limit is reached. What
+// comes out of the bucket is checked like what comes off a disk; what came damaged is fetched
+// again before it counts as damaged.
+//
+// A pack is uploaded in parts of 8 MiB while it is being written. A machine learns of others'
+// packs by listing what is younger than the youngest it knows, and reads their footers; where
+// there are many it fetches a run instead, which a GC has put there. Calls are tried again with
+// growing pauses for Options.Patience; all writes carry the SHA-256 of their content, which the
+// server compares.
+//
+// Nothing is locked, so a machine that dies holds nobody up. Instead nobody removes a pack that
+// anybody may come to refer to:
+//
+//  1. GC marks what is alive as in a folder, from the records of all machines and all leases. It
+//     copies what is alive out of packs that are mostly dead, then writes a marker that names
+//     the packs it wants to remove. Packs younger than four grace times are left alone.
+//  2. Who knows of the marker does not refer to those packs any more: a Put that finds a chunk
+//     only there stores it again. A copy in a marked pack counts for nothing, for GC as well, so
+//     that two GCs cannot each rely on the copy that the other one removes.
+//  3. While an ingest runs, its machine looks for markers every quarter of the grace time, and
+//     stores again what the ingest refers to in marked packs ("rescue"). It does so once more
+//     before the record is written. If it could not look for half the grace time, the ingest
+//     fails; the same if the writing of the record took so long.
+//  4. A GC that finds a marker older than the grace time (by the server's clock) marks anew.
+//     It removes those packs in which still nothing is alive, each within a quarter of the
+//     grace time of having looked at records, leases and markers.
+//  5. Readers renew a lease every quarter of the grace time, so an image that is removed while it
+//     is read stays readable.
+//
+// So between the last moment at which somebody may have begun to refer to a pack, and the first
+// at which it is removed, lies a quarter of the grace time at least: by that much a listing may
+// be behind. An object that a listing does not show is only believed gone when the server says
+// so for its key. Clocks of machines do not matter: only the server's, and how fast time
+// passes, sleep included. The grace time (15 minutes) is in the version object: all use the same.
+//
+// The index keeps one copy of a chunk of which two machines each wrote one. If a GC removes just
+// that one, whoever misses the chunk looks through the footers of all packs again.
+//
+// On paper: 10,000 machines, 100 PB logical. A checkpoint costs two uploads of packs (a few
+// parts if it brings more than 8 MiB), one record, a listing of markers before and after, one of
+// young packs: some eight requests, and a range read for each pack that others have written
+// meanwhile. With one checkpoint per machine every ten minutes that is 130 requests a second,
+// a few per cent of what one prefix of S3 takes. At the ratio of the table below (about 6; ten
+// and more where checkpoints are frequent) 100 PB are 17 PB in 260 million packs and 4e12
+// chunks: no machine can hold such an index. So the fleet is cut into prefixes, each a store of
+// its own, by what resembles each other: workers of one program on neighbouring machines. An
+// entry takes 2.4 bytes of memory and 51 of disk on each machine, and reading the runs is what a
+// new one does first. At 100 million chunks, which are 1.6 TB of unlike memory, 0.4 TB stored,
+// 6,500 packs, a prefix costs each of its machines 240 MB of memory and 5 GB of disk, a full
+// listing 7 requests, and a start from nothing half a minute. 1.7 TB stored a machine are four
+// times that: so one machine to a prefix is the limit where nothing is shared, and a hundred
+// where they share nearly all. Beyond, the index would have to be sharded by hash and asked over
+// the network, which this package does not do. Hard limits: 2^31 chunks and 2^20 packs in a run,
+// 500,000 packs in a marker.
 //
 // # Damage
 //

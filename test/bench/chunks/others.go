@@ -23,6 +23,8 @@ type backup struct {
 	begin func(ctx context.Context, dir string) error
 	// add stores one more image and says how much time of the processor it took.
 	add func(ctx context.Context, dir string, in *input, path string) (time.Duration, error)
+	// settle, if there is one, makes what was stored smaller afterwards.
+	settle func(ctx context.Context, dir string) (time.Duration, error)
 }
 
 // backups returns the tools, or those that only names.
@@ -33,9 +35,9 @@ func backups(only []string) []backup {
 			return err
 		}, func(ctx context.Context, dir string, in *input, path string) (time.Duration, error) {
 			return command(ctx, "restic", "-q", "-r", dir, "--no-cache", "backup", path)
-		}},
+		}, nil},
 		borg("lz4"), borg("zstd"),
-		{"ckptfs", func(ctx context.Context, dir string) error { return nil }, addOurs},
+		{"ckptfs", func(ctx context.Context, dir string) error { return nil }, addOurs, settleOurs},
 	}
 	return slices.DeleteFunc(all, func(b backup) bool { return !chosen(only, b.name) })
 }
@@ -46,7 +48,7 @@ func borg(compression string) backup {
 		return err
 	}, func(ctx context.Context, dir string, in *input, path string) (time.Duration, error) {
 		return command(ctx, "borg", "create", "--compression", compression, dir+"::"+in.name, path)
-	}}
+	}, nil}
 }
 
 // command runs a program with nothing of the user's own configuration or caches.
@@ -114,12 +116,33 @@ func addOurs(ctx context.Context, dir string, in *input, path string) (time.Dura
 	return cpuTime() - from, s.Close()
 }
 
+// settleOurs does what a mount does in the background, and ckptfs gc at once.
+func settleOurs(ctx context.Context, dir string) (time.Duration, error) {
+	from := cpuTime()
+	s, err := ours.Open(dir, ours.Options{})
+	if err != nil {
+		return 0, err
+	}
+	defer s.Close() // again, after an error
+	for {
+		rep, err := s.Settle(ctx, workers)
+		if err != nil {
+			return 0, err
+		}
+		if rep.Unsettled == 0 {
+			break
+		}
+	}
+	return cpuTime() - from, s.Close()
+}
+
 // backedUp is what was measured of one tool.
 type backedUp struct {
 	name      string
 	programs  map[string]int64 // by how much each made its folder grow
 	total     int64
 	wall, cpu time.Duration
+	settled   *backedUp // only total, wall and cpu: after settling, and what that took
 }
 
 // compare has a tool store all images, and says how it goes on.
@@ -154,7 +177,22 @@ func (b *backup) compare(ctx context.Context, dir string, ins []*input, say io.W
 		res.total = n
 		fmt.Fprintf(say, "%s: %s: %.1f MiB, %.1f s, %.1f s of processor\n", b.name, in.name, mib(n), res.wall.Seconds(), res.cpu.Seconds())
 	}
-	return res, nil
+	if b.settle != nil {
+		res.settled, err = b.afterwards(ctx, repo)
+	}
+	return res, err
+}
+
+// afterwards settles and measures again.
+func (b *backup) afterwards(ctx context.Context, repo string) (*backedUp, error) {
+	from := time.Now()
+	cpu, err := b.settle(ctx, repo)
+	if err != nil {
+		return nil, fmt.Errorf("%s: settling: %w", b.name, err)
+	}
+	res := &backedUp{name: b.name + " settled", programs: map[string]int64{}, wall: time.Since(from), cpu: cpu}
+	res.total, err = sizeOf(repo)
+	return res, err
 }
 
 // sizeOf sums the lengths of all files below a folder.
@@ -194,6 +232,9 @@ func others(ctx context.Context, dir string, ins []*input, tools []backup, runs 
 	for _, of := range all {
 		slices.SortFunc(of, func(a, b *backedUp) int { return cmp.Compare(a.wall, b.wall) })
 		of[len(of)/2].print(w, logical)
+		if s := of[len(of)/2].settled; s != nil {
+			s.print(w, logical)
+		}
 	}
 	return nil
 }
