@@ -75,6 +75,15 @@ func TestBucketDedupe(t *testing.T) {
 	}
 }
 
+// TestBucketFirstPacks: a machine that saw an empty bucket sees what comes first.
+func TestBucketFirstPacks(t *testing.T) {
+	loc, _ := inBucket(t)
+	a, b := open(t, loc, quiet(t.TempDir())), open(t, loc, quiet(t.TempDir()))
+	chunks := testImage(1, 30)
+	ingest(t, a, "a", chunks)
+	wantImage(t, b, "a", chunks)
+}
+
 // TestBucketGrace: all machines have the grace time that the first one wrote.
 func TestBucketGrace(t *testing.T) {
 	loc, _ := inBucket(t)

@@ -122,7 +122,7 @@ func (sh *shared) refreshLocked(ctx context.Context, all bool) error {
 // listNewPacks enters the packs that were not known, and with all those that are gone.
 func (sh *shared) listNewPacks(ctx context.Context, all bool) error {
 	after := ""
-	if !all {
+	if !all && sh.newest != (fileID{}) {
 		after = packKey(idBefore(sh.newest.time().Add(-clockSkew)))
 	}
 	found := map[fileID]int64{}

@@ -76,6 +76,7 @@ func (sh *shared) runs(ctx context.Context) (list []sharedRun, err error) {
 	}
 	parallel(len(list), func(i int) {
 		r := &list[i]
+		var err error // ours: several are read at once
 		if r.packs, err = runPackIDs(&rangeReader{ctx, sh.b, runKey(r.id)}, r.size); err != nil {
 			sh.s.o.Log(fmt.Sprintf("store %s: %s: %v; ignored", sh.b.url, runKey(r.id), err))
 		}
