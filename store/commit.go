@@ -65,6 +65,7 @@ func (in *Ingest) list(im *imageRec) {
 	s.images[in.name] = im
 	delete(s.running, in)
 	s.session.committed = true
+	dead := s.unneeded() // an ingest may have been given up between our flush and now
 	s.mu.Unlock()
 	in.mu.Lock()
 	in.state, in.err = ingestDone, nil // an Abort that came too late changes nothing
@@ -72,6 +73,9 @@ func (in *Ingest) list(im *imageRec) {
 	in.wake()
 	in.mu.Unlock()
 	in.free()
+	if err := s.dropPacks(dead); err != nil {
+		s.o.Log(fmt.Sprintf("store %s: what was given up stays until GC: %v", s.dir, err))
+	}
 	s.flushLater(flushAt)
 }
 
@@ -163,6 +167,11 @@ func (s *Store) leave(in *Ingest) []*pack {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.running, in)
+	return s.unneeded()
+}
+
+// unneeded is what leave returns. Called with mu held.
+func (s *Store) unneeded() []*pack {
 	if len(s.running) > 0 {
 		return nil
 	}

@@ -22,7 +22,8 @@
 // All integers are little endian. Offsets are not stored: chunks stand one after the other.
 //
 //	header  40  magic "ckptpack", version 4, flags 4 (1: encrypted), ID 16, created 8 (Unix ns)
-//	chunks      as they are (codec 0), a zstd frame (1) or an s2 block (2); the two must save 1/16
+//	chunks      as they are (codec 0), a zstd frame (1), or an s2 block of all but the last
+//	            byte and that byte (2); the two must save 1/16
 //	footer  40  for each chunk: hash 32, stored length 4, raw length 3, codec 1
 //	tail    64  chunks 4, version 4, ID 16, BLAKE3 of header, footer and tail so far 32, magic "kcaptpkc"
 //

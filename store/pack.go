@@ -11,6 +11,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 // pack is one pack file: being written, or sealed and immutable.
@@ -325,6 +327,7 @@ func (w *packWriter) append(e entry, plain []byte, buf []byte) (*pack, []byte, e
 	}
 	_, err = p.file.f.WriteAt(stored, int64(e.off))
 	if err == nil {
+		w.writeBack(p, &e)
 		w.sink.added(p, e)
 	}
 	w.mu.Lock()
@@ -370,6 +373,19 @@ func (w *packWriter) reserve(e entry, n int) (*pack, entry, error) {
 		w.detach()
 	}
 	return p, e, nil
+}
+
+// writeBackStep is how much of a pack the kernel is asked to write at once, in bytes.
+const writeBackStep = 8 << 20
+
+// writeBack has the kernel begin to write what stands before a chunk, so that the fsync which
+// somebody waits for finds little to do. It is only a hint: what is not there yet, the fsync gets.
+func (w *packWriter) writeBack(p *pack, e *entry) {
+	step := int64(e.off) / writeBackStep
+	if p.upload != nil || step == (int64(e.off)+int64(e.stored))/writeBackStep {
+		return
+	}
+	_ = unix.SyncFileRange(int(p.file.f.Fd()), step*writeBackStep, writeBackStep, unix.SYNC_FILE_RANGE_WRITE)
 }
 
 // wrote tells the upload how far the file is whole after a WriteAt at off ended.

@@ -23,6 +23,8 @@ type backup struct {
 	begin func(ctx context.Context, dir string) error
 	// add stores one more image and says how much time of the processor it took.
 	add func(ctx context.Context, dir string, in *input, path string) (time.Duration, error)
+	// end, if there is one, comes after the last image.
+	end func() error
 	// settle, if there is one, makes what was stored smaller afterwards.
 	settle func(ctx context.Context, dir string) (time.Duration, error)
 }
@@ -35,9 +37,9 @@ func backups(only []string) []backup {
 			return err
 		}, func(ctx context.Context, dir string, in *input, path string) (time.Duration, error) {
 			return command(ctx, "restic", "-q", "-r", dir, "--no-cache", "backup", path)
-		}, nil},
+		}, nil, nil},
 		borg("lz4"), borg("zstd"),
-		{"ckptfs", func(ctx context.Context, dir string) error { return nil }, addOurs, settleOurs},
+		ckptfs(),
 	}
 	return slices.DeleteFunc(all, func(b backup) bool { return !chosen(only, b.name) })
 }
@@ -48,7 +50,20 @@ func borg(compression string) backup {
 		return err
 	}, func(ctx context.Context, dir string, in *input, path string) (time.Duration, error) {
 		return command(ctx, "borg", "create", "--compression", compression, dir+"::"+in.name, path)
-	}, nil}
+	}, nil, nil}
+}
+
+// ckptfs is our own store. Like a mount it has the store open all the time.
+func ckptfs() backup {
+	var s *ours.Store
+	return backup{"ckptfs", func(ctx context.Context, dir string) (err error) {
+		s, err = ours.Open(dir, ours.Options{})
+		return err
+	}, func(ctx context.Context, dir string, in *input, path string) (time.Duration, error) {
+		from := cpuTime()
+		err := addOurs(ctx, s, in)
+		return cpuTime() - from, err
+	}, func() error { return s.Close() }, settleOurs}
 }
 
 // command runs a program with nothing of the user's own configuration or caches.
@@ -67,16 +82,10 @@ func command(ctx context.Context, argv ...string) (time.Duration, error) {
 }
 
 // addOurs stores an image in our own store: hashed on both cores, durable when it returns.
-func addOurs(ctx context.Context, dir string, in *input, path string) (time.Duration, error) {
-	from := cpuTime()
-	s, err := ours.Open(dir, ours.Options{})
-	if err != nil {
-		return 0, err
-	}
-	defer s.Close() // again, after an error
+func addOurs(ctx context.Context, s *ours.Store, in *input) error {
 	ing, err := s.Begin(ctx, in.name)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer ing.Abort() // after Commit it does nothing
 	chunks := in.cut(image.ChunkSize)
@@ -102,18 +111,15 @@ func addOurs(ctx context.Context, dir string, in *input, path string) (time.Dura
 	for i, c := range chunks {
 		<-ready[i/ahead]
 		if err := ing.Put(hashes[i], c); err != nil {
-			return 0, err
+			return err
 		}
 	}
 	for trailer := range slices.Chunk(in.whole[len(in.data):], image.ChunkSize) {
 		if err := ing.Put(blake3.Sum256(trailer), trailer); err != nil {
-			return 0, err
+			return err
 		}
 	}
-	if err := ing.Commit(); err != nil {
-		return 0, err
-	}
-	return cpuTime() - from, s.Close()
+	return ing.Commit()
 }
 
 // settleOurs does what a mount does in the background, and ckptfs gc at once.
@@ -176,6 +182,16 @@ func (b *backup) compare(ctx context.Context, dir string, ins []*input, say io.W
 		res.programs[in.program] += n - res.total
 		res.total = n
 		fmt.Fprintf(say, "%s: %s: %.1f MiB, %.1f s, %.1f s of processor\n", b.name, in.name, mib(n), res.wall.Seconds(), res.cpu.Seconds())
+	}
+	if b.end != nil {
+		from := time.Now()
+		if err := b.end(); err != nil {
+			return nil, fmt.Errorf("%s: %w", b.name, err)
+		}
+		res.wall += time.Since(from)
+		if res.total, err = sizeOf(repo); err != nil {
+			return nil, err
+		}
 	}
 	if b.settle != nil {
 		res.settled, err = b.afterwards(ctx, repo)
