@@ -1,0 +1,293 @@
+package store
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// packSink hears what becomes of the packs of a packWriter. Its methods must not call it.
+type packSink interface {
+	// opened: a new pack takes chunks.
+	opened(p *pack)
+	// added: the bytes of a chunk are in the file; comes before the pack can be sealed.
+	added(p *pack, e entry)
+	// sealed: the pack is durable and visible.
+	sealed(p *pack)
+	// failed: the pack and all its chunks are lost; comes before anyone who waits hears.
+	failed(p *pack, err error)
+}
+
+// packWriter appends chunks to packs and seals them. Any number of goroutines append at
+// once: a place is reserved under the lock, the bytes are written outside of it.
+type packWriter struct {
+	files *packFiles
+	sec   *secrets
+	up    func(p *pack, r io.ReaderAt) *packUpload // nil in a folder
+	limit int64
+	kind  byte // of pack, see newPackID
+	sink  packSink
+
+	mu      sync.Mutex
+	idle    sync.Cond // signalled when unsealed drops
+	cur     *pack
+	pending int // packs detached from cur and not yet sealed
+	free    [][]entry
+}
+
+// packWriters are two writers: nodes of chunk lists stand in packs of their own, so that
+// who walks the lists reads little else.
+type packWriters struct{ chunks, nodes *packWriter }
+
+// newPackWriters makes them; kind is that of the packs of chunks.
+func newPackWriters(s *Store, sink packSink, kind byte) *packWriters {
+	w := &packWriters{newPackWriter(s, sink), newPackWriter(s, sink)}
+	w.chunks.kind, w.nodes.kind = kind, packNodes
+	return w
+}
+
+// of chooses the writer.
+func (w *packWriters) of(nodes bool) *packWriter {
+	if nodes {
+		return w.nodes
+	}
+	return w.chunks
+}
+
+// flush flushes both at once.
+func (w *packWriters) flush() {
+	var wg sync.WaitGroup
+	wg.Go(w.nodes.flush)
+	w.chunks.flush()
+	wg.Wait()
+}
+
+func newPackWriter(s *Store, sink packSink) *packWriter {
+	w := &packWriter{files: s.files, sec: s.sec, limit: s.o.PackSize, sink: sink}
+	if sh := s.sh; sh != nil {
+		w.up = func(p *pack, r io.ReaderAt) *packUpload { return sh.b.newUpload(sh.ctx, packKey(p.id), r) }
+	}
+	w.idle.L = &w.mu
+	return w
+}
+
+// append stores one chunk, encoded but not sealed. A seal is made in buf, which is returned
+// for the next call.
+func (w *packWriter) append(e entry, plain []byte, buf []byte) (*pack, []byte, error) {
+	n := len(plain)
+	if w.sec != nil {
+		n += sealLen
+	}
+	p, e, err := w.reserve(e, n)
+	if err != nil {
+		return nil, buf, err
+	}
+	stored := p.seal(w.sec, &e, plain, buf)
+	if w.sec != nil {
+		buf = stored
+	}
+	_, err = p.file.f.WriteAt(stored, int64(e.off))
+	if err == nil {
+		w.writeBack(p, &e)
+		w.sink.added(p, e)
+	}
+	w.mu.Lock()
+	p.writing--
+	p.wrote(int64(e.off))
+	if err != nil && p.err == nil {
+		p.err = fmt.Errorf("writing pack: %w", err)
+	}
+	if err != nil && w.cur == p {
+		w.detach()
+	}
+	seal := p.full && p.writing == 0
+	w.mu.Unlock()
+	if seal {
+		go w.seal(p) // bounded by reserve, awaited by flush
+	}
+	return p, buf, err
+}
+
+func (w *packWriter) reserve(e entry, n int) (*pack, entry, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.pending > 2 {
+		w.idle.Wait() // the disk is slower than we are
+	}
+	if w.cur != nil && w.cur.gone.Load() {
+		w.retire()
+	}
+	if w.cur == nil {
+		if err := w.open(); err != nil {
+			return nil, e, err
+		}
+	}
+	p := w.cur
+	e.off, e.stored = uint32(p.end), uint32(n)
+	p.end += int64(n)
+	p.entries = append(p.entries, e)
+	p.writing++
+	if p.upload != nil {
+		p.pending = append(p.pending, int64(e.off))
+	}
+	if p.end >= w.limit || len(p.entries) >= maxPackEntries {
+		w.detach()
+	}
+	return p, e, nil
+}
+
+// writeBackStep is how much of a pack the kernel is asked to write at once, in bytes.
+const writeBackStep = 8 << 20
+
+// writeBack has the kernel begin to write what stands before a chunk, so that the fsync which
+// somebody waits for finds little to do. It is only a hint: what is not there yet, the fsync gets.
+func (w *packWriter) writeBack(p *pack, e *entry) {
+	step := int64(e.off) / writeBackStep
+	if p.upload != nil || step == (int64(e.off)+int64(e.stored))/writeBackStep {
+		return
+	}
+	_ = unix.SyncFileRange(int(p.file.f.Fd()), step*writeBackStep, writeBackStep, unix.SYNC_FILE_RANGE_WRITE)
+}
+
+// wrote tells the upload how far the file is whole after a WriteAt at off ended.
+func (p *pack) wrote(off int64) {
+	if p.upload == nil {
+		return
+	}
+	i := slices.Index(p.pending, off)
+	p.pending = slices.Delete(p.pending, i, i+1)
+	end := p.end
+	for _, o := range p.pending {
+		end = min(end, o)
+	}
+	p.upload.advance(end)
+}
+
+// retire detaches the current pack; one that nobody wants any more is then removed.
+func (w *packWriter) retire() {
+	p := w.cur
+	if p.gone.Load() {
+		p.err = errAbandoned
+	}
+	w.detach()
+	if p.writing == 0 {
+		go w.seal(p) // bounded by reserve, awaited by flush
+	}
+}
+
+// detach takes the current pack out of use; who ends its last write seals it.
+func (w *packWriter) detach() {
+	w.cur.full = true
+	w.cur = nil
+	w.pending++
+}
+
+// open begins a pack.
+func (w *packWriter) open() error {
+	p := &pack{id: newPackID(w.kind), end: packHeadLen}
+	p.created = p.id.time().UnixNano()
+	f, err := os.OpenFile(w.files.path(p)+tmpExt, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("new pack: %w", err)
+	}
+	if _, err = f.WriteAt(packHead(w.sec, p.id, p.created), 0); err != nil {
+		f.Close()
+		os.Remove(f.Name()) // best effort: Open removes what stays
+		return fmt.Errorf("new pack: %w", err)
+	}
+	if n := len(w.free); n > 0 {
+		p.entries, w.free = w.free[n-1], w.free[:n-1]
+	}
+	p.file = w.files.add(p, f)
+	if w.up != nil {
+		p.upload = w.up(p, f)
+	}
+	w.cur = p
+	w.sink.opened(p)
+	return nil
+}
+
+// seal makes a detached pack durable and visible, or gives it up.
+func (w *packWriter) seal(p *pack) {
+	err := p.err
+	if err == nil {
+		if err = w.finish(p); err != nil {
+			err = fmt.Errorf("sealing pack: %w", err)
+		}
+	}
+	if err != nil {
+		w.discard(p, err)
+	} else {
+		p.sealed.Store(true)
+		w.sink.sealed(p)
+	}
+	w.files.release(p, p.file)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p.file, p.upload, p.pending = nil, nil, nil
+	if len(w.free) < 4 {
+		w.free = append(w.free, p.entries[:0])
+	}
+	p.entries = nil
+	w.pending--
+	w.idle.Broadcast()
+}
+
+func (w *packWriter) finish(p *pack) error {
+	foot := packFooter(w.sec, p.id, packHead(w.sec, p.id, p.created), p.entries)
+	f := p.file.f
+	if _, err := f.WriteAt(foot, p.end); err != nil {
+		return err
+	}
+	p.size = p.end + int64(len(foot))
+	if p.upload != nil {
+		return w.send(p)
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return publish(f.Name(), w.files.path(p))
+}
+
+// send ends the upload of a pack. The file stays as a cache, which need not be durable.
+func (w *packWriter) send(p *pack) error {
+	if err := p.upload.finish(p.size); err != nil {
+		return err
+	}
+	if os.Rename(p.file.f.Name(), w.files.path(p)) == nil {
+		w.files.cache.adopt(p, p.size)
+	}
+	return nil
+}
+
+// discard gives up a pack that was not sealed.
+func (w *packWriter) discard(p *pack, err error) {
+	p.dropped.Store(true)
+	p.gone.Store(true)
+	w.sink.failed(p, err)
+	if p.upload != nil {
+		p.upload.drop()
+	}
+	w.files.forget(p)
+	os.Remove(w.files.path(p) + tmpExt) // best effort: Open removes what stays
+	if !p.sealed.Load() {
+		os.Remove(w.files.path(p)) // published, but the folder would not sync
+	}
+}
+
+// flush seals the current pack and waits until every pack is sealed or given up. Chunks
+// appended before are then durable, or failed was called.
+func (w *packWriter) flush() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.cur != nil {
+		w.retire()
+	}
+	for w.pending > 0 {
+		w.idle.Wait()
+	}
+}
