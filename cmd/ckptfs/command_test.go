@@ -108,6 +108,8 @@ func TestExitCodes(t *testing.T) {
 		{wrap(restore.ErrTimeout), exitTimeout, "too long"},
 		{wrap(&store.LockedError{Dir: "/s", PID: 7}), exitStorage, "process 7"},
 		{wrap(unix.ENOSPC), exitStorage, "make room"},
+		{wrap(&store.BucketError{Op: "put", URL: "s3://b/x", Tries: 9, Err: unix.ECONNREFUSED}), exitStorage, "check the server"},
+		{wrap(&store.KeyError{Dir: "/s", Sealed: true}), exitFailed, "--key-file"},
 		{wrap(&restore.AccessError{PID: 7, TID: 7, CallerUID: 5, What: "x"}), exitPrivilege, "as root"},
 		{wrap(unix.EPERM), exitPrivilege, "needs root"},
 		{wrap(unix.EIO), exitStorage, "input/output error"},

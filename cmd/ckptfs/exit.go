@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io/fs"
 
 	"github.com/ckptfs/ckptfs/ckpt"
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -36,7 +37,7 @@ var exitTexts = []struct {
 	{exitBadImage, "the file is not an image, is cut off, corrupt, or of a newer ckptfs"},
 	{exitPID, "no such process, or one that cannot be a target; on restore: a pid is taken"},
 	{exitPrivilege, "not permitted, or this kernel lacks what is needed (see ckptfs check)"},
-	{exitStorage, "disk full, input/output error, or the store is in use"},
+	{exitStorage, "disk full, input/output error, the store is in use, or its bucket does not answer"},
 	{exitTimeout, "the processes did not stop or start in time; nothing has changed"},
 	{exitInterrupted, "interrupted by a signal; nothing has changed"},
 }
@@ -60,6 +61,7 @@ func exitCode(err error) int {
 		slow    *ptrace.TimeoutError
 		seccomp *ptrace.SeccompError
 		locked  *store.LockedError
+		bucket  *store.BucketError
 	)
 	switch {
 	case err == nil:
@@ -73,6 +75,8 @@ func exitCode(err error) int {
 	case errors.Is(err, image.ErrNotImage), errors.Is(err, image.ErrCut), errors.Is(err, image.ErrCorrupt),
 		errors.Is(err, image.ErrVersion), errors.Is(err, image.ErrFeature), errors.Is(err, image.ErrHostile):
 		return exitBadImage
+	case errors.As(err, &bucket) && !errors.Is(err, fs.ErrPermission):
+		return exitStorage
 	case errors.As(err, &taken), errors.As(err, &target), errors.Is(err, unix.ESRCH):
 		return exitPID
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, restore.ErrTimeout), errors.As(err, &slow), errors.Is(err, unix.ETIMEDOUT):
@@ -80,7 +84,7 @@ func exitCode(err error) int {
 	case errors.As(err, &locked), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EIO),
 		errors.Is(err, unix.EFBIG), errors.Is(err, unix.EROFS):
 		return exitStorage
-	case errors.As(err, &access), errors.As(err, &seccomp), errors.As(err, &host), errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES), errors.Is(err, unix.ENOSYS):
+	case errors.As(err, &access), errors.As(err, &seccomp), errors.As(err, &host), errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES), errors.Is(err, unix.ENOSYS):
 		return exitPrivilege
 	}
 	return exitFailed
