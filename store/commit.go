@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -24,7 +26,7 @@ func (in *Ingest) Commit() error {
 		if in.s.sh != nil {
 			err = in.commitShared(id, rec)
 		} else {
-			err = in.s.writeRecord(id, rec)
+			err = in.commitHere(id, rec)
 		}
 		if err == nil {
 			in.list(&imageRec{id: id, rec: rec})
@@ -36,7 +38,32 @@ func (in *Ingest) Commit() error {
 	return err
 }
 
-// complete stores everything but the record, and waits until it is durable.
+// commitHere makes packs and record durable at the same time; each of the two takes the disk a
+// while. The record gets its name last.
+func (in *Ingest) commitHere(id fileID, rec *record) error {
+	path := in.s.recordPath(id)
+	b, err := in.s.sec.recordFile(id, rec)
+	if err != nil {
+		return err
+	}
+	var wrote error
+	var record sync.WaitGroup
+	record.Go(func() { wrote = writeTemp(path, b) })
+	in.s.w.flush()
+	record.Wait()
+	if err = in.failed(); err == nil {
+		err = wrote
+	}
+	if err == nil {
+		err = publish(path+tmpExt, path)
+	}
+	if err != nil {
+		os.Remove(path + tmpExt) // best effort: Open removes what stays
+	}
+	return err
+}
+
+// complete stores everything but the record. It is all in packs then, but not yet durable.
 func (in *Ingest) complete() (*record, error) {
 	data, err := in.tree.finish(&in.mu)
 	if err != nil {
@@ -48,14 +75,18 @@ func (in *Ingest) complete() (*record, error) {
 		return nil, err
 	}
 	in.jobs.Wait()
-	in.s.w.flush()
 	rec.Unique = in.unique.Load()
+	return rec, in.failed()
+}
+
+// failed reports why the ingest cannot be committed, if so.
+func (in *Ingest) failed() error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.err != nil {
-		return nil, in.err
+		return in.err
 	}
-	return rec, context.Cause(in.ctx)
+	return context.Cause(in.ctx)
 }
 
 // list shows a durable image.

@@ -236,9 +236,20 @@ func makeDirs(dir string) error {
 
 // writeFile makes the file path hold b, durable before visible: whoever sees the name
 // sees all of b, also after a power cut.
-func writeFile(path string, b []byte) (err error) {
-	tmp := path + tmpExt
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+func writeFile(path string, b []byte) error {
+	err := writeTemp(path, b)
+	if err == nil {
+		err = publish(path+tmpExt, path)
+	}
+	if err != nil {
+		os.Remove(path + tmpExt) // best effort: Open removes what stays
+	}
+	return err
+}
+
+// writeTemp is the first half of writeFile: all but the name.
+func writeTemp(path string, b []byte) (err error) {
+	f, err := os.OpenFile(path+tmpExt, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -248,12 +259,6 @@ func writeFile(path string, b []byte) (err error) {
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
-	}
-	if err == nil {
-		err = publish(tmp, path)
-	}
-	if err != nil {
-		os.Remove(tmp) // best effort: Open removes what stays
 	}
 	return err
 }

@@ -81,10 +81,11 @@
 //  1. Put looks the hash up: among chunks on their way, in memory, in the runs. What is
 //     there is only referred to. All-zero chunks are never stored.
 //  2. New chunks go through a bounded queue to one worker per CPU, which compresses and
-//     writes into the open pack. One pack serves all ingests.
+//     writes into the open pack. One pack serves all ingests, and another one takes the nodes.
 //  3. The chunk list grows beside; a full leaf goes the same way as a chunk.
-//  4. Commit waits for its chunks, seals the pack (footer, fsync, rename, fsync of the
-//     folder), then writes the record the same way. Only now the image is listed.
+//  4. Commit waits for its chunks, seals the packs (footer, fsync, rename, fsync of the folder)
+//     and writes the record beside (fsync); when the packs have their names the record gets
+//     its own, and the folder is synced. Only now the image is listed.
 //
 // A pack that cannot be written is given up, and with it every ingest that runs: any of them
 // may refer to it. If nothing was committed since the store was idle, Abort removes all packs

@@ -159,6 +159,10 @@ func (sh *shared) removeRecord(ctx context.Context, id fileID) error {
 func (in *Ingest) commitShared(id fileID, rec *record) error {
 	sh := in.s.sh
 	sh.undoRecords()
+	in.s.w.flush()
+	if err := in.failed(); err != nil {
+		return err
+	}
 	asked, err := in.secure()
 	if err != nil {
 		return err
