@@ -269,7 +269,7 @@ func (x *index) join(h *Hash, in *Ingest) bool {
 func (x *index) added(p *pack, e *entry) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.mem[e.hash] = loc{p: p, off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
+	x.mem[e.hash] = e.loc(p)
 }
 
 func (x *index) unqueue(h *Hash) {

@@ -27,6 +27,7 @@ type moving struct {
 	buf   *buf
 	plain []byte // what will be stored, in buf; not sealed
 	codec uint8
+	again bool // it was encoded again
 	err   error
 }
 
@@ -147,6 +148,7 @@ func (g *collection) load(p *pack, m *moving, c **compressor) error {
 	}
 	var out []byte
 	out, m.codec = (*c).encode(raw.data)
+	m.again = true
 	stored.data = append(stored.data[:0], out...)
 	m.plain = stored.data
 	return nil
@@ -167,7 +169,7 @@ func (g *collection) checkedChunk(readAt func(*pack, []byte, int64) error, p *pa
 // store writes a loaded chunk.
 func (g *collection) store(w *packWriters, p *pack, m *moving) (err error) {
 	e := entry{hash: m.e.hash, raw: m.e.raw, codec: m.codec}
-	if p.id.fast() {
+	if m.again {
 		g.report.SettledFrom += int64(m.e.stored)
 		g.report.SettledTo += int64(len(m.plain))
 		if g.s.sec != nil {

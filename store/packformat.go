@@ -30,6 +30,11 @@ type entry struct {
 	codec  uint8
 }
 
+// loc is where a chunk of p stands.
+func (e *entry) loc(p *pack) loc {
+	return loc{p: p, off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
+}
+
 // entry is what a pack says of a chunk at a place.
 func (l *loc) entry(h *Hash) entry {
 	return entry{hash: *h, off: l.off, stored: l.stored, raw: l.raw, codec: l.codec}

@@ -11,10 +11,12 @@ import (
 func (g *collection) sweep(chosen []*pack) error {
 	w := newPackWriters(g.s, g, 0)
 	var moved []*pack
+	settled := 0
 	err := func() error {
 		for _, p := range chosen {
 			var n int
 			var err error
+			from := g.report.SettledFrom
 			if g.live[p] > 0 || g.s.sh == nil {
 				n, err = g.move(w, p)
 			}
@@ -33,6 +35,9 @@ func (g *collection) sweep(chosen []*pack) error {
 				}
 			default:
 				moved = append(moved, p)
+				if g.report.SettledFrom > from {
+					settled++
+				}
 			}
 		}
 		return nil
@@ -45,10 +50,8 @@ func (g *collection) sweep(chosen []*pack) error {
 		return errors.Join(err, lost)
 	}
 	// What was moved as a whole can go, also if somebody stopped us then.
+	g.report.Settled += settled
 	for _, p := range moved {
-		if p.id.fast() {
-			g.report.Settled++
-		}
 		if err := g.drop(p); err != nil {
 			return err
 		}

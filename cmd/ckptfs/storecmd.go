@@ -153,6 +153,14 @@ func (s *storeCommand) collect(ctx context.Context, c *console, st *store.Store,
 		return err
 	}
 	out := collected{Removed: []store.Pruned{}}
+	var first store.GCReport
+	if keep.size.set { // what would fit if it were compressed is not to be removed
+		if err := settleAll(ctx, st, &first); ctx.Err() != nil {
+			return err
+		} else if err != nil {
+			c.notef("%v; there may be room for it later", err)
+		}
+	}
 	if keep.any() {
 		p, err := keep.policy(&s.at, st)
 		if err != nil {
@@ -174,6 +182,9 @@ func (s *storeCommand) collect(ctx context.Context, c *console, st *store.Store,
 	if err := settleAll(ctx, st, &out.GCReport); err != nil {
 		return err
 	}
+	left := out.Unsettled
+	addSettled(&out.GCReport, &first)
+	out.Unsettled = left
 	for _, s := range out.GCReport.Kept {
 		c.notef("kept: %s", s)
 	}
@@ -199,18 +210,23 @@ func (s *storeCommand) collect(ctx context.Context, c *console, st *store.Store,
 func settleAll(ctx context.Context, st *store.Store, sum *store.GCReport) error {
 	for {
 		rep, err := st.Settle(ctx, runtime.GOMAXPROCS(0))
-		sum.Packs += rep.Packs
-		sum.Written += rep.Written
-		sum.Freed += rep.Freed
-		sum.Kept = append(sum.Kept, rep.Kept...)
-		sum.Settled += rep.Settled
-		sum.SettledFrom += rep.SettledFrom
-		sum.SettledTo += rep.SettledTo
-		sum.Unsettled = rep.Unsettled
+		addSettled(sum, &rep)
 		if err != nil || rep.Packs == 0 {
 			return err
 		}
 	}
+}
+
+// addSettled adds what a Settle did to a report.
+func addSettled(sum, rep *store.GCReport) {
+	sum.Packs += rep.Packs
+	sum.Written += rep.Written
+	sum.Freed += rep.Freed
+	sum.Kept = append(sum.Kept, rep.Kept...)
+	sum.Settled += rep.Settled
+	sum.SettledFrom += rep.SettledFrom
+	sum.SettledTo += rep.SettledTo
+	sum.Unsettled = rep.Unsettled
 }
 
 func statsCommand() *command {
