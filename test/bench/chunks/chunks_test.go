@@ -143,7 +143,7 @@ func TestDelta(t *testing.T) {
 		b.data[(500+i)*pageSize] ^= 1 // all of one chunk at least is touched
 	}
 	b.data[100*pageSize] ^= 1
-	s, err := newMemstore(cutting{size: 64 << 10, delta: true}, []*input{a, b}, 1, codecZstd)
+	s, err := newMemstore(cutting{size: deltaChunk, delta: true}, []*input{a, b}, 1, codecZstd)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,12 +161,15 @@ func TestDelta(t *testing.T) {
 		}
 	}
 	grown := second[kindData].raw - first[kindData].raw
-	if n := second[kindData].chunks - first[kindData].chunks; n != int64(changed) || grown >= n*image.ChunkSize || grown < 17*pageSize {
+	if n := second[kindData].chunks - first[kindData].chunks; n != int64(changed) || grown >= n*deltaChunk || grown < 17*pageSize {
 		t.Errorf("%d chunks of %d bytes, %d changed", n, grown, changed)
 	}
 }
 
-func chunksOf(in *input) [][]byte { return in.cut(image.ChunkSize) }
+// deltaChunk is the size of the chunks that TestDelta cuts.
+const deltaChunk = 64 << 10
+
+func chunksOf(in *input) [][]byte { return in.cut(deltaChunk) }
 
 // TestCountAll checks that counting several codecs gives what each of them gives.
 func TestCountAll(t *testing.T) {
