@@ -152,9 +152,20 @@ func Open(dir string, o Options) (*Store, error) {
 		if s.lock != nil {
 			s.lock.Close()
 		}
-		return nil, fmt.Errorf("store %s: %w", dir, err)
+		return nil, atStore(dir, err)
 	}
 	return s, nil
+}
+
+// atStore says which store an error is about, unless it does so itself.
+func atStore(dir string, err error) error {
+	var locked *LockedError
+	var version *VersionError
+	var key *KeyError
+	if errors.As(err, &locked) || errors.As(err, &version) || errors.As(err, &key) {
+		return err
+	}
+	return fmt.Errorf("store %s: %w", dir, err)
 }
 
 // fast reports whether what is new is stored with s2 at first. In a bucket the network is the
