@@ -306,3 +306,27 @@ func TestCacheShared(t *testing.T) {
 		t.Errorf("fetched %v, dropped %v", good, dropped)
 	}
 }
+
+// TestAheadAtEnd: a stream that waits for its leaf was read to the end, and beyond, before
+// anybody came to the leaf.
+func TestAheadAtEnd(t *testing.T) {
+	s := open(t, t.TempDir(), Options{})
+	chunks := testImage(3, 300)
+	ingest(t, s, "x", chunks)
+	r, err := s.OpenImage("x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	a := &r.ahead
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, next := range []int64{r.Size(), r.Size() + 1<<20} {
+		st := &a.streams[0]
+		st.blind, st.next, st.pos, st.window = true, next, next, 1<<20
+		a.readLeaf(st)
+		if st.blind || len(st.pieces) > 0 {
+			t.Errorf("at %d of %d: blind %v, %d pieces", next, r.Size(), st.blind, len(st.pieces))
+		}
+	}
+}

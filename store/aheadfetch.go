@@ -63,6 +63,9 @@ func (a *ahead) blindStream() *stream {
 func (a *ahead) readLeaf(s *stream) {
 	s.blind = false
 	next := s.next
+	if next >= a.list.size {
+		return // the reader went on to the end, or looked beyond it, before we came here
+	}
 	i, _ := leafAt(a.list.ends, next)
 	a.mu.Unlock()
 	_, err := a.v.leaf(a.list.spans[i])

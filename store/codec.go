@@ -20,8 +20,12 @@ const (
 type compressor struct {
 	enc *zstd.Encoder
 	out []byte
-	// sealed is where packWriter.append encrypts.
-	sealed []byte
+	// What a worker has at hand, and where packWriter.appendAll encrypts it.
+	chunks  []*job
+	nodes   []*job
+	entries []entry
+	plain   []byte
+	sealed  []byte
 }
 
 func newCompressor(level zstd.EncoderLevel) (*compressor, error) {

@@ -244,29 +244,69 @@ func (s *Store) startWorkers() error {
 		go func() {
 			defer s.work.Done()
 			for j := range s.queue {
-				p, err := s.write(c, j)
-				s.finish(j, p, err)
+				s.writeSome(c, j)
 			}
 		}()
 	}
 	return nil
 }
 
-// write compresses a chunk and appends it to a pack. Nodes are few, mostly hashes, and
-// nothing rewrites them later.
-func (s *Store) write(c *compressor, j *job) (p *pack, err error) {
-	var stored []byte
-	var codec uint8
-	if s.fast() && !j.node {
-		stored, codec = c.encodeFast(j.buf.data)
-	} else {
-		stored, codec = c.encode(j.buf.data)
+// What a worker takes out of the queue at once, if it is there: writing is dear for so small
+// pieces.
+const (
+	batchJobs  = 8
+	batchBytes = 512 << 10
+)
+
+// writeSome writes a chunk, and some of those that wait behind it.
+func (s *Store) writeSome(c *compressor, j *job) {
+	c.chunks, c.nodes = c.chunks[:0], c.nodes[:0]
+	for k, n := 1, 0; ; k++ {
+		if j.node {
+			c.nodes = append(c.nodes, j)
+		} else {
+			c.chunks = append(c.chunks, j)
+		}
+		if n += len(j.buf.data); k == batchJobs || n >= batchBytes {
+			break
+		}
+		var ok bool
+		select {
+		case j, ok = <-s.queue:
+		default:
+		}
+		if !ok {
+			break
+		}
 	}
-	p, c.sealed, err = s.w.of(j.node).append(entry{hash: j.hash, raw: uint32(len(j.buf.data)), codec: codec}, stored, c.sealed)
-	if err == nil {
+	s.write(c, c.chunks, false)
+	s.write(c, c.nodes, true)
+}
+
+// write compresses chunks and appends them to a pack.
+func (s *Store) write(c *compressor, jobs []*job, node bool) {
+	if len(jobs) == 0 {
+		return
+	}
+	c.entries, c.plain = c.entries[:0], c.plain[:0]
+	for _, j := range jobs {
+		var stored []byte
+		var codec uint8
+		if s.fast() && !node {
+			stored, codec = c.encodeFast(j.buf.data)
+		} else {
+			stored, codec = c.encode(j.buf.data)
+		}
+		c.entries = append(c.entries, entry{hash: j.hash, raw: uint32(len(j.buf.data)), stored: uint32(len(stored)), codec: codec})
+		c.plain = append(c.plain, stored...)
 		j.owner.unique.Add(int64(len(stored)))
 	}
-	return p, err
+	var p *pack
+	var err error
+	p, c.sealed, err = s.w.of(node).appendAll(c.entries, c.plain, c.sealed)
+	for _, j := range jobs {
+		s.finish(j, p, err)
+	}
 }
 
 // finish tells everyone who refers to a chunk that it is in a pack, or will never be.

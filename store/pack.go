@@ -50,15 +50,17 @@ func (p *pack) aead(sec *secrets) cipher.AEAD {
 	return a
 }
 
-// seal encrypts a chunk for its place in the pack; buf is where it may do so.
-func (p *pack) seal(sec *secrets, e *entry, plain, buf []byte) []byte {
+// seal appends chunks to buf, encrypted for their places in the pack.
+func (p *pack) seal(sec *secrets, es []entry, plain, buf []byte) []byte {
 	a := p.aead(sec)
-	if a == nil {
-		return plain
-	}
 	var c chunkSeal
-	c.set(e)
-	return a.Seal(buf[:0], c.nonce[:], plain, c.data[:])
+	for i := range es {
+		n := es[i].stored - sealLen
+		c.set(&es[i])
+		buf = a.Seal(buf, c.nonce[:], plain[:n], c.data[:])
+		plain = plain[n:]
+	}
+	return buf
 }
 
 // unseal decrypts in place what was read at the place of a chunk.

@@ -18,6 +18,7 @@ const (
 	packTailLen  = 64 // count 4, version 4, id 16, BLAKE3 32, magic 8
 
 	maxPackEntries = 1 << 16
+	maxAppend      = 64 // chunks written at once
 	maxPackLen     = 1 << 31
 )
 

@@ -75,29 +75,36 @@ func newPackWriter(s *Store, sink packSink) *packWriter {
 	return w
 }
 
-// append stores one chunk, encoded but not sealed. A seal is made in buf, which is returned
-// for the next call.
+// append stores one chunk, see appendAll.
 func (w *packWriter) append(e entry, plain []byte, buf []byte) (*pack, []byte, error) {
-	n := len(plain)
-	if w.sec != nil {
-		n += sealLen
-	}
-	p, e, err := w.reserve(e, n)
+	e.stored = uint32(len(plain))
+	return w.appendAll([]entry{e}, plain, buf)
+}
+
+// appendAll stores chunks with one write: they stand in plain one after the other, encoded but
+// not sealed, and stored is the length of each. It says where they stand then. Seals are made
+// in buf, which is returned for the next call.
+func (w *packWriter) appendAll(es []entry, plain, buf []byte) (*pack, []byte, error) {
+	p, err := w.reserve(es)
 	if err != nil {
 		return nil, buf, err
 	}
-	stored := p.seal(w.sec, &e, plain, buf)
+	stored := plain
 	if w.sec != nil {
-		buf = stored
+		buf = p.seal(w.sec, es, plain, buf[:0])
+		stored = buf
 	}
-	_, err = p.file.f.WriteAt(stored, int64(e.off))
+	off := int64(es[0].off)
+	_, err = p.file.f.WriteAt(stored, off)
 	if err == nil {
-		w.writeBack(p, &e)
-		w.sink.added(p, e)
+		w.writeBack(p, off, off+int64(len(stored)))
+		for i := range es {
+			w.sink.added(p, es[i])
+		}
 	}
 	w.mu.Lock()
 	p.writing--
-	p.wrote(int64(e.off))
+	p.wrote(off)
 	if err != nil && p.err == nil {
 		p.err = fmt.Errorf("writing pack: %w", err)
 	}
@@ -112,7 +119,8 @@ func (w *packWriter) append(e entry, plain []byte, buf []byte) (*pack, []byte, e
 	return p, buf, err
 }
 
-func (w *packWriter) reserve(e entry, n int) (*pack, entry, error) {
+// reserve finds places for chunks, one after the other in one pack.
+func (w *packWriter) reserve(es []entry) (*pack, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for w.pending > 2 {
@@ -123,31 +131,36 @@ func (w *packWriter) reserve(e entry, n int) (*pack, entry, error) {
 	}
 	if w.cur == nil {
 		if err := w.open(); err != nil {
-			return nil, e, err
+			return nil, err
 		}
 	}
 	p := w.cur
-	e.off, e.stored = uint32(p.end), uint32(n)
-	p.end += int64(n)
-	p.entries = append(p.entries, e)
-	p.writing++
 	if p.upload != nil {
-		p.pending = append(p.pending, int64(e.off))
+		p.pending = append(p.pending, p.end)
 	}
-	if p.end >= w.limit || len(p.entries) >= maxPackEntries {
+	for i := range es {
+		if w.sec != nil {
+			es[i].stored += sealLen
+		}
+		es[i].off = uint32(p.end)
+		p.end += int64(es[i].stored)
+	}
+	p.entries = append(p.entries, es...)
+	p.writing++
+	if p.end >= w.limit || len(p.entries) > maxPackEntries-maxAppend {
 		w.detach()
 	}
-	return p, e, nil
+	return p, nil
 }
 
 // writeBackStep is how much of a pack the kernel is asked to write at once, in bytes.
 const writeBackStep = 8 << 20
 
-// writeBack has the kernel begin to write what stands before a chunk, so that the fsync which
+// writeBack has the kernel begin to write what stands before what was just written, so that the fsync which
 // somebody waits for finds little to do. It is only a hint: what is not there yet, the fsync gets.
-func (w *packWriter) writeBack(p *pack, e *entry) {
-	step := int64(e.off) / writeBackStep
-	if p.upload != nil || step == (int64(e.off)+int64(e.stored))/writeBackStep {
+func (w *packWriter) writeBack(p *pack, from, to int64) {
+	step := from / writeBackStep
+	if p.upload != nil || step == to/writeBackStep {
 		return
 	}
 	_ = unix.SyncFileRange(int(p.file.f.Fd()), step*writeBackStep, writeBackStep, unix.SYNC_FILE_RANGE_WRITE)
