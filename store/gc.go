@@ -234,9 +234,9 @@ func (g *collection) markAll() error {
 		}
 	}
 	for _, rec := range g.records() {
-		err := g.markTree(rec.Data)
-		for i := range rec.Attach {
-			err = errors.Join(err, g.markTree(rec.Attach[i].Data))
+		var err error
+		for _, t := range rec.trees() {
+			err = errors.Join(err, g.markTree(t))
 		}
 		if err != nil {
 			return fmt.Errorf("cannot tell what image %q needs (remove it, or checkpoint the same again to heal it): %w", rec.Name, err)

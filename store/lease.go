@@ -22,10 +22,7 @@ func (s *Store) readerRoots() (roots []root) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for r := range s.readers {
-		roots = append(roots, r.rec.Data)
-		for i := range r.rec.Attach {
-			roots = append(roots, r.rec.Attach[i].Data)
-		}
+		roots = append(roots, r.rec.trees()...)
 	}
 	return roots
 }

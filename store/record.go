@@ -32,6 +32,15 @@ type record struct {
 	Series  string    `cbor:"9,keyasint,omitempty"` // Ingest.SetSeries
 }
 
+// trees lists the chunk lists of the image and its attachments; an empty one has no size.
+func (r *record) trees() []root {
+	list := append(make([]root, 0, 1+len(r.Attach)), r.Data)
+	for i := range r.Attach {
+		list = append(list, r.Attach[i].Data)
+	}
+	return list
+}
+
 // sideRec is one attachment.
 type sideRec struct {
 	Name string `cbor:"1,keyasint"`

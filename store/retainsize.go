@@ -100,11 +100,7 @@ type weigher struct {
 
 // weigh adds what an image needs and no image before it did.
 func (w *weigher) weigh(rec *record) error {
-	trees := []root{rec.Data}
-	for i := range rec.Attach {
-		trees = append(trees, rec.Attach[i].Data)
-	}
-	for _, t := range trees {
+	for _, t := range rec.trees() {
 		if t.Size == 0 {
 			continue
 		}

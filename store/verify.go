@@ -244,11 +244,7 @@ func (v *verification) note(err error, image string) {
 }
 
 func (v *verification) image(rec *record) error {
-	trees := []root{rec.Data}
-	for i := range rec.Attach {
-		trees = append(trees, rec.Attach[i].Data)
-	}
-	for _, t := range trees {
+	for _, t := range rec.trees() {
 		if t.Size == 0 {
 			continue
 		}
