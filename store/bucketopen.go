@@ -51,7 +51,7 @@ func (s *Store) openShared(location string) error {
 
 // version returns the bucket's version object, and writes it if there is none.
 func (sh *shared) version() (string, error) {
-	for {
+	for range versionTries {
 		b, err := sh.getTwice(versionName)
 		var re minio.ErrorResponse
 		if errors.As(err, &re) && re.Code == minio.NoSuchBucket {
@@ -68,7 +68,11 @@ func (sh *shared) version() (string, error) {
 			return "", err
 		}
 	}
+	return "", fmt.Errorf("%s/%s was written %d times and still is not there; the server contradicts itself", sh.b.url, versionName, versionTries)
 }
+
+// versionTries bounds how often a version object that was written is looked for in vain.
+const versionTries = 5
 
 // getTwice returns a small object that has no checksum of its own, when it came equal twice.
 func (sh *shared) getTwice(key string) (data []byte, err error) {
