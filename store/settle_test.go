@@ -178,7 +178,7 @@ func TestSettle(t *testing.T) {
 // TestSettleLeavesOthers: packs from before there was settling have any ID.
 func TestSettleLeavesOthers(t *testing.T) {
 	dir := t.TempDir()
-	s := open(t, dir, Options{PackSize: 1 << 20, Workers: 1, atOnce: true}) // one, or a pack may happen to hold nothing compressed
+	s := open(t, dir, Options{atOnce: true}) // one pack, which has something compressed in it
 	s.w.chunks.kind = packFast                                              // as their random bit may say
 	chunks := testImage(1, 200)
 	ingest(t, s, "a", chunks)
