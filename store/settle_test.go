@@ -179,7 +179,7 @@ func TestSettle(t *testing.T) {
 func TestSettleLeavesOthers(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, Options{atOnce: true}) // one pack, which has something compressed in it
-	s.w.chunks.kind = packFast                                              // as their random bit may say
+	s.w.chunks.kind = packFast               // as their random bit may say
 	chunks := testImage(1, 200)
 	ingest(t, s, "a", chunks)
 	names := packNames(t, s)
