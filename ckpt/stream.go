@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
-	"github.com/zeebo/blake3"
 )
 
 // piece is a run of bytes of the image and where they come from.
@@ -23,7 +23,7 @@ type piece struct {
 type batch struct {
 	pieces []piece
 	chunks []image.Chunk
-	buf    []byte
+	block  image.Block
 	hashes []image.Hash
 	err    error
 	done   chan struct{}
@@ -33,18 +33,18 @@ type batch struct {
 // the cache is too small.
 const batchLen = 64 << 10
 
-// Stream gives the whole image to emit, chunk after chunk in file order with the hash of
-// each; the trailer comes last, cut like the rest. It reads and hashes ahead on all cores.
-// emit may not keep the bytes. Stream returns the root hash, the image's identity. It can be
-// called once.
-func (c *Checkpoint) Stream(ctx context.Context, emit func(h image.Hash, b []byte) error) (image.Hash, error) {
+// Stream gives the whole image to a sink in file order; the trailer comes last, cut like the
+// rest. It reads ahead on all cores, which also hash and do what the sink's blocks do in Ready.
+// Stream returns the root hash, the image's identity. It can be called once. After an error
+// some blocks may still get ready.
+func (c *Checkpoint) Stream(ctx context.Context, sink image.Sink) (image.Hash, error) {
 	if c.streamed {
 		return image.Hash{}, errors.New("the checkpoint has been streamed already")
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	hashes := make([]image.Hash, 0, len(c.layout.Chunks))
-	for b := range c.readAhead(ctx) {
+	for b := range c.readAhead(ctx, sink) {
 		select {
 		case <-b.done:
 		case <-ctx.Done():
@@ -54,28 +54,32 @@ func (c *Checkpoint) Stream(ctx context.Context, emit func(h image.Hash, b []byt
 			return image.Hash{}, b.err
 		}
 		hashes = append(hashes, b.hashes...)
-		if err := b.emit(emit); err != nil {
+		if err := b.block.Append(); err != nil {
 			return image.Hash{}, err
 		}
-		c.recycle(b)
 	}
 	if err := ctx.Err(); err != nil {
 		return image.Hash{}, err
 	}
-	return c.emitTrailer(hashes, emit)
+	return c.streamTrailer(hashes, sink)
 }
 
-func (c *Checkpoint) emitTrailer(hashes []image.Hash, emit func(image.Hash, []byte) error) (image.Hash, error) {
+func (c *Checkpoint) streamTrailer(hashes []image.Hash, sink image.Sink) (image.Hash, error) {
 	trailer, root, err := c.layout.Trailer(hashes)
 	if err != nil {
 		return image.Hash{}, err
 	}
-	for len(trailer) > 0 {
-		n := min(len(trailer), image.ChunkSize)
-		if err := emit(blake3.Sum256(trailer[:n]), trailer[:n]); err != nil {
+	off := c.layout.Total - int64(len(trailer))
+	for chunk := range slices.Chunk(trailer, image.ChunkSize) {
+		b := batch{chunks: []image.Chunk{{Off: off, Len: len(chunk)}}, block: sink.Block(len(chunk))}
+		copy(b.block.Bytes(), chunk)
+		if err = b.ready(); err == nil {
+			err = b.block.Append()
+		}
+		if err != nil {
 			return image.Hash{}, err
 		}
-		trailer = trailer[n:]
+		off += int64(len(chunk))
 	}
 	c.streamed = true
 	return root, nil
@@ -86,14 +90,15 @@ const aheadBatches = 64
 
 // readAhead returns the chunks in order. Each batch is filled by one of the workers; whoever
 // takes it waits for its done. Cancelling ctx ends everything.
-func (c *Checkpoint) readAhead(ctx context.Context) <-chan *batch {
+func (c *Checkpoint) readAhead(ctx context.Context, sink image.Sink) <-chan *batch {
 	ordered := make(chan *batch, aheadBatches)
 	work := make(chan *batch, aheadBatches)
 	for range runtime.GOMAXPROCS(0) {
 		go func() {
 			for b := range work {
-				b.err = b.fill()
-				b.hash()
+				if b.err = b.fill(); b.err == nil {
+					b.err = b.ready()
+				}
 				close(b.done)
 			}
 		}()
@@ -107,7 +112,7 @@ func (c *Checkpoint) readAhead(ctx context.Context) <-chan *batch {
 			n := 0
 			b.chunks, n = takeBatch(rest)
 			rest = rest[len(b.chunks):]
-			b.buf = c.buffer(n)
+			b.block = sink.Block(n)
 			b.pieces = src.next(n)
 			select {
 			case work <- b:
@@ -135,10 +140,10 @@ func takeBatch(chunks []image.Chunk) ([]image.Chunk, int) {
 
 // fill reads the bytes of a batch.
 func (b *batch) fill() error {
-	at := b.buf
+	at := b.block.Bytes()
 	for _, p := range b.pieces {
 		if p.len > len(at) {
-			return fmt.Errorf("chunks of %d bytes got more", len(b.buf))
+			return fmt.Errorf("chunks of %d bytes got more", len(b.block.Bytes()))
 		}
 		if _, err := p.from.ReadAt(at[:p.len], p.at); err != nil {
 			return fmt.Errorf("%s: read %d bytes at %#x: %w", p.what, p.len, p.at, err)
@@ -149,47 +154,15 @@ func (b *batch) fill() error {
 	return nil
 }
 
-// hash computes the hash of every chunk.
-func (b *batch) hash() {
+// ready hashes every chunk and tells the block.
+func (b *batch) ready() error {
 	b.hashes = make([]image.Hash, len(b.chunks))
-	at := b.buf
+	at := b.block.Bytes()
 	for i := range b.chunks {
 		n := b.chunks[i].Len
-		b.hashes[i], at = blake3.Sum256(at[:n]), at[n:]
+		b.hashes[i], at = image.HashOf(at[:n]), at[n:]
 	}
-}
-
-// emit gives the chunks on.
-func (b *batch) emit(emit func(h image.Hash, chunk []byte) error) error {
-	at := b.buf
-	for i := range b.chunks {
-		n := b.chunks[i].Len
-		if err := emit(b.hashes[i], at[:n:n]); err != nil {
-			return err
-		}
-		at = at[n:]
-	}
-	return nil
-}
-
-// buffer takes a buffer that recycle gave back, or a new one. Both run in one goroutine
-// each, joined by a channel.
-func (c *Checkpoint) buffer(n int) []byte {
-	select {
-	case b := <-c.free:
-		if cap(b) >= n {
-			return b[:n]
-		}
-	default:
-	}
-	return make([]byte, n, max(n, batchLen))
-}
-
-func (c *Checkpoint) recycle(b *batch) {
-	select {
-	case c.free <- b.buf:
-	default:
-	}
+	return b.block.Ready(b.chunks, b.hashes)
 }
 
 // source walks through the image's bytes in file order: head, memory, segments, blobs.

@@ -58,9 +58,8 @@ type Checkpoint struct {
 	dirs      map[int]int          // by pid: with whom it shares cwd, root and umask
 	sleepers  *sleepers
 	tr        *ptrace.Tracer
-	ownTracer bool        // Close ends it
-	undo      undoStack   // what lets a tree go that stays frozen
-	free      chan []byte // buffers that can be used again
+	ownTracer bool      // Close ends it
+	undo      undoStack // what lets a tree go that stays frozen
 	logging   sync.Mutex
 	reading   sync.WaitGroup // the goroutine that reads the files
 	streamed  bool
@@ -150,7 +149,7 @@ func lookAccepted(pid int) (*survey, error) {
 }
 
 func newCheckpoint(o Options, tr *ptrace.Tracer) *Checkpoint {
-	return &Checkpoint{o: o, tr: tr, segs: newSegments(), refs: map[int]image.ObjRef{}, ttys: map[int32]int{}, free: make(chan []byte, aheadBatches)}
+	return &Checkpoint{o: o, tr: tr, segs: newSegments(), refs: map[int]image.ObjRef{}, ttys: map[int32]int{}}
 }
 
 // complete ends a capture, or cleans up after one that failed.

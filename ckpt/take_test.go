@@ -61,7 +61,7 @@ func dies(t *testing.T, pid int) {
 func stream(t *testing.T, c *Checkpoint) *image.Reader {
 	t.Helper()
 	var b bytes.Buffer
-	root, err := c.Stream(context.Background(), func(h image.Hash, p []byte) error { b.Write(p); return nil })
+	root, err := c.Stream(context.Background(), image.Writer(func(p []byte) error { b.Write(p); return nil }))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +131,7 @@ func TestTakeThatIsNotReadLeavesNothing(t *testing.T) {
 	snap := c.procs[0].mem.snap.PID
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := c.Stream(ctx, func(image.Hash, []byte) error { return nil }); !errors.Is(err, context.Canceled) {
+	if _, err := c.Stream(ctx, image.Writer(func([]byte) error { return nil })); !errors.Is(err, context.Canceled) {
 		t.Errorf("Stream = %v, want it cancelled", err)
 	}
 	if err := c.Close(); err != nil {

@@ -32,9 +32,9 @@ type Checkpoint interface {
 	Size() int64
 	// Manifest describes the tree.
 	Manifest() *image.Manifest
-	// Stream emits all bytes of the image in order, cut into the chunks of the image's
-	// layout, and returns the image's identity. A chunk is only valid during the call.
-	Stream(ctx context.Context, emit func(h image.Hash, chunk []byte) error) (image.Hash, error)
+	// Stream gives all bytes of the image to a sink, cut into the chunks of the image's layout,
+	// and returns the image's identity.
+	Stream(ctx context.Context, sink image.Sink) (image.Hash, error)
 	// Close gives everything back. It is always called, once.
 	Close() error
 }

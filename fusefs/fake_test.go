@@ -139,12 +139,17 @@ func (c *fakeCheckpoint) Size() int64               { return int64(len(c.b)) }
 func (c *fakeCheckpoint) Manifest() *image.Manifest { return c.m }
 func (c *fakeCheckpoint) Close() error              { c.e.event("close"); return nil }
 
-func (c *fakeCheckpoint) Stream(ctx context.Context, emit func(image.Hash, []byte) error) (root image.Hash, err error) {
-	emitted := func(b []byte) error {
+func (c *fakeCheckpoint) Stream(ctx context.Context, sink image.Sink) (root image.Hash, err error) {
+	emitted := func(off int64, p []byte) error {
 		if err := c.e.sleep(ctx, "chunk-delay"); err != nil {
 			return err
 		}
-		return emit(image.HashOf(b), b)
+		b := sink.Block(len(p))
+		copy(b.Bytes(), p)
+		if err := b.Ready([]image.Chunk{{Off: off, Len: len(p)}}, []image.Hash{image.HashOf(p)}); err != nil {
+			return err
+		}
+		return b.Append()
 	}
 	for i, ch := range c.chunks {
 		if i == len(c.chunks)/2 {
@@ -152,17 +157,17 @@ func (c *fakeCheckpoint) Stream(ctx context.Context, emit func(image.Hash, []byt
 				return root, err
 			}
 		}
-		if err := emitted(c.b[ch.Off : ch.Off+int64(ch.Len)]); err != nil {
+		if err := emitted(ch.Off, c.b[ch.Off:ch.Off+int64(ch.Len)]); err != nil {
 			return root, err
 		}
 	}
 	last := c.chunks[len(c.chunks)-1]
-	for trailer := c.b[last.Off+int64(last.Len):]; len(trailer) > 0; {
-		n := min(len(trailer), image.ChunkSize)
-		if err := emitted(trailer[:n]); err != nil {
+	for off := last.Off + int64(last.Len); off < c.Size(); {
+		n := min(c.Size()-off, image.ChunkSize)
+		if err := emitted(off, c.b[off:off+n]); err != nil {
 			return root, err
 		}
-		trailer = trailer[n:]
+		off += n
 	}
 	r, err := image.Open(bytes.NewReader(c.b), c.Size())
 	if err != nil {

@@ -102,7 +102,7 @@ func TestBucketMultipart(t *testing.T) {
 			t.Fatal(err)
 		}
 		if i == len(chunks)-1 {
-			in.jobs.Wait()
+			in.written()
 			for end := time.Now().Add(20 * time.Second); proxy.Counts().Requests[s3test.MultipartPart] == 0; time.Sleep(10 * time.Millisecond) {
 				if time.Now().After(end) {
 					t.Fatal("no part was sent before the commit")

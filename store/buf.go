@@ -10,7 +10,7 @@ import (
 type buf struct {
 	data []byte
 	refs atomic.Int32
-	pool *bufPool
+	pool *bufPool // nil: the memory is somebody else's
 }
 
 func (b *buf) hold() *buf {
@@ -19,7 +19,7 @@ func (b *buf) hold() *buf {
 }
 
 func (b *buf) release() {
-	if b.refs.Add(-1) == 0 {
+	if b.refs.Add(-1) == 0 && b.pool != nil {
 		b.pool.p.Put(b)
 	}
 }

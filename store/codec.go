@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
@@ -18,14 +19,8 @@ const (
 
 // compressor belongs to one goroutine.
 type compressor struct {
-	enc *zstd.Encoder
-	out []byte
-	// What a worker has at hand, and where packWriter.appendAll encrypts it.
-	chunks  []*job
-	nodes   []*job
-	entries []entry
-	plain   []byte
-	sealed  []byte
+	enc     *zstd.Encoder
+	batches [2]*batch // of chunks and of nodes, see encoders
 }
 
 func newCompressor(level zstd.EncoderLevel) (*compressor, error) {
@@ -37,28 +32,26 @@ func newCompressor(level zstd.EncoderLevel) (*compressor, error) {
 	return &compressor{enc: enc}, nil
 }
 
-// encode returns what to store for raw. The result is raw itself or valid until the next
-// call. What saves less than 1/16 is stored raw: it would cost every reader time.
-func (c *compressor) encode(raw []byte) (stored []byte, codec uint8) {
-	c.out = c.enc.EncodeAll(raw, c.out[:0])
-	return worthwhile(raw, c.out, codecZstd)
+// append appends to dst what to store for raw. What saves less than 1/16 is stored as it is: it
+// would cost every reader time.
+func (c *compressor) append(dst, raw []byte) (out []byte, codec uint8) {
+	return worthwhile(dst, raw, c.enc.EncodeAll(raw, dst), codecZstd)
 }
 
-// encodeFast is encode for who has no time: with s2. The last byte stays out: from 16 KiB on,
+// appendFast is append for who has no time: with s2. The last byte stays out: from 16 KiB on,
 // which is the usual chunk, s2 takes a table of four times the size, which is slower by a tenth
 // for blocks that short and finds less.
-func (c *compressor) encodeFast(raw []byte) (stored []byte, codec uint8) {
-	if n := s2.MaxEncodedLen(len(raw)) + 1; cap(c.out) < n {
-		c.out = make([]byte, n)
-	}
-	last := len(raw) - 1
-	out := s2.Encode(c.out[:cap(c.out)], raw[:last])
-	return worthwhile(raw, append(out, raw[last]), codecS2)
+func appendFast(dst, raw []byte) (out []byte, codec uint8) {
+	n, last := len(dst), len(raw)-1
+	dst = slices.Grow(dst, s2.MaxEncodedLen(last)+1)
+	m := len(s2.Encode(dst[n:cap(dst)], raw[:last])) // there: it has room for the worst
+	return worthwhile(dst, raw, append(dst[:n+m], raw[last]), codecS2)
 }
 
-func worthwhile(raw, out []byte, codec uint8) ([]byte, uint8) {
-	if len(out) > len(raw)-len(raw)/16 {
-		return raw, codecRaw
+// worthwhile takes back what was appended to dst if it does not pay.
+func worthwhile(dst, raw, out []byte, codec uint8) ([]byte, uint8) {
+	if len(out)-len(dst) > len(raw)-len(raw)/16 {
+		return append(dst, raw...), codecRaw
 	}
 	return out, codec
 }
@@ -110,7 +103,7 @@ func (d *decoder) decode(dst, stored []byte, codec uint8, h Hash) error {
 	return nil
 }
 
-// decodeFast is the way back from encodeFast.
+// decodeFast is the way back from appendFast.
 func decodeFast(dst, stored []byte) error {
 	n, m := len(dst)-1, len(stored)-1
 	if n < 0 || m < 0 {

@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-
-	"github.com/klauspost/compress/zstd"
 )
 
 // Commit makes the image durable and then lists it. On an error nothing is listed, the
@@ -74,9 +72,16 @@ func (in *Ingest) complete() (*record, error) {
 	if rec.Attach, err = in.storeAttached(); err != nil {
 		return nil, err
 	}
-	in.jobs.Wait()
+	in.written()
 	rec.Unique = in.unique.Load()
 	return rec, in.failed()
+}
+
+// written waits until all chunks that the image refers to are in packs, or cannot be.
+func (in *Ingest) written() {
+	in.s.enc.hurry()
+	defer in.s.enc.calm()
+	in.jobs.Wait()
 }
 
 // failed reports why the ingest cannot be committed, if so.
@@ -180,6 +185,7 @@ func (in *Ingest) abort() error {
 	if !over {
 		in.state = ingestAborted
 		in.win.clear()
+		clear(in.ahead)
 		in.attach = nil
 	}
 	in.mu.Unlock()
@@ -187,7 +193,7 @@ func (in *Ingest) abort() error {
 		return nil
 	}
 	in.free()
-	in.jobs.Wait()
+	in.written()
 	dead := in.s.leave(in)
 	return in.s.dropPacks(dead)
 }
@@ -233,102 +239,6 @@ func (s *Store) dropPacks(dead []*pack) error {
 	return errors.Join(errs...)
 }
 
-// startWorkers starts the goroutines that compress and write.
-func (s *Store) startWorkers() error {
-	for range s.o.Workers {
-		c, err := newCompressor(zstd.SpeedFastest)
-		if err != nil {
-			return err
-		}
-		s.work.Add(1)
-		go func() {
-			defer s.work.Done()
-			for j := range s.queue {
-				s.writeSome(c, j)
-			}
-		}()
-	}
-	return nil
-}
-
-// What a worker takes out of the queue at once, if it is there: writing is dear for so small
-// pieces.
-const (
-	batchJobs  = 8
-	batchBytes = 512 << 10
-)
-
-// writeSome writes a chunk, and some of those that wait behind it.
-func (s *Store) writeSome(c *compressor, j *job) {
-	c.chunks, c.nodes = c.chunks[:0], c.nodes[:0]
-	for k, n := 1, 0; ; k++ {
-		if j.node {
-			c.nodes = append(c.nodes, j)
-		} else {
-			c.chunks = append(c.chunks, j)
-		}
-		if n += len(j.buf.data); k == batchJobs || n >= batchBytes {
-			break
-		}
-		var ok bool
-		select {
-		case j, ok = <-s.queue:
-		default:
-		}
-		if !ok {
-			break
-		}
-	}
-	s.write(c, c.chunks, false)
-	s.write(c, c.nodes, true)
-}
-
-// write compresses chunks and appends them to a pack.
-func (s *Store) write(c *compressor, jobs []*job, node bool) {
-	if len(jobs) == 0 {
-		return
-	}
-	c.entries, c.plain = c.entries[:0], c.plain[:0]
-	for _, j := range jobs {
-		var stored []byte
-		var codec uint8
-		if s.fast() && !node {
-			stored, codec = c.encodeFast(j.buf.data)
-		} else {
-			stored, codec = c.encode(j.buf.data)
-		}
-		c.entries = append(c.entries, entry{hash: j.hash, raw: uint32(len(j.buf.data)), stored: uint32(len(stored)), codec: codec})
-		c.plain = append(c.plain, stored...)
-		j.owner.unique.Add(int64(len(stored)))
-	}
-	var p *pack
-	var err error
-	p, c.sealed, err = s.w.of(node).appendAll(c.entries, c.plain, c.sealed)
-	for _, j := range jobs {
-		s.finish(j, p, err)
-	}
-}
-
-// finish tells everyone who refers to a chunk that it is in a pack, or will never be.
-func (s *Store) finish(j *job, p *pack, err error) {
-	s.ix.unqueue(&j.hash) // nobody joins any more
-	for _, in := range j.waiters {
-		if in.packs != nil && p != nil {
-			in.refer(p)
-		}
-		in.fail(err)
-		in.jobs.Done()
-	}
-	s.recycle(j)
-}
-
-func (s *Store) recycle(j *job) {
-	j.buf.release()
-	clear(j.waiters)
-	*j = job{waiters: j.waiters[:0]}
-	s.jobs.Put(j)
-}
-
 // ingestSink is what the packs of ingests tell the store.
 type ingestSink Store
 
@@ -339,7 +249,7 @@ func (s *ingestSink) opened(p *pack) {
 	s.writing[p.id] = struct{}{}
 }
 
-func (s *ingestSink) added(p *pack, e entry) { s.ix.added(p, &e) }
+func (s *ingestSink) added(p *pack, es []entry) { s.ix.added(p, es) }
 
 func (s *ingestSink) sealed(p *pack) { (*Store)(s).packSealed(p) }
 

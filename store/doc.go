@@ -78,11 +78,16 @@
 //
 // # How an image comes to be
 //
-//  1. Put looks the hash up: among chunks on their way, in memory, in the runs. What is
-//     there is only referred to. All-zero chunks are never stored.
-//  2. New chunks go through a bounded queue to one worker per CPU, which compresses and
-//     writes into the open pack. One pack serves all ingests, and another one takes the nodes.
-//  3. The chunk list grows beside; a full leaf goes the same way as a chunk.
+//  1. Whoever makes the image fills blocks of some neighbouring chunks, several at once: 64 KiB,
+//     hashed, looked up and compressed by one goroutine while they are in its processor's cache.
+//     What is in memory, in the runs or on its way already is only referred to. All-zero
+//     chunks are never stored.
+//  2. New chunks gather in batches. One goroutine writes these into the open pack (several would
+//     wait for each other at the file); a batch that is not full goes when somebody waits for it.
+//     One pack serves all ingests, and another one takes the nodes. The disk is asked to
+//     take what was written every 8 MiB, so that little is left for Commit.
+//  3. Blocks are appended in the image's order. The chunk list grows; a full leaf goes the same
+//     way as a chunk.
 //  4. Commit waits for its chunks, seals the packs (footer, fsync, rename, fsync of the folder)
 //     and writes the record beside (fsync); when the packs have their names the record gets
 //     its own, and the folder is synced. Only now the image is listed.
@@ -94,11 +99,11 @@
 // # GC
 //
 //  1. Memory is flushed; only packs that the runs know are looked at. From now on every
-//     reference that a Put makes marks its chunk as alive.
-//  2. Running ingests (each waited for until no Put is half done), listed images and open
+//     reference that a Store makes marks its chunk as alive.
+//  2. Running ingests (each waited for until no Store is half done), listed images and open
 //     readers are walked and all they refer to marked: a bit for each index entry.
 //  3. Packs of which a quarter is dead, and small ones if there are many, are condemned:
-//     what is not marked there is from now on not found by Put.
+//     what is not marked there is from now on not found by Store.
 //  4. Live chunks are checked and copied into new packs; when those are sealed the old
 //     packs are removed. The index is rewritten last; until then a removed pack is skipped.
 //
@@ -180,7 +185,7 @@
 //  1. GC marks what is alive as in a folder, from the records of all machines and all leases. It
 //     copies what is alive out of packs that are mostly dead, then writes a marker that names
 //     the packs it wants to remove. Packs younger than four grace times are left alone.
-//  2. Who knows of the marker does not refer to those packs any more: a Put that finds a chunk
+//  2. Who knows of the marker does not refer to those packs any more: a Store that finds a chunk
 //     only there stores it again. A copy in a marked pack counts for nothing, for GC as well, so
 //     that two GCs cannot each rely on the copy that the other one removes.
 //  3. While an ingest runs, its machine looks for markers every quarter of the grace time, and

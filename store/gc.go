@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 )
@@ -345,7 +344,7 @@ func (g *collection) markIngest(in *Ingest) error {
 	in.quiesce()
 	in.mu.Lock()
 	spans := in.tree.spans
-	open := slices.Clone(in.tree.open)
+	open := in.unlisted()
 	over := in.state != ingestRunning
 	in.mu.Unlock()
 	if over {

@@ -265,17 +265,21 @@ func (x *index) join(h *Hash, in *Ingest) bool {
 	return true
 }
 
-// added moves a chunk from the queue to where it stands now.
-func (x *index) added(p *pack, e *entry) {
+// added enters where chunks stand now.
+func (x *index) added(p *pack, es []entry) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.mem[e.hash] = e.loc(p)
+	for i := range es {
+		x.mem[es[i].hash] = es[i].loc(p)
+	}
 }
 
-func (x *index) unqueue(h *Hash) {
+func (x *index) unqueue(jobs []*job) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	delete(x.queued, *h)
+	for _, j := range jobs {
+		delete(x.queued, j.hash)
+	}
 }
 
 // lose forgets the chunks of a pack.
@@ -315,10 +319,10 @@ func (x *index) fromQueue(h *Hash, dst []byte) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	j := x.queued[*h]
-	if j == nil || len(j.buf.data) != len(dst) {
+	if j == nil || len(j.data) != len(dst) {
 		return false
 	}
-	copy(dst, j.buf.data)
+	copy(dst, j.data)
 	return true
 }
 
@@ -327,7 +331,7 @@ func (x *index) size(h *Hash) (int, bool, error) {
 	x.mu.RLock()
 	if j := x.queued[*h]; j != nil {
 		defer x.mu.RUnlock()
-		return len(j.buf.data), true, nil
+		return len(j.data), true, nil
 	}
 	x.mu.RUnlock()
 	l, ok, err := x.find(h)

@@ -237,14 +237,14 @@ func TestMemoryGivenBack(t *testing.T) {
 	old, open := &pack{id: fileID{1}}, &pack{id: fileID{2}}
 	x.fresh[old] = struct{}{}
 	for i := range uint64(1000) {
-		x.added(old, &entry{hash: madeHash(i), raw: 1})
+		x.added(old, []entry{{hash: madeHash(i), raw: 1}})
 	}
 	ents, packs := x.flushable()
 	if len(ents) != 1000 || !slices.Equal(packs, []*pack{old}) {
 		t.Fatalf("%d chunks of %d packs", len(ents), len(packs))
 	}
-	x.added(open, &entry{hash: madeHash(5), raw: 1}) // stored again while the run is written
-	x.added(open, &entry{hash: madeHash(2000), raw: 1})
+	x.added(open, []entry{{hash: madeHash(5), raw: 1}}) // stored again while the run is written
+	x.added(open, []entry{{hash: madeHash(2000), raw: 1}})
 	x.flushed(&run{packs: packs})
 	if len(x.mem) != 2 || len(x.fresh) != 0 || x.mem[madeHash(5)].p != open || x.mem[madeHash(2000)].p != open {
 		t.Errorf("%d chunks and %d packs are left", len(x.mem), len(x.fresh))

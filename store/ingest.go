@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,13 +15,12 @@ import (
 // until Commit.
 const maxAttached = 64 << 20
 
-// job is a chunk on its way from Put to a pack.
+// job is a chunk on its way from a block to a pack.
 type job struct {
 	hash    Hash
-	buf     *buf
-	owner   *Ingest
-	node    bool
-	waiters []*Ingest // everyone who refers to it, the owner too; guarded by index.mu
+	data    []byte
+	buf     *buf      // that holds data
+	waiters []*Ingest // everyone who refers to it; guarded by index.mu
 }
 
 // ingestState is how far an ingest came.
@@ -32,8 +32,8 @@ const (
 	ingestAborted
 )
 
-// Ingest is an image being written. Put and Commit belong to one goroutine; ReadAt, Wait,
-// Size and Abort may be called by any number of others meanwhile.
+// Ingest is an image being written. Append, Put and Commit belong to one goroutine; Block, Store,
+// ReadAt, Wait, Size and Abort may be called by any number of others meanwhile.
 type Ingest struct {
 	s       *Store
 	ctx     context.Context
@@ -43,7 +43,7 @@ type Ingest struct {
 	created time.Time
 	unique  atomic.Int64
 	jobs    sync.WaitGroup // chunks this image refers to that are not in a pack yet
-	putting sync.Mutex     // held by Put and Commit; Abort and Close wait for it
+	putting sync.RWMutex   // shared by Store and Append; Commit, Abort and GC wait until nobody has it
 	extra   []Hash         // nodes and attachments, if the store is in a bucket
 
 	packsMu sync.Mutex
@@ -54,6 +54,7 @@ type Ingest struct {
 	err    error         // why it failed; sticky
 	grew   chan struct{} // closed when bytes, an error or the end arrive; nil if nobody waits
 	tree   treeBuilder
+	ahead  map[*Block]struct{} // stored, or being stored, and not appended yet
 	win    window
 	view   view
 	attach []side
@@ -66,10 +67,10 @@ type side struct {
 }
 
 // Begin starts a new image. The name must be a valid file name that no image has
-// (fs.ErrExist) and stays reserved until Commit or Abort. When ctx ends, Put and Commit
-// fail; the caller must still call Abort.
+// (fs.ErrExist) and stays reserved until Commit or Abort. When ctx ends, Store, Append and
+// Commit fail; the caller must still call Abort.
 func (s *Store) Begin(ctx context.Context, name string) (*Ingest, error) {
-	in := &Ingest{s: s, name: name, created: time.Now()}
+	in := &Ingest{s: s, name: name, created: time.Now(), ahead: map[*Block]struct{}{}}
 	in.ctx, in.free = s.bound(ctx)
 	if err := s.begin(in); err != nil {
 		in.free()
@@ -105,117 +106,6 @@ func (s *Store) begin(in *Ingest) error {
 
 // Name returns the name the image will have.
 func (in *Ingest) Name() string { return in.name }
-
-// Put appends a chunk of 1 to MaxChunk bytes to the image. h is its BLAKE3-256. The chunk
-// may be reused when Put returns; it is compressed and written later, by others. After an
-// error, which is also the error of every later call, only Abort is left to do.
-func (in *Ingest) Put(h Hash, chunk []byte) error {
-	in.putting.Lock()
-	defer in.putting.Unlock()
-	if err := in.usable(); err != nil {
-		return err
-	}
-	if err := in.s.checkChunk(&h, chunk); err != nil {
-		return in.fail(err)
-	}
-	h = in.s.sec.id(h)
-	ref := chunkRef{hash: h, size: uint32(len(chunk)), zero: allZero(chunk)}
-	var b *buf
-	if !ref.zero {
-		b = in.s.bufs.get(len(chunk))
-		copy(b.data, chunk)
-		if err := in.store(&h, b, false); err != nil {
-			b.release()
-			return in.fail(err)
-		}
-	}
-	return in.appendRef(ref, b)
-}
-
-func (s *Store) checkChunk(h *Hash, chunk []byte) error {
-	if len(chunk) == 0 || len(chunk) > MaxChunk {
-		return fmt.Errorf("a chunk of %d bytes: it must have 1 to %d", len(chunk), MaxChunk)
-	}
-	if s.o.CheckHashes && hashOf(chunk) != *h {
-		return fmt.Errorf("chunk of %d bytes: %w (%s)", len(chunk), errMismatch, *h) // a copy: h itself would have to be allocated for every Put
-	}
-	return nil
-}
-
-// appendRef adds a chunk to the list and its bytes to the window, which takes b over.
-func (in *Ingest) appendRef(ref chunkRef, b *buf) error {
-	in.mu.Lock()
-	off := in.tree.size
-	in.tree.open = append(in.tree.open, ref)
-	in.tree.size += int64(ref.size)
-	in.tree.count++
-	if b != nil {
-		in.win.push(off, b)
-	}
-	full := endsNode(&ref.hash, len(in.tree.open))
-	in.wake()
-	in.mu.Unlock()
-	if !full {
-		return nil
-	}
-	return in.fail(in.tree.closeLeaf(&in.mu))
-}
-
-// store sees to it that a chunk is in a pack some time, unless it is already. It holds b
-// itself for as long as it needs it.
-func (in *Ingest) store(h *Hash, b *buf, node bool) error {
-	known, err := in.s.known(h, in)
-	if known || err != nil {
-		return err
-	}
-	j := in.s.jobs.Get().(*job)
-	j.hash, j.buf, j.owner, j.node = *h, b.hold(), in, node
-	j.waiters = append(j.waiters[:0], in)
-	in.jobs.Add(1)
-	if taken, p := in.s.ix.enqueue(h, j, in); !taken {
-		if in.packs != nil && p != nil {
-			in.refer(p)
-		}
-		in.jobs.Done()
-		in.s.recycle(j)
-		return nil
-	}
-	in.s.queue <- j
-	return nil
-}
-
-// known reports whether a chunk is stored or about to be.
-func (s *Store) known(h *Hash, in *Ingest) (bool, error) {
-	s.ix.mu.Lock()
-	joined := s.ix.join(h, in)
-	s.ix.mu.Unlock()
-	if joined {
-		return true, nil
-	}
-	p, err := s.ix.reuse(h)
-	if errors.Is(err, errRun) && s.healIndex(err) {
-		p, err = s.ix.reuse(h)
-	}
-	if p != nil && in.packs != nil {
-		in.refer(p)
-	}
-	return p != nil, err
-}
-
-// putNode stores a node of the chunk list.
-func (in *Ingest) putNode(node []byte) (Hash, error) { return in.putBytes(node, true) }
-
-// putBytes stores what is no chunk of the image: a node or a piece of an attachment.
-func (in *Ingest) putBytes(data []byte, node bool) (Hash, error) {
-	h := in.s.sec.idOf(data)
-	if in.packs != nil {
-		in.extra = append(in.extra, h)
-	}
-	b := in.s.bufs.get(len(data))
-	copy(b.data, data)
-	defer b.release()
-	return h, in.store(&h, b, node)
-}
 
 // usable reports why an ingest takes nothing more, if so.
 func (in *Ingest) usable() error {
@@ -324,10 +214,10 @@ func (in *Ingest) readSome(p []byte, off int64) (int, error) {
 		in.mu.Unlock()
 		return 0, err
 	}
-	if b, start, ok := in.win.find(off); ok {
+	if data, b, start, ok := in.win.find(off); ok {
 		in.mu.Unlock()
 		defer b.release()
-		return copy(p, b.data[off-start:]), nil
+		return copy(p, data[off-start:]), nil
 	}
 	if off >= in.tree.base {
 		i, start := locate(in.tree.open, in.tree.base, off)
@@ -341,7 +231,17 @@ func (in *Ingest) readSome(p []byte, off int64) (int, error) {
 	return in.view.readLeaf(in.name, p, sp, base, off)
 }
 
-// quiesce waits until no Put or Commit is under way.
+// unlisted returns the chunks that are in no leaf yet: those of blocks that wait for their turn,
+// too. Called with mu held.
+func (in *Ingest) unlisted() []chunkRef {
+	refs := slices.Clone(in.tree.open)
+	for b := range in.ahead {
+		refs = append(refs, b.refs...)
+	}
+	return refs
+}
+
+// quiesce waits until no Store, Append or Commit is under way.
 func (in *Ingest) quiesce() {
 	in.putting.Lock()
 	defer in.putting.Unlock()

@@ -156,10 +156,10 @@ func (in *Ingest) rescue() error {
 		return nil
 	}
 	in.mu.Lock()
-	spans, open := in.tree.spans, in.tree.open
+	spans, open := in.tree.spans, in.unlisted()
 	in.mu.Unlock()
 	in.resetPacks()
-	for _, sp := range spans { // only Put and Commit append, and we hold putting
+	for _, sp := range spans { // only Append and Commit add to them, and we hold putting
 		if err := in.rescueNode(sp.hash); err != nil {
 			return err
 		}
@@ -210,5 +210,5 @@ func (in *Ingest) rescueChunk(h Hash, n int, node bool) error {
 	if err := in.s.readChunk(&h, b.data); err != nil {
 		return fmt.Errorf("another machine is removing a pack that this image needs, and it cannot be copied: %w", err)
 	}
-	return in.store(&h, b, node)
+	return in.storeOne(&h, b, node)
 }

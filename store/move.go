@@ -146,10 +146,8 @@ func (g *collection) load(p *pack, m *moving, c **compressor) error {
 			return err
 		}
 	}
-	var out []byte
-	out, m.codec = (*c).encode(raw.data)
 	m.again = true
-	stored.data = append(stored.data[:0], out...)
+	stored.data, m.codec = (*c).append(stored.data[:0], raw.data)
 	m.plain = stored.data
 	return nil
 }

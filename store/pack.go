@@ -2,6 +2,7 @@ package store
 
 import (
 	"crypto/cipher"
+	"sync"
 	"sync/atomic"
 )
 
@@ -27,8 +28,10 @@ type pack struct {
 	// While it is written; guarded by the packWriter.
 	entries []entry
 	end     int64
-	writing int  // WriteAt calls under way
-	full    bool // takes no more chunks
+	writing int // WriteAt calls under way
+	syncing atomic.Bool
+	syncs   sync.WaitGroup // see packWriter.writeBack
+	full    bool           // takes no more chunks
 	err     error
 	file    *packFile
 	upload  *packUpload // nil in a folder

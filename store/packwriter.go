@@ -14,8 +14,8 @@ import (
 type packSink interface {
 	// opened: a new pack takes chunks.
 	opened(p *pack)
-	// added: the bytes of a chunk are in the file; comes before the pack can be sealed.
-	added(p *pack, e entry)
+	// added: the bytes of chunks are in the file; comes before the pack can be sealed.
+	added(p *pack, es []entry)
 	// sealed: the pack is durable and visible.
 	sealed(p *pack)
 	// failed: the pack and all its chunks are lost; comes before anyone who waits hears.
@@ -98,9 +98,7 @@ func (w *packWriter) appendAll(es []entry, plain, buf []byte) (*pack, []byte, er
 	_, err = p.file.f.WriteAt(stored, off)
 	if err == nil {
 		w.writeBack(p, off, off+int64(len(stored)))
-		for i := range es {
-			w.sink.added(p, es[i])
-		}
+		w.sink.added(p, es)
 	}
 	w.mu.Lock()
 	p.writing--
@@ -153,17 +151,44 @@ func (w *packWriter) reserve(es []entry) (*pack, error) {
 	return p, nil
 }
 
-// writeBackStep is how much of a pack the kernel is asked to write at once, in bytes.
+// writeBackStep is after how many bytes of a pack the disk is asked to take them.
 const writeBackStep = 8 << 20
 
-// writeBack has the kernel begin to write what stands before what was just written, so that the fsync which
-// somebody waits for finds little to do. It is only a hint: what is not there yet, the fsync gets.
+// writeBack has the disk take what was written so far while more comes, so that the fsync which
+// somebody waits for finds little to do. Where that takes longer than the next step, the kernel
+// is at least asked to begin.
 func (w *packWriter) writeBack(p *pack, from, to int64) {
 	step := from / writeBackStep
 	if p.upload != nil || step == to/writeBackStep {
 		return
 	}
-	_ = unix.SyncFileRange(int(p.file.f.Fd()), step*writeBackStep, writeBackStep, unix.SYNC_FILE_RANGE_WRITE)
+	if !p.syncing.CompareAndSwap(false, true) {
+		_ = unix.SyncFileRange(int(p.file.f.Fd()), step*writeBackStep, writeBackStep, unix.SYNC_FILE_RANGE_WRITE) // only a hint
+		return
+	}
+	p.syncs.Go(func() {
+		err := p.file.f.Sync()
+		p.syncing.Store(false)
+		if err != nil {
+			w.lost(p, fmt.Errorf("writing pack to the disk: %w", err))
+		}
+	})
+}
+
+// lost gives up a pack that could not be written: the fsync that seal makes would not hear of it
+// again.
+func (w *packWriter) lost(p *pack, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p.err == nil {
+		p.err = err
+	}
+	if w.cur == p {
+		w.detach()
+		if p.writing == 0 {
+			go w.seal(p) // bounded by reserve, awaited by flush
+		}
+	}
 }
 
 // wrote tells the upload how far the file is whole after a WriteAt at off ended.
@@ -226,6 +251,7 @@ func (w *packWriter) open() error {
 
 // seal makes a detached pack durable and visible, or gives it up.
 func (w *packWriter) seal(p *pack) {
+	p.syncs.Wait()
 	err := p.err
 	if err == nil {
 		if err = w.finish(p); err != nil {

@@ -66,8 +66,8 @@ func TestCodecs(t *testing.T) {
 	fillRandom(rand.New(rand.NewPCG(1, 1)), random)
 	half := append(bytes.Clone(random[:MaxChunk/2]), make([]byte, MaxChunk/2)...)
 	for _, raw := range [][]byte{{7}, random[:100], half[MaxChunk/2-50:], half[MaxChunk/2-8192:][:16384], half, random} {
-		for codec, encode := range map[uint8]func([]byte) ([]byte, uint8){codecZstd: c.encode, codecS2: c.encodeFast} {
-			stored, got := encode(raw)
+		for codec, encode := range map[uint8]func(dst, raw []byte) ([]byte, uint8){codecZstd: c.append, codecS2: appendFast} {
+			stored, got := encode(nil, raw)
 			pays := len(raw) > 100 && len(raw) != len(random) || len(raw) == len(half) && raw[len(raw)-1] == 0
 			if want := map[bool]uint8{true: codec, false: codecRaw}[pays]; got != want {
 				t.Errorf("%d bytes have codec %d, want %d", len(raw), got, want)
@@ -93,8 +93,8 @@ func FuzzDecode(f *testing.F) {
 		f.Fatal(err)
 	}
 	raw := bytes.Repeat([]byte("abcdefg"), 1000)
-	for codec, encode := range map[uint8]func([]byte) ([]byte, uint8){codecZstd: c.encode, codecS2: c.encodeFast} {
-		stored, _ := encode(raw)
+	for codec, encode := range map[uint8]func(dst, raw []byte) ([]byte, uint8){codecZstd: c.append, codecS2: appendFast} {
+		stored, _ := encode(nil, raw)
 		f.Add(bytes.Clone(stored), uint16(len(raw)), codec)
 		f.Add(append(binary.AppendUvarint(nil, 1<<32-1), stored[2:]...), uint16(len(raw)), codec)
 		f.Add(append(binary.AppendUvarint(nil, uint64(len(raw))), stored[len(stored)/2:]...), uint16(len(raw)), codec)

@@ -15,8 +15,6 @@ import (
 
 // Options are the knobs of a store. The zero value is fine.
 type Options struct {
-	// Workers is the number of goroutines that compress and write; 0 means GOMAXPROCS.
-	Workers int
 	// Window is how many bytes of a running ingest stay in memory, uncompressed, for a
 	// reader that follows it closely; 0 means 16 MiB.
 	Window int64
@@ -48,9 +46,6 @@ type Options struct {
 }
 
 func (o *Options) defaults() {
-	if o.Workers <= 0 {
-		o.Workers = runtime.GOMAXPROCS(0)
-	}
 	if o.Window <= 0 {
 		o.Window = 16 << 20
 	}
@@ -93,9 +88,9 @@ type Store struct {
 	bufs     bufPool       // chunks
 	reads    bufPool       // pieces of packs
 	decoding chan struct{} // as many read-aheads decode at once
-	queue    chan *job
+	enc      encoders
 	jobs     sync.Pool
-	work     sync.WaitGroup // workers
+	blocks   sync.Pool
 	back     sync.WaitGroup // index flushes in the background
 	flushing atomic.Bool
 	dead     atomic.Int64 // bytes in packs that the last GC found dead and left
@@ -136,9 +131,9 @@ type session struct {
 func Open(dir string, o Options) (*Store, error) {
 	o.defaults()
 	s := &Store{dir: dir, o: o, ix: newIndex(), images: map[string]*imageRec{}, packs: map[fileID]*pack{}, writing: map[fileID]struct{}{},
-		running: map[*Ingest]struct{}{}, readers: map[*Reader]struct{}{}, queue: make(chan *job, 2*o.Workers+8),
-		decoding: make(chan struct{}, runtime.GOMAXPROCS(0))}
+		running: map[*Ingest]struct{}{}, readers: map[*Reader]struct{}{}, decoding: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	s.jobs.New = func() any { return new(job) }
+	s.blocks.New = func() any { return new(Block) }
 	s.bufs.init(64 << 10)
 	s.reads.init(aheadBatch)
 	if err := s.open(dir); err != nil {
@@ -228,7 +223,8 @@ func (s *Store) open(location string) (err error) {
 	if s.sh != nil {
 		s.sh.start()
 	}
-	return s.startWorkers()
+	s.enc.start(s)
+	return nil
 }
 
 // loadImages reads every record. A damaged one does not keep the others from being used.
@@ -327,11 +323,10 @@ func (s *Store) Close() error {
 	if s.sh != nil {
 		s.sh.close() // what is still being sent belongs to no image
 	}
-	close(s.queue)
-	s.work.Wait()
 	for _, in := range live {
 		in.Abort()
 	}
+	s.enc.stop()
 	s.w.flush()
 	s.back.Wait()
 	s.maint.Lock()

@@ -106,7 +106,7 @@ func (g *collection) opened(p *pack) {
 	g.s.writing[p.id] = struct{}{}
 }
 
-func (g *collection) added(p *pack, e entry) { g.s.ix.added(p, &e) }
+func (g *collection) added(p *pack, es []entry) { g.s.ix.added(p, es) }
 
 func (g *collection) sealed(p *pack) {
 	g.s.packSealed(p)

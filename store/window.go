@@ -6,26 +6,31 @@ import "sort"
 // follow it. It never holds more than limit bytes, nor fewer than the newest chunk.
 type window struct {
 	limit int64
-	bytes int64
+	bytes int64         // of buffers
 	ring  []windowChunk // in order of offset, from head on
 	head  int
 }
 
+// windowChunk is a chunk and the buffer it is in, which it may share with its neighbours.
 type windowChunk struct {
-	off int64
-	buf *buf
+	off  int64
+	data []byte
+	buf  *buf
 }
 
-// push adds the chunk at off and takes b over.
-func (w *window) push(off int64, b *buf) {
-	w.bytes += int64(len(b.data))
-	w.ring = append(w.ring, windowChunk{off, b})
+// push adds the chunk at off, whose bytes are in b.
+func (w *window) push(off int64, data []byte, b *buf) {
+	if n := len(w.ring); n == w.head || w.ring[n-1].buf != b {
+		w.bytes += int64(cap(b.data))
+	}
+	w.ring = append(w.ring, windowChunk{off, data, b.hold()})
 	for w.bytes > w.limit && len(w.ring)-w.head > 1 {
 		old := &w.ring[w.head]
-		w.bytes -= int64(len(old.buf.data))
+		if w.head++; w.ring[w.head].buf != old.buf {
+			w.bytes -= int64(cap(old.buf.data))
+		}
 		old.buf.release()
-		old.buf = nil
-		w.head++
+		*old = windowChunk{}
 	}
 	if w.head > len(w.ring)/2 {
 		n := copy(w.ring, w.ring[w.head:])
@@ -34,14 +39,14 @@ func (w *window) push(off int64, b *buf) {
 	}
 }
 
-// find returns the chunk that holds off, held for the caller.
-func (w *window) find(off int64) (b *buf, start int64, ok bool) {
+// find returns the chunk that holds off, and the buffer, held for the caller.
+func (w *window) find(off int64) (data []byte, b *buf, start int64, ok bool) {
 	live := w.ring[w.head:]
 	i := sort.Search(len(live), func(i int) bool { return live[i].off > off }) - 1
-	if i < 0 || off >= live[i].off+int64(len(live[i].buf.data)) {
-		return nil, 0, false
+	if i < 0 || off >= live[i].off+int64(len(live[i].data)) {
+		return nil, nil, 0, false
 	}
-	return live[i].buf.hold(), live[i].off, true
+	return live[i].data, live[i].buf.hold(), live[i].off, true
 }
 
 // clear gives everything back.

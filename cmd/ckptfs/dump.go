@@ -95,11 +95,11 @@ func (f *dumpFlags) write(ctx context.Context, c *console, pid int, o ckpt.Optio
 	}
 	bar := newProgress(c, "writing", cp.Size())
 	defer bar.end()
-	_, err = cp.Stream(ctx, func(_ image.Hash, chunk []byte) error {
-		bar.add(len(chunk))
-		_, err := out.Write(chunk)
+	_, err = cp.Stream(ctx, image.Writer(func(b []byte) error {
+		bar.add(len(b))
+		_, err := out.Write(b)
 		return err
-	})
+	}))
 	if err != nil {
 		return err
 	}

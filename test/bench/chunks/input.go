@@ -7,6 +7,7 @@ import (
 	"hash/maphash"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -150,6 +151,32 @@ func (in *input) cut(size uint64) (chunks [][]byte) {
 		}
 	}
 	return chunks
+}
+
+// neighbours is some neighbouring chunks of an image.
+type neighbours struct {
+	data []byte
+	lens []int // of the chunks
+}
+
+// batches returns the whole image, trailer and all, cut as ckpt/image does it, with as many chunks
+// together as have size bytes at most.
+func (in *input) batches(size int) (list []neighbours) {
+	chunks := slices.AppendSeq(in.cut(image.ChunkSize), slices.Chunk(in.whole[len(in.data):], image.ChunkSize))
+	off := 0
+	for len(chunks) > 0 {
+		var r neighbours
+		n := 0
+		for len(chunks) > 0 && (n == 0 || n+len(chunks[0]) <= size) {
+			r.lens = append(r.lens, len(chunks[0]))
+			n += len(chunks[0])
+			chunks = chunks[1:]
+		}
+		r.data = in.whole[off : off+n]
+		off += n
+		list = append(list, r)
+	}
+	return list
 }
 
 // part returns one in n of all aligned MiB of address space, the same ones of every image.

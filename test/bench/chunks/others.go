@@ -9,10 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/ckptfs/ckptfs/ckpt/image"
 	ours "github.com/ckptfs/ckptfs/store"
 	"github.com/zeebo/blake3"
 )
@@ -81,41 +83,41 @@ func command(ctx context.Context, argv ...string) (time.Duration, error) {
 	return cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), nil
 }
 
-// addOurs stores an image in our own store: hashed on both cores, durable when it returns.
+// addOurs stores an image in our own store as a checkpoint does: block after block is hashed and
+// stored, on all cores. It is durable when addOurs returns.
 func addOurs(ctx context.Context, s *ours.Store, in *input) error {
 	ing, err := s.Begin(ctx, in.name)
 	if err != nil {
 		return err
 	}
 	defer ing.Abort() // after Commit it does nothing
-	chunks := in.cut(image.ChunkSize)
-	hashes := make([]hash, len(chunks))
-	const ahead = 16
-	ready := make([]chan struct{}, (len(chunks)+ahead-1)/ahead)
-	work := make(chan int, len(ready))
-	for i := range ready {
-		ready[i] = make(chan struct{})
-		work <- i
+	runs := in.batches(64 << 10)
+	blocks := make([]*ours.Block, len(runs))
+	stored := make([]chan error, len(runs))
+	for i := range stored {
+		stored[i] = make(chan error, 1)
 	}
-	close(work)
-	for range workers {
-		go func() {
-			for i := range work {
-				for c := i * ahead; c < min(len(chunks), (i+1)*ahead); c++ {
-					hashes[c] = blake3.Sum256(chunks[c])
+	var next atomic.Int64
+	var all sync.WaitGroup
+	defer all.Wait()
+	for range runtime.GOMAXPROCS(0) {
+		all.Go(func() {
+			for i := int(next.Add(1) - 1); i < len(runs); i = int(next.Add(1) - 1) {
+				blocks[i] = ing.Wrap(runs[i].data)
+				for at := 0; at < len(runs[i].data); {
+					n := runs[i].lens[0]
+					blocks[i].Add(blake3.Sum256(runs[i].data[at:at+n]), n)
+					at, runs[i].lens = at+n, runs[i].lens[1:]
 				}
-				close(ready[i])
+				stored[i] <- ing.Store(blocks[i])
 			}
-		}()
+		})
 	}
-	for i, c := range chunks {
-		<-ready[i/ahead]
-		if err := ing.Put(hashes[i], c); err != nil {
+	for i := range runs {
+		if err := <-stored[i]; err != nil {
 			return err
 		}
-	}
-	for trailer := range slices.Chunk(in.whole[len(in.data):], image.ChunkSize) {
-		if err := ing.Put(blake3.Sum256(trailer), trailer); err != nil {
+		if err := ing.Append(blocks[i]); err != nil {
 			return err
 		}
 	}

@@ -1,0 +1,245 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Block is memory for some neighbouring chunks of an image. Whoever makes an image fills it,
+// tells with Add where its chunks end, has it stored, which any number of goroutines can do for
+// blocks of their own, and appends it when its turn comes:
+//
+//	b := in.Block(n)
+//	read(b.Bytes())
+//	b.Add(hash, length) // for each chunk
+//	err := in.Store(b)
+//	...
+//	err = in.Append(b)
+//
+// What a block holds is not copied any more: it serves readers that follow the ingest until
+// newer blocks take its place.
+type Block struct {
+	buf  *buf
+	refs []chunkRef // of Add; Store makes them those of the chunk list
+	end  int        // of the last chunk
+	// stored: Store has returned, without an error.
+	stored bool
+}
+
+// Block returns a block of n bytes, which are not zeroed. 64 KiB are a good size: less costs more
+// calls, and much more does not stay in the processor's cache between hashing and compression.
+func (in *Ingest) Block(n int) *Block {
+	b := in.s.blocks.Get().(*Block)
+	b.buf = in.s.bufs.get(n)
+	return b
+}
+
+// Wrap returns a block over memory that is filled already, a mapped file for example. It must
+// not change, nor go away, until Commit or Abort has returned and no ReadAt is under way.
+func (in *Ingest) Wrap(data []byte) *Block {
+	b := in.s.blocks.Get().(*Block)
+	b.buf = &buf{data: data[:len(data):len(data)]}
+	b.buf.refs.Store(1)
+	return b
+}
+
+// Bytes returns the memory of the block. It may be changed until Store.
+func (b *Block) Bytes() []byte { return b.buf.data }
+
+// Add tells that the next n bytes, 1 to MaxChunk, are a chunk whose BLAKE3-256 is h.
+func (b *Block) Add(h Hash, n int) {
+	b.refs = append(b.refs, chunkRef{hash: h, size: uint32(n)})
+	b.end += n
+}
+
+// Store sees to it that the chunks of a block are in a pack some time, unless they are already:
+// it compresses what is new. It may be called by any number of goroutines, and takes the time
+// of one of them. After an error, which is also the error of every later call, only Abort is
+// left to do.
+func (in *Ingest) Store(b *Block) error {
+	in.putting.RLock()
+	defer in.putting.RUnlock()
+	if err := in.usable(); err != nil {
+		return err
+	}
+	return in.fail(in.storeBlock(b))
+}
+
+// storeBlock is Store with putting held.
+func (in *Ingest) storeBlock(b *Block) error {
+	if b.end != len(b.buf.data) {
+		return fmt.Errorf("a block of %d bytes with chunks of %d", len(b.buf.data), b.end)
+	}
+	at := 0
+	for i := range b.refs {
+		ref := &b.refs[i]
+		chunk := b.buf.data[at:][:ref.size]
+		if err := in.s.checkChunk(&ref.hash, chunk); err != nil {
+			return err
+		}
+		ref.hash, ref.zero = in.s.sec.id(ref.hash), allZero(chunk)
+		at += len(chunk)
+	}
+	in.mu.Lock()
+	in.ahead[b] = struct{}{}
+	in.mu.Unlock()
+	c, err := in.s.enc.take()
+	if err != nil {
+		return err
+	}
+	defer in.s.enc.give(c)
+	at = 0
+	for i := range b.refs {
+		ref := &b.refs[i]
+		chunk := b.buf.data[at:][:ref.size]
+		at += len(chunk)
+		if ref.zero {
+			continue
+		}
+		if err := in.storeChunk(c, &ref.hash, chunk, b.buf, false); err != nil {
+			return err
+		}
+	}
+	b.stored = true
+	return nil
+}
+
+var errNotStored = errors.New("a block must be stored before it is appended")
+
+// Append makes a stored block the next bytes of the image, and takes it over. It belongs to one
+// goroutine, as Put and Commit do.
+func (in *Ingest) Append(b *Block) error {
+	in.putting.RLock()
+	defer in.putting.RUnlock()
+	if err := in.usable(); err != nil {
+		return err
+	}
+	return in.appendBlock(b)
+}
+
+func (in *Ingest) appendBlock(b *Block) error {
+	if !b.stored {
+		return in.fail(errNotStored)
+	}
+	at := 0
+	for i := range b.refs {
+		ref := &b.refs[i]
+		if err := in.appendRef(*ref, b.buf.data[at:][:ref.size], b.buf); err != nil {
+			return err
+		}
+		at += int(ref.size)
+	}
+	in.mu.Lock()
+	delete(in.ahead, b)
+	in.wake()
+	in.mu.Unlock()
+	b.buf.release()
+	*b = Block{refs: b.refs[:0]}
+	in.s.blocks.Put(b)
+	return nil
+}
+
+// Put appends a chunk of 1 to MaxChunk bytes to the image. h is its BLAKE3-256. The chunk
+// may be reused when Put returns. It is for who has no use for several cores; see Block.
+func (in *Ingest) Put(h Hash, chunk []byte) error {
+	in.putting.RLock()
+	defer in.putting.RUnlock()
+	if err := in.usable(); err != nil {
+		return err
+	}
+	b := in.Block(len(chunk))
+	copy(b.buf.data, chunk)
+	b.Add(h, len(chunk))
+	if err := in.storeBlock(b); err != nil {
+		return in.fail(err)
+	}
+	return in.appendBlock(b)
+}
+
+func (s *Store) checkChunk(h *Hash, chunk []byte) error {
+	if len(chunk) == 0 || len(chunk) > MaxChunk {
+		return fmt.Errorf("a chunk of %d bytes: it must have 1 to %d", len(chunk), MaxChunk)
+	}
+	if s.o.CheckHashes && hashOf(chunk) != *h {
+		return fmt.Errorf("chunk of %d bytes: %w (%s)", len(chunk), errMismatch, *h) // a copy: h itself would have to be allocated for every chunk
+	}
+	return nil
+}
+
+// appendRef adds a chunk to the list and its bytes, which are in b, to the window.
+func (in *Ingest) appendRef(ref chunkRef, data []byte, b *buf) error {
+	in.mu.Lock()
+	off := in.tree.size
+	in.tree.open = append(in.tree.open, ref)
+	in.tree.size += int64(ref.size)
+	in.tree.count++
+	if !ref.zero {
+		in.win.push(off, data, b)
+	}
+	full := endsNode(&ref.hash, len(in.tree.open))
+	in.mu.Unlock()
+	if !full {
+		return nil
+	}
+	return in.fail(in.tree.closeLeaf(&in.mu))
+}
+
+// storeChunk sees to it that a chunk is in a pack some time, unless it is already. What it keeps
+// of the bytes it holds b for; c compresses.
+func (in *Ingest) storeChunk(c *compressor, h *Hash, data []byte, b *buf, node bool) error {
+	known, err := in.s.known(h, in)
+	if known || err != nil {
+		return err
+	}
+	j := in.s.jobs.Get().(*job)
+	j.hash, j.data, j.buf = *h, data, b.hold()
+	j.waiters = append(j.waiters[:0], in)
+	in.jobs.Add(1)
+	if taken, p := in.s.ix.enqueue(h, j, in); !taken {
+		if in.packs != nil && p != nil {
+			in.refer(p)
+		}
+		in.jobs.Done()
+		in.s.recycle(j)
+		return nil
+	}
+	in.unique.Add(int64(in.s.enc.encode(c, j, node)))
+	return nil
+}
+
+// known reports whether a chunk is stored.
+func (s *Store) known(h *Hash, in *Ingest) (bool, error) {
+	p, err := s.ix.reuse(h)
+	if errors.Is(err, errRun) && s.healIndex(err) {
+		p, err = s.ix.reuse(h)
+	}
+	if p != nil && in.packs != nil {
+		in.refer(p)
+	}
+	return p != nil, err
+}
+
+// putNode stores a node of the chunk list.
+func (in *Ingest) putNode(node []byte) (Hash, error) { return in.putBytes(node, true) }
+
+// putBytes stores what is no chunk of the image: a node or a piece of an attachment.
+func (in *Ingest) putBytes(data []byte, node bool) (Hash, error) {
+	h := in.s.sec.idOf(data)
+	if in.packs != nil {
+		in.extra = append(in.extra, h)
+	}
+	b := in.s.bufs.get(len(data))
+	copy(b.data, data)
+	defer b.release()
+	return h, in.storeOne(&h, b, node)
+}
+
+// storeOne is storeChunk for a chunk alone.
+func (in *Ingest) storeOne(h *Hash, b *buf, node bool) error {
+	c, err := in.s.enc.take()
+	if err != nil {
+		return err
+	}
+	defer in.s.enc.give(c)
+	return in.storeChunk(c, h, b.data, b, node)
+}
