@@ -8,13 +8,15 @@ import (
 
 	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
+	"github.com/minio/minlz"
 )
 
 // How a chunk is stored. The numbers are part of the format and never reused.
 const (
 	codecRaw  = 0 // as it is: compression did not pay
 	codecZstd = 1 // one zstd frame without checksum; the chunk's hash is the checksum
-	codecS2   = 2 // an s2 block of all but the last byte, and that byte: far faster to make, and larger; see Settle
+	codecS2   = 2 // an s2 block of all but the last byte, and that byte: what codecFast was in layout 2
+	codecFast = 3 // a MinLZ block: far faster to make, and larger; see Settle
 )
 
 // compressor belongs to one goroutine.
@@ -38,15 +40,19 @@ func (c *compressor) append(dst, raw []byte) (out []byte, codec uint8) {
 	return worthwhile(dst, raw, c.enc.EncodeAll(raw, dst), codecZstd)
 }
 
-// appendFast is append for who has no time: with s2. The last byte stays out: from 16 KiB on,
-// which is the usual chunk, s2 takes a table of four times the size, which is slower by a tenth
-// for blocks that short and finds less.
+// appendFast is append for who has no time.
 func appendFast(dst, raw []byte) (out []byte, codec uint8) {
-	n, last := len(dst), len(raw)-1
-	dst = slices.Grow(dst, s2.MaxEncodedLen(last)+1)
-	m := len(s2.Encode(dst[n:cap(dst)], raw[:last])) // there: it has room for the worst
-	return worthwhile(dst, raw, append(dst[:n+m], raw[last]), codecS2)
+	n := len(dst)
+	dst = slices.Grow(dst, minlz.MaxEncodedLen(len(raw)))
+	block, err := minlz.Encode(dst[n:cap(dst)], raw, minlz.LevelSuperFast) // there: it has room for the worst
+	if err != nil {
+		block = raw // never: MaxChunk is far below what it takes
+	}
+	return worthwhile(dst, raw, dst[:n+len(block)], codecFast)
 }
+
+// provisional reports whether a chunk was stored in no time, and waits for Settle if it is not raw.
+func provisional(codec uint8) bool { return codec == codecS2 || codec == codecFast }
 
 // worthwhile takes back what was appended to dst if it does not pay.
 func worthwhile(dst, raw, out []byte, codec uint8) ([]byte, uint8) {
@@ -91,6 +97,10 @@ func (d *decoder) decode(dst, stored []byte, codec uint8, h Hash) error {
 			return fmt.Errorf("%d bytes, %d wanted", len(out), len(dst))
 		}
 	case codecS2:
+		if err := decodeS2(dst, stored); err != nil {
+			return err
+		}
+	case codecFast:
 		if err := decodeFast(dst, stored); err != nil {
 			return err
 		}
@@ -105,6 +115,16 @@ func (d *decoder) decode(dst, stored []byte, codec uint8, h Hash) error {
 
 // decodeFast is the way back from appendFast.
 func decodeFast(dst, stored []byte) error {
+	// Compared first: for a length that does not fit, it would allocate whatever is claimed.
+	if n, err := minlz.DecodedLen(stored); err != nil || n != len(dst) {
+		return fmt.Errorf("%d bytes, %d wanted (%w)", n, len(dst), cmp.Or(err, errMismatch))
+	}
+	_, err := minlz.Decode(dst[:len(dst):len(dst)], stored)
+	return err
+}
+
+// decodeS2 decodes what layout 2 stored fast.
+func decodeS2(dst, stored []byte) error {
 	n, m := len(dst)-1, len(stored)-1
 	if n < 0 || m < 0 {
 		return fmt.Errorf("%d bytes stored, %d wanted", len(stored), len(dst))

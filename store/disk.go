@@ -19,7 +19,7 @@ import (
 )
 
 // layoutVersion is the newest layout this program reads and the one it writes.
-const layoutVersion = 2
+const layoutVersion = 3
 
 const versionPrefix = "ckptfs store "
 
@@ -60,7 +60,7 @@ func (id fileID) time() time.Time {
 // Bits of the last byte of a pack's ID: what is in it, without reading it.
 const (
 	packNodes = 1 // nodes of chunk lists
-	packFast  = 2 // chunks with s2, or as they are because s2 did not pay
+	packFast  = 2 // chunks stored in no time: MinLZ (s2 in layout 2), or as they are because that did not pay
 )
 
 // newPackID makes the ID of a pack; kind is 0, packNodes or packFast.

@@ -5,7 +5,7 @@
 // # Folder
 //
 //	DIR/                     0700, files 0600
-//	  version                "ckptfs store 2"; a newer one is refused. Then lines: "id", random;
+//	  version                "ckptfs store 3"; a newer one is refused. Then lines: "id", random;
 //	                         with a key "key" and its fingerprint; in a bucket "grace"
 //	  lock                   flock of the one process that has the store open, and its pid
 //	  packs/ID.pack          chunks; immutable
@@ -22,8 +22,8 @@
 // All integers are little endian. Offsets are not stored: chunks stand one after the other.
 //
 //	header  40  magic "ckptpack", version 4, flags 4 (1: encrypted), ID 16, created 8 (Unix ns)
-//	chunks      as they are (codec 0), a zstd frame (1), or an s2 block of all but the last
-//	            byte and that byte (2); the two must save 1/16
+//	chunks      as they are (codec 0), a zstd frame (1), a MinLZ block (3), or what layout 2 had in
+//	            its place, an s2 block of all but the last byte and that byte (2); they save 1/16
 //	footer  40  for each chunk: hash 32, stored length 4, raw length 3, codec 1
 //	tail    64  chunks 4, version 4, ID 16, BLAKE3 of header, footer and tail so far 32, magic "kcaptpkc"
 //
@@ -116,11 +116,11 @@
 //
 // # Settling
 //
-// Whoever takes a checkpoint waits for it, and zstd is what they would wait for: s2 takes a third
-// to a fifth of the time, and half as much space again. So it is a matter of levels, as in a
+// Whoever takes a checkpoint waits for it, and zstd is what they would wait for: MinLZ takes
+// a fifth of the time, and two thirds more space. So it is a matter of levels, as in a
 // log-structured tree:
 //
-//  1. Ingests into a folder write s2, into packs whose IDs say so: no footer must be read to
+//  1. Ingests into a folder write MinLZ, into packs whose IDs say so: no footer must be read to
 //     find them. In a bucket the network is the limit and rewriting costs requests: zstd at once.
 //  2. Settle takes the oldest such packs, about a GiB at a time, of those that the runs know.
 //     It does not ask what is needed: to walk all images would take longer than to rewrite what

@@ -138,7 +138,7 @@ func (g *collection) load(p *pack, m *moving, c **compressor) error {
 		return &ChunkError{Hash: e.hash, Pack: p.name(), Err: err}
 	}
 	m.codec = e.codec
-	if e.codec != codecS2 && !(p.id.fast() && e.codec == codecRaw) {
+	if !provisional(e.codec) && !(p.id.fast() && e.codec == codecRaw) {
 		return nil
 	}
 	if *c == nil {

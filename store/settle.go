@@ -83,7 +83,7 @@ func (g *settling) choose() []*pack {
 func (g *settling) storedFast(p *pack, entries []entry) bool {
 	for i := range entries {
 		e := &entries[i]
-		if e.codec != codecS2 && e.codec != codecRaw || g.s.ix.isBad(p, e.off) {
+		if !provisional(e.codec) && e.codec != codecRaw || g.s.ix.isBad(p, e.off) {
 			return false
 		}
 	}

@@ -27,7 +27,7 @@ func settle(t testing.TB, s *Store) GCReport {
 }
 
 // codecs counts the chunks in a store by how they are stored.
-func codecs(t testing.TB, s *Store) (n [3]int) {
+func codecs(t testing.TB, s *Store) (n [4]int) {
 	t.Helper()
 	for _, p := range s.snapshotPacks() {
 		info, err := s.readFooter(p)
@@ -66,7 +66,7 @@ func TestCodecs(t *testing.T) {
 	fillRandom(rand.New(rand.NewPCG(1, 1)), random)
 	half := append(bytes.Clone(random[:MaxChunk/2]), make([]byte, MaxChunk/2)...)
 	for _, raw := range [][]byte{{7}, random[:100], half[MaxChunk/2-50:], half[MaxChunk/2-8192:][:16384], half, random} {
-		for codec, encode := range map[uint8]func(dst, raw []byte) ([]byte, uint8){codecZstd: c.append, codecS2: appendFast} {
+		for codec, encode := range map[uint8]func(dst, raw []byte) ([]byte, uint8){codecZstd: c.append, codecS2: appendS2, codecFast: appendFast} {
 			stored, got := encode(nil, raw)
 			pays := len(raw) > 100 && len(raw) != len(random) || len(raw) == len(half) && raw[len(raw)-1] == 0
 			if want := map[bool]uint8{true: codec, false: codecRaw}[pays]; got != want {
@@ -93,7 +93,7 @@ func FuzzDecode(f *testing.F) {
 		f.Fatal(err)
 	}
 	raw := bytes.Repeat([]byte("abcdefg"), 1000)
-	for codec, encode := range map[uint8]func(dst, raw []byte) ([]byte, uint8){codecZstd: c.append, codecS2: appendFast} {
+	for codec, encode := range map[uint8]func(dst, raw []byte) ([]byte, uint8){codecZstd: c.append, codecS2: appendS2, codecFast: appendFast} {
 		stored, _ := encode(nil, raw)
 		f.Add(bytes.Clone(stored), uint16(len(raw)), codec)
 		f.Add(append(binary.AppendUvarint(nil, 1<<32-1), stored[2:]...), uint16(len(raw)), codec)
@@ -123,12 +123,14 @@ func TestHostileLength(t *testing.T) {
 	}
 	block := append(binary.AppendUvarint(nil, 1<<32-1), make([]byte, 100)...)
 	dst := make([]byte, 4096)
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	err = d.decode(dst, block, codecS2, Hash{})
-	runtime.ReadMemStats(&after)
-	if n := after.TotalAlloc - before.TotalAlloc; err == nil || n > 1<<20 {
-		t.Errorf("%v, %d bytes allocated", err, n)
+	for codec, block := range map[uint8][]byte{codecS2: block, codecFast: block, codecFast + 128: append([]byte{0}, block...)} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		err = d.decode(dst, block, codec&127, Hash{})
+		runtime.ReadMemStats(&after)
+		if n := after.TotalAlloc - before.TotalAlloc; err == nil || n > 1<<20 {
+			t.Errorf("codec %d: %v, %d bytes allocated", codec&127, err, n)
+		}
 	}
 }
 
@@ -140,7 +142,7 @@ func TestSettle(t *testing.T) {
 		ingest(t, s, "a", a)
 		before := packBytes(t, s)
 		was := codecs(t, s)
-		if was[codecS2] == 0 {
+		if was[codecFast] == 0 {
 			t.Fatalf("chunks by codec: %v", was)
 		}
 		r := settle(t, s)
@@ -149,7 +151,7 @@ func TestSettle(t *testing.T) {
 			t.Errorf("from %d to %d bytes: %+v", before, after, r)
 		}
 		now := codecs(t, s)
-		if now[codecS2] != 0 || now[codecZstd] < was[codecS2] || now[codecRaw]+now[codecZstd] != was[0]+was[1]+was[2] {
+		if now[codecFast] != 0 || now[codecZstd] < was[codecFast] || now[codecRaw]+now[codecZstd] != was[0]+was[1]+was[3] {
 			t.Errorf("chunks by codec: %v, then %v", was, now)
 		}
 		names := packNames(t, s)
@@ -236,7 +238,7 @@ func TestSettleStopped(t *testing.T) {
 	if runs < 3 {
 		t.Errorf("%d runs: nothing was stopped", runs)
 	}
-	if now := codecs(t, s); now[0]+now[1] != whole[0]+whole[1]+whole[2] || now[codecS2] != 0 {
+	if now := codecs(t, s); now[0]+now[1] != whole[0]+whole[1]+whole[3] || now[codecFast] != 0 {
 		t.Errorf("chunks by codec: %v, %v before", now, whole)
 	}
 	wantClean(t, s)

@@ -163,7 +163,7 @@ func atStore(dir string, err error) error {
 	return fmt.Errorf("store %s: %w", dir, err)
 }
 
-// fast reports whether what is new is stored with s2 at first. In a bucket the network is the
+// fast reports whether what is new is stored with a fast codec at first. In a bucket the network is the
 // limit, and rewriting costs requests.
 func (s *Store) fast() bool { return s.sh == nil && !s.o.atOnce }
 

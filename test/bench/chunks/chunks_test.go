@@ -178,7 +178,7 @@ func TestCountAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kinds := []codecKind{codecS2, codecZstd, codecProbe, codecEntropy, codecDefault, dict}
+	kinds := []codecKind{codecS2, codecMinLZ, codecSuper, codecZstd, codecProbe, codecEntropy, codecDefault, dict}
 	together, err := newMemstore(cutting{size: 16 << 10}, []*input{in}, 1, kinds...)
 	if err != nil {
 		t.Fatal(err)

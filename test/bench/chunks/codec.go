@@ -7,12 +7,13 @@ import (
 	"github.com/klauspost/compress/dict"
 	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
+	"github.com/minio/minlz"
 )
 
 // How a frame is stored.
 const (
 	storedRaw = iota
-	storedS2
+	storedFast
 	storedZstd
 )
 
@@ -25,16 +26,18 @@ type codec interface {
 // codecKind names a codec and makes it.
 type codecKind struct {
 	name  string
-	s2    func(dst, raw []byte) []byte // a function of that package; nil: zstd
+	fast  func(dst, raw []byte) []byte // s2 or MinLZ; nil: zstd
 	level zstd.EncoderLevel
 	probe probe
 	dict  []byte
 }
 
 var (
-	codecNone    = codecKind{name: "none", s2: func(_, raw []byte) []byte { return raw }}
-	codecS2      = codecKind{name: "s2", s2: s2.Encode}
-	codecBetter  = codecKind{name: "s2 better", s2: s2.EncodeBetter}
+	codecNone    = codecKind{name: "none", fast: func(_, raw []byte) []byte { return raw }}
+	codecS2      = codecKind{name: "s2", fast: s2.Encode}
+	codecMinLZ   = codecKind{name: "minlz", fast: func(dst, raw []byte) []byte { return minLZ(dst, raw, minlz.LevelFastest) }}
+	codecSuper   = codecKind{name: "minlz superfast", fast: func(dst, raw []byte) []byte { return minLZ(dst, raw, minlz.LevelSuperFast) }}
+	codecBetter  = codecKind{name: "s2 better", fast: s2.EncodeBetter}
 	codecZstd    = codecKind{name: "zstd", level: zstd.SpeedFastest}
 	codecDefault = codecKind{name: "zstd default", level: zstd.SpeedDefault}
 	codecProbe   = codecKind{name: "mix s2", level: zstd.SpeedFastest, probe: probeS2}
@@ -45,8 +48,8 @@ var (
 func (k *codecKind) same(o *codecKind) bool { return k.name == o.name }
 
 func (k *codecKind) make() (codec, error) {
-	if k.s2 != nil {
-		return s2Codec{k.s2}, nil
+	if k.fast != nil {
+		return fastCodec{k.fast}, nil
 	}
 	o := []zstd.EOption{zstd.WithEncoderLevel(k.level), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false),
 		zstd.WithWindowSize(1 << 20), zstd.WithLowerEncoderMem(true)}
@@ -63,10 +66,19 @@ func (k *codecKind) make() (codec, error) {
 // worth says whether n bytes are little enough to store instead of raw ones.
 func worth(n, raw int) bool { return n <= raw-raw/16 }
 
-type s2Codec struct{ compress func(dst, src []byte) []byte }
+// minLZ is s2.Encode for MinLZ, whose decoder takes s2 as well. A level that exists never fails.
+func minLZ(dst, raw []byte, level int) []byte {
+	out, err := minlz.Encode(dst, raw, level)
+	if err != nil {
+		panic(err)
+	}
+	return out
+}
 
-func (c s2Codec) encode(dst, raw []byte) ([]byte, uint8) {
-	begin, most := len(dst), s2.MaxEncodedLen(len(raw))
+type fastCodec struct{ compress func(dst, src []byte) []byte }
+
+func (c fastCodec) encode(dst, raw []byte) ([]byte, uint8) {
+	begin, most := len(dst), max(s2.MaxEncodedLen(len(raw)), minlz.MaxEncodedLen(len(raw)))
 	if cap(dst)-begin < most {
 		dst = append(dst, make([]byte, most)...)[:begin]
 	}
@@ -74,7 +86,7 @@ func (c s2Codec) encode(dst, raw []byte) ([]byte, uint8) {
 	if !worth(len(out), len(raw)) {
 		return append(dst, raw...), storedRaw
 	}
-	return dst[:begin+len(out)], storedS2
+	return dst[:begin+len(out)], storedFast
 }
 
 // probe is a cheap test whether a frame is worth the work of zstd.
@@ -148,8 +160,8 @@ func (d *decoder) decode(dst, stored []byte, how uint8) (err error) {
 	switch how {
 	case storedRaw:
 		out = dst[:copy(dst, stored)]
-	case storedS2:
-		out, err = s2.Decode(dst, stored)
+	case storedFast:
+		out, err = minlz.Decode(dst, stored) // s2 as well
 	case storedZstd:
 		out, err = d.zstd.DecodeAll(stored, dst[:0])
 	}

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"syscall"
 
+	ours "github.com/ckptfs/ckptfs/store"
 	"github.com/spf13/pflag"
 )
 
@@ -44,6 +45,7 @@ Flags:
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ours.SpareProc()
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	switch {

@@ -61,7 +61,7 @@ func sizes(ctx context.Context, ins []*input, only []string, sample int, w io.Wr
 
 // kinds are the codecs that are tried with a cutting.
 func (c *cutting) kinds(ins []*input) ([]codecKind, error) {
-	kinds := []codecKind{codecS2, codecBetter, codecZstd}
+	kinds := []codecKind{codecS2, codecBetter, codecMinLZ, codecSuper, codecZstd}
 	plain := c.frame == 0 && !c.byContent && !c.delta
 	if plain {
 		kinds = append(kinds, codecProbe, codecEntropy)
@@ -113,7 +113,7 @@ func schemes() (all []scheme) {
 		}
 		kinds := []codecKind{codecZstd}
 		if c.frame == 0 && !c.byContent {
-			kinds = []codecKind{codecS2, codecZstd, codecProbe}
+			kinds = []codecKind{codecS2, codecMinLZ, codecSuper, codecZstd, codecProbe}
 		}
 		for _, k := range kinds {
 			all = append(all, scheme{c, k})

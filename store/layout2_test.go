@@ -1,0 +1,98 @@
+package store
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/klauspost/compress/s2"
+)
+
+// appendS2 is what appendFast was in layout 2.
+func appendS2(dst, raw []byte) ([]byte, uint8) {
+	last := len(raw) - 1
+	return worthwhile(dst, raw, append(append(dst, s2.Encode(nil, raw[:last])...), raw[last]), codecS2)
+}
+
+// asLayout2 turns a closed store, without a key, into what layout 2 would have been.
+func asLayout2(t *testing.T, dir string) {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, packsName, "*"+packExt))
+	if err != nil || len(names) == 0 {
+		t.Fatal(names, err)
+	}
+	d, err := newDecoder(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		old, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := readPack(nil, bytes.NewReader(old), int64(len(old)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		head := packHead(nil, info.id, info.created)
+		pack := bytes.Clone(head)
+		for i := range info.entries {
+			e := &info.entries[i]
+			if e.codec == codecFast {
+				raw := make([]byte, e.raw)
+				if err := d.decode(raw, old[e.off:][:e.stored], e.codec, e.hash); err != nil {
+					t.Fatal(err)
+				}
+				n := len(pack)
+				pack, e.codec = appendS2(pack, raw)
+				e.stored = uint32(len(pack) - n)
+				continue
+			}
+			pack = append(pack, old[e.off:][:e.stored]...)
+		}
+		if err := os.WriteFile(name, append(pack, packFooter(nil, info.id, head, info.entries)...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	version := filepath.Join(dir, versionName)
+	b, err := os.ReadFile(version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := bytes.Cut(b, []byte("\n"))
+	if err := os.WriteFile(version, append([]byte(versionPrefix+"2\n"), rest...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, indexName)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestLayout2 reads, adds to and settles a store that an older program left.
+func TestLayout2(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{PackSize: 1 << 20})
+	a, b := testImage(1, 200), testImage(2, 100)
+	ingest(t, s, "a", a)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	asLayout2(t, dir)
+	s = open(t, dir, Options{PackSize: 1 << 20})
+	if n := codecs(t, s); n[codecS2] == 0 || n[codecFast] != 0 {
+		t.Fatalf("chunks by codec: %v", n)
+	}
+	wantImage(t, s, "a", a)
+	ingest(t, s, "b", b)
+	settle(t, s)
+	if n := codecs(t, s); n[codecS2] != 0 || n[codecFast] != 0 {
+		t.Errorf("chunks by codec: %v", n)
+	}
+	wantImage(t, s, "a", a)
+	wantImage(t, s, "b", b)
+	wantClean(t, s)
+	if v, err := os.ReadFile(filepath.Join(dir, versionName)); err != nil || !bytes.HasPrefix(v, []byte(versionPrefix+"3\n")) {
+		t.Errorf("version %q, %v", v, err)
+	}
+}
