@@ -104,13 +104,16 @@ func FuzzDecode(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, stored []byte, n uint16, codec uint8) {
-		guarded := bytes.Repeat([]byte{0xa5}, int(n)+64)
 		before := bytes.Clone(stored)
-		if err := d.decode(guarded[:n], stored, codec, Hash{1}); err == nil {
-			t.Fatal("what cannot be decoded, or has another hash, was taken")
-		}
-		if !bytes.Equal(guarded[n:], bytes.Repeat([]byte{0xa5}, 64)) || !bytes.Equal(stored, before) {
-			t.Fatal("it wrote where it must not")
+		for _, room := range []int{0, decodeRoom, 64} { // behind the chunk
+			guarded := bytes.Repeat([]byte{0xa5}, int(n)+64)
+			if err := d.decode(guarded[:n:int(n)+room], stored, codec, Hash{1}); err == nil {
+				t.Fatal("what cannot be decoded, or has another hash, was taken")
+			}
+			rest := guarded[int(n)+min(room, decodeRoom):]
+			if !bytes.Equal(rest, bytes.Repeat([]byte{0xa5}, len(rest))) || !bytes.Equal(stored, before) {
+				t.Fatal("it wrote where it must not")
+			}
 		}
 	})
 }

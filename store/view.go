@@ -61,7 +61,7 @@ func (v *view) copyChunk(image string, p []byte, ref *chunkRef, start, off int64
 	switch {
 	case e != nil:
 	case n == int(ref.size):
-		if err := v.s.readChunk(&ref.hash, p[:n]); err != nil {
+		if err := v.s.readChunk(&ref.hash, p[:n:n]); err != nil {
 			return 0, blame(err, image, start)
 		}
 		return n, nil
