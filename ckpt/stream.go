@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"sync"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 )
@@ -35,16 +36,17 @@ const batchLen = 64 << 10
 
 // Stream gives the whole image to a sink in file order; the trailer comes last, cut like the
 // rest. It reads ahead on all cores, which also hash and do what the sink's blocks do in Ready.
-// Stream returns the root hash, the image's identity. It can be called once. After an error
-// some blocks may still get ready.
+// Stream returns the root hash, the image's identity. It can be called once.
 func (c *Checkpoint) Stream(ctx context.Context, sink image.Sink) (image.Hash, error) {
 	if c.streamed {
 		return image.Hash{}, errors.New("the checkpoint has been streamed already")
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	var reading sync.WaitGroup
+	defer reading.Wait() // what they read from goes away with the checkpoint
 	defer cancel()
 	hashes := make([]image.Hash, 0, len(c.layout.Chunks))
-	for b := range c.readAhead(ctx, sink) {
+	for b := range c.readAhead(ctx, sink, &reading) {
 		select {
 		case <-b.done:
 		case <-ctx.Done():
@@ -90,20 +92,24 @@ const aheadBatches = 64
 
 // readAhead returns the chunks in order. Each batch is filled by one of the workers; whoever
 // takes it waits for its done. Cancelling ctx ends everything.
-func (c *Checkpoint) readAhead(ctx context.Context, sink image.Sink) <-chan *batch {
+func (c *Checkpoint) readAhead(ctx context.Context, sink image.Sink, reading *sync.WaitGroup) <-chan *batch {
 	ordered := make(chan *batch, aheadBatches)
 	work := make(chan *batch, aheadBatches)
 	for range runtime.GOMAXPROCS(0) {
-		go func() {
+		reading.Go(func() {
 			for b := range work {
-				if b.err = b.fill(); b.err == nil {
+				b.err = ctx.Err()
+				if b.err == nil {
+					b.err = b.fill()
+				}
+				if b.err == nil {
 					b.err = b.ready()
 				}
 				close(b.done)
 			}
-		}()
+		})
 	}
-	go func() {
+	reading.Go(func() {
 		defer close(ordered)
 		defer close(work)
 		src := c.source()
@@ -125,7 +131,7 @@ func (c *Checkpoint) readAhead(ctx context.Context, sink image.Sink) <-chan *bat
 				return
 			}
 		}
-	}()
+	})
 	return ordered
 }
 

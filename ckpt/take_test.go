@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -119,6 +120,60 @@ func TestTakeLeavesRunning(t *testing.T) {
 	}
 	if kids, _ := children(pid); len(kids) != 0 {
 		t.Errorf("children %v are left", kids)
+	}
+}
+
+// slowSink blocks in Ready until it is told to go on.
+type slowSink struct {
+	began chan struct{} // something is in Ready
+	goOn  chan struct{}
+	busy  atomic.Int32 // how many are in Ready
+}
+
+type slowBlock struct {
+	s *slowSink
+	b []byte
+}
+
+func (s *slowSink) Block(n int) image.Block { return &slowBlock{s, make([]byte, n)} }
+
+func (b *slowBlock) Bytes() []byte { return b.b }
+
+func (b *slowBlock) Ready([]image.Chunk, []image.Hash) error {
+	b.s.busy.Add(1)
+	defer b.s.busy.Add(-1)
+	select {
+	case b.s.began <- struct{}{}:
+	default:
+	}
+	<-b.s.goOn
+	time.Sleep(time.Millisecond)
+	return nil
+}
+
+func (b *slowBlock) Append() error { return nil }
+
+// TestStreamCancelled: when Stream returns nobody reads the checkpoint any more, so that it can be
+// closed.
+func TestStreamCancelled(t *testing.T) {
+	c, err := Take(context.Background(), startSleep(t), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	sink := &slowSink{began: make(chan struct{}, 1), goOn: make(chan struct{})}
+	go func() {
+		<-sink.began
+		cancel()
+		time.Sleep(10 * time.Millisecond) // time to do it wrong
+		close(sink.goOn)
+	}()
+	if _, err := c.Stream(ctx, sink); !errors.Is(err, context.Canceled) {
+		t.Errorf("Stream = %v, want it cancelled", err)
+	}
+	if n := sink.busy.Load(); n != 0 {
+		t.Errorf("%d blocks are still being made ready", n)
 	}
 }
 
