@@ -40,13 +40,23 @@ func (c *compressor) append(dst, raw []byte) (out []byte, codec uint8) {
 	return worthwhile(dst, raw, c.enc.EncodeAll(raw, dst), codecZstd)
 }
 
-// appendFast is append for who has no time.
+// littleFound is how many eighths of a chunk are left where another level is tried.
+const littleFound = 5
+
+// appendFast is append for who has no time. Where the fastest level finds little, the next one,
+// which also looks for matches of four bytes, often finds more: in arrays of small numbers, say.
 func appendFast(dst, raw []byte) (out []byte, codec uint8) {
 	n := len(dst)
 	dst = slices.Grow(dst, minlz.MaxEncodedLen(len(raw)))
-	block, err := minlz.Encode(dst[n:cap(dst)], raw, minlz.LevelSuperFast) // there: it has room for the worst
-	if err != nil {
-		block = raw // never: MaxChunk is far below what it takes
+	var block []byte
+	var err error
+	for _, level := range []int{minlz.LevelSuperFast, minlz.LevelFastest} {
+		if block, err = minlz.Encode(dst[n:cap(dst)], raw, level); err != nil { // there: it has room for the worst
+			return append(dst, raw...), codecRaw // never: MaxChunk is far below what it takes
+		}
+		if len(block) <= len(raw)/8*littleFound {
+			break
+		}
 	}
 	return worthwhile(dst, raw, dst[:n+len(block)], codecFast)
 }
