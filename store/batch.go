@@ -10,7 +10,7 @@ import (
 const (
 	batchJobs  = 64
 	batchBytes = 256 << 10 // encoded; one more chunk may be begun
-	batchRaw   = 1 << 20   // before that: so much memory waits with them
+	batchRaw   = 512 << 10 // before that: so much memory waits with them
 )
 
 // batch is a number of encoded chunks on their way to a pack.

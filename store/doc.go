@@ -12,6 +12,7 @@
 //	  index/ID.run           where each chunk is; can be made again from the packs
 //	  index/damaged          copies of chunks that were found damaged, see badlist.go
 //	  images/ID.img          one record for each image
+//	  reserve                blocks for the index of a full disk, so that GC can begin
 //	  */*.tmp                unfinished; removed by the next Open
 //
 // An ID is the time in ms, 6 bytes big endian, and 10 random bytes, in hex: what is younger than

@@ -92,6 +92,7 @@ func (s *Store) collect(ctx context.Context) (GCReport, error) {
 		return g.report, err
 	}
 	s.dead.Store(g.report.Dead)
+	s.keepReserve()
 	if err := s.flushIndex(true); err != nil || s.sh == nil {
 		return g.report, err
 	}

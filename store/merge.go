@@ -20,6 +20,9 @@ type memEntry struct {
 func (s *Store) flushIndex(all bool) error {
 	for {
 		err := s.flushOnce(all)
+		if s.useReserve(err) {
+			continue
+		}
 		var re *runError
 		if !errors.As(err, &re) || !s.heal(re) {
 			return err
@@ -48,7 +51,11 @@ func (s *Store) flushOnce(all bool) error {
 	if k < 2 && !(all && len(s.ix.runs) == 1 && s.ix.runs[0].stale()) {
 		return nil
 	}
-	return s.mergeRuns(k)
+	err := s.mergeRuns(k)
+	if !all && isFull(err) {
+		return nil // what there is serves as well, until there is room
+	}
+	return err
 }
 
 // stale reports whether a run lists packs that were removed.

@@ -224,6 +224,7 @@ func (s *Store) open(location string) (err error) {
 		s.sh.start()
 	}
 	s.enc.start(s)
+	s.keepReserve()
 	return nil
 }
 
