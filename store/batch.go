@@ -42,7 +42,7 @@ type encoders struct {
 }
 
 // batchQueue is how many batches wait for the disk, at most.
-const batchQueue = 4
+const batchQueue = 2
 
 func (x *encoders) start(s *Store) {
 	x.s, x.queue, x.done = s, make(chan *batch, batchQueue), make(chan struct{})
