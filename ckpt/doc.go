@@ -15,7 +15,7 @@
 //  5. Resume: registers and masks back, detach. The tree has been still for milliseconds.
 //  6. Layout: which pages there are is read from the snapshot. Now the manifest is complete
 //     and the image's exact size is known; Take returns.
-//  7. Stream: the caller pulls the image out of the Checkpoint, chunk by chunk.
+//  7. Stream: the image goes to an image.Sink, block by block, read and hashed on all cores.
 //
 // With After set to Stop or Kill there is no snapshot: the tree stays frozen until Finish.
 //

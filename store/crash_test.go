@@ -189,6 +189,20 @@ func tinyDisk(t *testing.T, n int) string {
 	return dir
 }
 
+// fillDisk leaves not a byte, and returns the file that has them.
+func fillDisk(t *testing.T, dir string) string {
+	t.Helper()
+	f, err := os.Create(filepath.Join(dir, "..fill"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for err == nil {
+		_, err = f.Write(make([]byte, 4096))
+	}
+	return f.Name()
+}
+
 // TestDiskFull fills the disk in an ingest: it fails with ENOSPC, what was there stays,
 // the space comes back and the store goes on working.
 func TestDiskFull(t *testing.T) {
@@ -248,14 +262,7 @@ func TestDiskFullSmall(t *testing.T) {
 	s := open(t, dir, Options{})
 	chunks := testImage(1, 20)
 	ingest(t, s, "a", chunks)
-	fill, err := os.Create(filepath.Join(dir, "..fill"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for err == nil {
-		_, err = fill.Write(make([]byte, 4096))
-	}
-	fill.Close()
+	fill := fillDisk(t, dir)
 	in, err := s.Begin(context.Background(), "b")
 	if err != nil {
 		t.Fatal(err)
@@ -274,7 +281,7 @@ func TestDiskFullSmall(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Errorf("close on a full disk: %v", err)
 	}
-	os.Remove(fill.Name())
+	os.Remove(fill)
 	s = open(t, dir, Options{})
 	wantImage(t, s, "a", chunks)
 	wantClean(t, s)
@@ -292,14 +299,8 @@ func TestFreeFullDisk(t *testing.T) {
 		a, b := testImage(1, 30), testImage(2, 30)
 		ingest(t, s, "a", a)
 		ingest(t, s, "b", b)
-		fill, err := os.Create(filepath.Join(dir, "..fill"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for err == nil {
-			_, err = fill.Write(make([]byte, 4096))
-		}
-		fill.Close()
+		fill := fillDisk(t, dir)
+		var err error
 		if how == "prune" {
 			_, err = s.Prune(context.Background(), Policy{MaxSize: 1, KeepLast: 1})
 		} else {
@@ -317,7 +318,7 @@ func TestFreeFullDisk(t *testing.T) {
 		}
 		wantImage(t, s, "b", b)
 		wantClean(t, s)
-		if err := errors.Join(s.Remove("b"), os.Remove(fill.Name()), s.Close()); err != nil {
+		if err := errors.Join(s.Remove("b"), os.Remove(fill), s.Close()); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -227,24 +227,32 @@
 //
 // # Chunk size and codec
 //
-// Measured with test/bench/chunks on 30 images of 5507 MiB: redis, postgres, python3, node and
+// Measured with test/bench/chunks on 30 images of 5286 MiB: redis, postgres, python3, node and
 // java of Debian 12 under load, each five successive checkpoints 5 s apart and one of a second
 // instance. dedupe: bytes before and after deduplication; ratio: both together. meta: footers,
-// index, chunk lists and the images' own hash lists. Sizes in MiB.
+// index, chunk lists and the images' own hash lists. Sizes in MiB, from one frame in sixteen.
 //
 //	chunks  codec          dedupe  compr  ratio   meta     all   redis postgres python3   node   java
-//	  4 KiB s2               2.05   2.53   4.56  145.1  1207.4   257.4     87.5   208.9  190.8  462.8
-//	        zstd fastest     2.05   3.29   5.73  145.0   961.5   201.4     59.5   152.6  147.7  400.4
-//	        zstd with probe  2.05   3.21   5.61  145.2   981.4   201.5     78.8   152.6  147.7  400.8
-//	 16 KiB s2               1.58   2.67   4.08   41.6  1349.8   403.3     81.2   215.5  162.0  487.8
-//	        zstd fastest     1.58   3.66   5.53   41.7   995.9   299.5     49.0   139.3  114.9  393.2
-//	        zstd with probe  1.58   3.66   5.53   41.9   996.2   299.5     49.2   139.3  114.9  393.3
-//	 64 KiB s2               1.29   2.89   3.70   11.9  1487.6   559.3     92.5   212.9  153.3  469.7
-//	        zstd fastest     1.29   3.91   4.99   11.9  1102.8   417.3     53.3   144.6  107.2  380.4
-//	        zstd with probe  1.29   3.91   4.99   11.9  1102.9   417.3     53.3   144.6  107.2  380.4
-//	256 KiB s2               1.21   3.04   3.67    3.3  1499.7   568.7    105.8   208.3  156.7  460.2
-//	        zstd fastest     1.21   4.14   5.00    3.3  1101.8   420.0     59.0   140.3  110.7  371.8
-//	        zstd with probe  1.21   4.14   5.00    3.3  1101.8   420.0     59.0   140.3  110.7  371.8
+//	  4 KiB s2               1.95   2.55   4.39  141.4  1204.2   263.3     86.7   215.0  192.8  446.5
+//	        MinLZ fastest    1.95   2.70   4.62  141.4  1145.0   253.9     77.9   202.9  178.2  432.2
+//	        MinLZ superfast  1.95   2.14   3.75  141.6  1407.8   339.7     82.7   240.1  230.2  515.0
+//	        zstd fastest     1.95   3.34   5.54  141.3   953.6   205.6     58.1   155.9  149.1  384.9
+//	        zstd with probe  1.95   3.26   5.43  141.5   974.1   205.6     78.2   155.9  149.2  385.2
+//	 16 KiB s2               1.51   2.70   3.96   40.8  1336.2   414.7     84.0   215.9  164.1  457.5
+//	        MinLZ fastest    1.51   2.91   4.26   40.8  1242.0   393.4     74.2   198.9  150.5  425.0
+//	        MinLZ superfast  1.51   2.38   3.51   41.0  1506.8   511.4     78.5   227.1  189.7  500.1
+//	        zstd fastest     1.51   3.73   5.40   40.9   978.2   307.9     50.2   137.1  116.8  366.2
+//	        zstd with probe  1.51   3.73   5.40   41.0   978.4   307.9     50.3   137.1  116.8  366.2
+//	 64 KiB s2               1.25   2.93   3.62   11.6  1459.3   569.5     93.2   212.3  152.2  432.2
+//	        MinLZ fastest    1.25   3.06   3.78   11.6  1397.9   563.7     83.1   197.6  141.0  412.5
+//	        MinLZ superfast  1.25   2.69   3.33   11.7  1586.3   655.1     85.6   217.7  169.5  458.4
+//	        zstd fastest     1.25   3.98   4.92   11.6  1075.2   424.1     53.2   142.8  108.2  347.0
+//	        zstd with probe  1.25   3.98   4.92   11.6  1075.2   424.1     53.2   142.8  108.2  347.0
+//	256 KiB s2               1.20   3.06   3.65    3.3  1447.0   566.0     91.9   206.4  156.1  426.6
+//	        MinLZ fastest    1.20   3.20   3.82    3.3  1381.9   558.0     79.9   191.2  142.9  409.9
+//	        MinLZ superfast  1.20   2.98   3.56    3.3  1484.1   592.3     82.4   203.4  169.7  436.2
+//	        zstd fastest     1.20   4.20   5.01    3.3  1055.5   418.4     50.1   136.9  109.4  340.7
+//	        zstd with probe  1.20   4.20   5.01    3.3  1055.5   418.4     50.1   136.9  109.4  340.7
 //
 // GB of image a second and core, hashed and in memory, on a machine that did other things too:
 //
@@ -255,21 +263,33 @@
 //	probe     0.09 0.19    0.11 0.33    0.11 0.45    0.12 0.40
 //
 // The probe (s2 first, zstd only where that helps) gains nothing: hardly a page of memory is
-// incompressible. No zstd is fast enough to wait for and no s2 small enough to keep, so there are
-// two levels (see Settling). 4 KiB would save another 4 % and cost three times the metadata and
-// slow reads; at 64 KiB nearly everything a busy program does dirties every chunk. So chunks
-// are 16 KiB, first s2, then zstd at its default level.
+// incompressible. No zstd is fast enough to wait for and nothing faster small enough to keep, so
+// there are two levels (see Settling). 4 KiB would save another 4 % and cost three times the
+// metadata and slow reads; at 64 KiB nearly everything a busy program does dirties every chunk.
+// So chunks are 16 KiB. For the first level time counts most: MinLZ superfast takes three
+// quarters of the time of s2 or MinLZ fastest, and a sixth to a fifth more space until the chunk
+// is settled. Where it finds little, MinLZ fastest is tried, which costs nothing on the whole. The
+// second level is zstd at its default.
 //
-// Side by side in one run, the same images in the same order, each durable before the next; restic
-// and borg start for each, our store stays open as it does in a mount. Two cores of a machine
-// that others use too; over five such runs ours took 7.7 to 9.2 s, borg with lz4 33 to 42.
+// Side by side, the same images in the same order, each durable before the next, medians of three
+// runs; restic and borg start for each, our store stays open as it does in a mount. Two cores.
 //
-//	tool                  MiB  ratio      s  cpu s    times as fast as
-//	restic 0.14        1101.6   5.00   52.5   72.9    ours: 5.7
-//	borg 1.2, lz4      1876.8   2.94   33.0   29.9          3.6 (4.9 in another run)
-//	borg 1.2, zstd     1143.6   4.82   44.2   41.9          4.8
-//	ckptfs             1305.8   4.22    9.2   13.4
-//	ckptfs, settled     933.4   5.90  +20.7  +36.1    in the background
+//	tool                  MiB  ratio      s  cpu s    ours is as many times as fast
+//	restic 0.14        1079.7   4.91   45.3   60.3    8.9
+//	borg 1.2, lz4      1855.6   2.85   29.7   26.7    5.8 (5.4 to 5.9 in the three runs)
+//	borg 1.2, zstd     1128.3   4.69   40.8   38.4    8.0
+//	ckptfs             1494.0   3.55    5.1    8.3
+//	ckptfs, settled     925.8   5.72  +16.5  +28.2    in the background
+//
+// Of the 8.3 s MinLZ takes 3.9, BLAKE3 2.4 and writing to the page cache 0.6. What made it so
+// (9.2 s before, on the same two cores): one goroutine hashes, looks up and compresses a block
+// while the cache has it, nothing is copied, one goroutine writes, the disk is asked to take what
+// is there every 8 MiB, and there is one P more than processors (see SpareProc).
+//
+// Read back through a mount, 1 MiB at a time as cat does, an image comes at 1.3 GB/s, a settled one
+// at 0.8: the two processors are then busy for 86 to 89 % of the time. BLAKE3 checks 2.5 GB/s and
+// core, MinLZ decodes 2.2, zstd 0.76, and FUSE alone moves 4.7 GB/s of a file in memory. So FUSE
+// is the limit from about six cores on, for settled images ten.
 //
 // A redis of 1 GiB under 500 updates and as many reads a second, checkpointed every 10 s for 5
 // minutes: 54 MiB of pages of 4 KiB are dirtied between two checkpoints, 188 MiB of windows of

@@ -37,7 +37,7 @@ type Options struct {
 	// Key encrypts what is stored and is needed to open an encrypted store; nil means none.
 	Key    *Key
 	atOnce bool // what is new is written as Settle would leave it; for tests
-	// CheckHashes makes Put compute the hash of every chunk and refuse a wrong one. For tests.
+	// CheckHashes makes Store compute the hash of every chunk and refuse a wrong one. For tests.
 	CheckHashes bool
 	// Host names this machine. It stands in the record of every image taken here.
 	Host string
