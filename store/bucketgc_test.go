@@ -131,6 +131,39 @@ func TestBucketRescue(t *testing.T) {
 	}
 }
 
+// TestBucketRescueAtCommit: the marker comes so late that Commit is the first to see it.
+func TestBucketRescueAtCommit(t *testing.T) {
+	loc, _ := inBucket(t)
+	o := short(t.TempDir())
+	a := open(t, loc, o)
+	chunks := testImage(3, 20)
+	ingest(t, a, "old", chunks)
+	o.Cache = t.TempDir()
+	b := open(t, loc, o)
+	ripen(o)
+	in := begin(t, b, "new")
+	for _, c := range chunks {
+		if err := in.Put(hashOf(c), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.Remove("old"); err != nil {
+		t.Fatal(err)
+	}
+	if rep := gc(t, a); rep.Pending == 0 {
+		t.Fatalf("%+v", rep)
+	}
+	if err := in.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	gcUntilFreed(t, a)
+	o.Cache = t.TempDir()
+	for _, s := range []*Store{a, b, open(t, loc, o)} {
+		wantImage(t, s, "new", chunks)
+		wantClean(t, s)
+	}
+}
+
 // TestBucketOutOfTouch: who cannot ask what others remove does not list an image.
 func TestBucketOutOfTouch(t *testing.T) {
 	loc, proxy := inBucket(t)

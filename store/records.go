@@ -221,7 +221,7 @@ func (in *Ingest) secure() (asked int64, err error) {
 		if err := in.rescue(); err != nil {
 			return 0, err
 		}
-		in.jobs.Wait()
+		in.written()
 		in.s.w.flush()
 		in.mu.Lock()
 		err := in.err
