@@ -89,79 +89,75 @@ func TestBucketGC(t *testing.T) {
 	}
 }
 
-// TestBucketRescue: an ingest refers to packs that another machine's GC marks meanwhile.
-func TestBucketRescue(t *testing.T) {
-	loc, _ := inBucket(t)
-	o := short(t.TempDir())
-	a := open(t, loc, o)
-	chunks := testImage(3, 150)
-	ingest(t, a, "old", chunks)
-	o.Cache = t.TempDir()
-	b := open(t, loc, o)
-	ripen(o)
-	in, err := b.Begin(context.Background(), "new")
-	if err != nil {
+// rescuing is a bucket of which one machine marks what another one's ingest refers to.
+type rescuing struct {
+	loc    string
+	o      Options
+	a, b   *Store
+	in     *Ingest // of b; has the first chunks
+	chunks [][]byte
+}
+
+func rescue(t *testing.T, chunks, first int) *rescuing {
+	t.Helper()
+	r := &rescuing{chunks: testImage(3, chunks)}
+	r.loc, _ = inBucket(t)
+	r.o = short(t.TempDir())
+	r.a = open(t, r.loc, r.o)
+	ingest(t, r.a, "old", r.chunks)
+	r.o.Cache = t.TempDir()
+	r.b = open(t, r.loc, r.o)
+	ripen(r.o)
+	r.in = begin(t, r.b, "new")
+	r.put(t, r.chunks[:first])
+	if err := r.a.Remove("old"); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range chunks[:100] {
-		if err := in.Put(hashOf(c), c); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := a.Remove("old"); err != nil {
-		t.Fatal(err)
-	}
-	if rep := gc(t, a); rep.Pending == 0 {
+	if rep := gc(t, r.a); rep.Pending == 0 {
 		t.Fatalf("%+v", rep)
 	}
-	ripen(o) // b's loop sees the markers and stores again what it needs
-	gcUntilFreed(t, a)
-	for _, c := range chunks[100:] {
-		if err := in.Put(hashOf(c), c); err != nil {
+	return r
+}
+
+func (r *rescuing) put(t *testing.T, chunks [][]byte) {
+	t.Helper()
+	for _, c := range chunks {
+		if err := r.in.Put(hashOf(c), c); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := in.Commit(); err != nil {
-		t.Fatal(err)
-	}
-	o.Cache = t.TempDir()
-	for _, s := range []*Store{a, b, open(t, loc, o)} {
-		wantImage(t, s, "new", chunks)
+}
+
+// want checks that every machine has the new image.
+func (r *rescuing) want(t *testing.T) {
+	t.Helper()
+	r.o.Cache = t.TempDir()
+	for _, s := range []*Store{r.a, r.b, open(t, r.loc, r.o)} {
+		wantImage(t, s, "new", r.chunks)
 		wantClean(t, s)
 	}
 }
 
+// TestBucketRescue: an ingest refers to packs that another machine's GC marks meanwhile.
+func TestBucketRescue(t *testing.T) {
+	r := rescue(t, 150, 100)
+	ripen(r.o) // b's loop sees the markers and stores again what it needs
+	gcUntilFreed(t, r.a)
+	r.put(t, r.chunks[100:])
+	if err := r.in.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	r.want(t)
+}
+
 // TestBucketRescueAtCommit: the marker comes so late that Commit is the first to see it.
 func TestBucketRescueAtCommit(t *testing.T) {
-	loc, _ := inBucket(t)
-	o := short(t.TempDir())
-	a := open(t, loc, o)
-	chunks := testImage(3, 20)
-	ingest(t, a, "old", chunks)
-	o.Cache = t.TempDir()
-	b := open(t, loc, o)
-	ripen(o)
-	in := begin(t, b, "new")
-	for _, c := range chunks {
-		if err := in.Put(hashOf(c), c); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := a.Remove("old"); err != nil {
+	r := rescue(t, 20, 20)
+	if err := r.in.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	if rep := gc(t, a); rep.Pending == 0 {
-		t.Fatalf("%+v", rep)
-	}
-	if err := in.Commit(); err != nil {
-		t.Fatal(err)
-	}
-	gcUntilFreed(t, a)
-	o.Cache = t.TempDir()
-	for _, s := range []*Store{a, b, open(t, loc, o)} {
-		wantImage(t, s, "new", chunks)
-		wantClean(t, s)
-	}
+	gcUntilFreed(t, r.a)
+	r.want(t)
 }
 
 // TestBucketOutOfTouch: who cannot ask what others remove does not list an image.
