@@ -254,20 +254,22 @@
 //	        zstd fastest     1.20   4.20   5.01    3.3  1055.5   418.4     50.1   136.9  109.4  340.7
 //	        zstd with probe  1.20   4.20   5.01    3.3  1055.5   418.4     50.1   136.9  109.4  340.7
 //
-// GB of image a second and core, hashed and in memory, on a machine that did other things too:
+// GB of image a second and core, hashed and in memory:
 //
-//	             4 KiB        16 KiB       64 KiB      256 KiB
-//	        ingest read  ingest read  ingest read  ingest read
-//	s2        0.40 0.55    0.44 0.65    0.41 0.75    0.37 0.66
-//	zstd      0.10 0.19    0.11 0.30    0.12 0.47    0.11 0.35
-//	probe     0.09 0.19    0.11 0.33    0.11 0.45    0.12 0.40
+//	                   4 KiB        16 KiB       64 KiB      256 KiB
+//	              ingest read  ingest read  ingest read  ingest read
+//	s2           0.57 0.82     0.71 1.10     0.70 1.17     0.71 1.19
+//	MinLZ fast   0.60 0.82     0.75 1.11     0.71 1.18     0.71 1.22
+//	superfast    0.68 0.95     0.88 1.27     0.81 1.34     0.77 1.36
+//	zstd         0.21 0.34     0.27 0.59     0.28 0.80     0.26 0.76
+//	probe        0.20 0.34     0.26 0.59     0.27 0.80     0.25 0.76
 //
 // The probe (s2 first, zstd only where that helps) gains nothing: hardly a page of memory is
 // incompressible. No zstd is fast enough to wait for and nothing faster small enough to keep, so
 // there are two levels (see Settling). 4 KiB would save another 4 % and cost three times the
 // metadata and slow reads; at 64 KiB nearly everything a busy program does dirties every chunk.
-// So chunks are 16 KiB. For the first level time counts most: MinLZ superfast takes three
-// quarters of the time of s2 or MinLZ fastest, and a sixth to a fifth more space until the chunk
+// So chunks are 16 KiB. For the first level time counts most: MinLZ superfast takes four
+// fifths of the time of s2 or MinLZ fastest, hashing and all, and a sixth to a fifth more space until the chunk
 // is settled. Where it finds little, MinLZ fastest is tried, which costs nothing on the whole. The
 // second level is zstd at its default.
 //
