@@ -67,6 +67,9 @@ func (in *Ingest) Store(b *Block) error {
 
 // storeBlock is Store with putting held.
 func (in *Ingest) storeBlock(b *Block) error {
+	if b.stored {
+		return errStored // its chunks have the names of the store already
+	}
 	if b.end != len(b.buf.data) {
 		return fmt.Errorf("a block of %d bytes with chunks of %d", len(b.buf.data), b.end)
 	}
@@ -104,7 +107,10 @@ func (in *Ingest) storeBlock(b *Block) error {
 	return nil
 }
 
-var errNotStored = errors.New("a block must be stored before it is appended")
+var (
+	errStored    = errors.New("a block is stored only once")
+	errNotStored = errors.New("a block must be stored before it is appended")
+)
 
 // Append makes a stored block the next bytes of the image, and takes it over. It belongs to one
 // goroutine, as Put and Commit do.

@@ -116,6 +116,13 @@ func TestBlockWrong(t *testing.T) {
 			b.Add(hashOf(c), len(c))
 			return in.Store(b)
 		},
+		"stored twice": func(in *Ingest) error {
+			b := blockOf(in, [][]byte{c})
+			if err := in.Store(b); err != nil {
+				t.Fatal(err)
+			}
+			return in.Store(b)
+		},
 		"an empty chunk": func(in *Ingest) error {
 			b := blockOf(in, [][]byte{c})
 			b.Add(hashOf(nil), 0)

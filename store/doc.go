@@ -268,10 +268,10 @@
 // incompressible. No zstd is fast enough to wait for and nothing faster small enough to keep, so
 // there are two levels (see Settling). 4 KiB would save another 4 % and cost three times the
 // metadata and slow reads; at 64 KiB nearly everything a busy program does dirties every chunk.
-// So chunks are 16 KiB. For the first level time counts most: MinLZ superfast takes four
-// fifths of the time of s2 or MinLZ fastest, hashing and all, and a sixth to a fifth more space until the chunk
-// is settled. Where it finds little, MinLZ fastest is tried, which costs nothing on the whole. The
-// second level is zstd at its default.
+// So chunks are 16 KiB. For the first level time counts most: MinLZ superfast takes four fifths of
+// the time of s2 or MinLZ fastest, hashing and all, and a sixth to a fifth more space until the
+// chunk is settled. Where it finds little, MinLZ fastest is tried, which costs nothing on the
+// whole. The second level is zstd at its default.
 //
 // Side by side, the same images in the same order, each durable before the next, medians of three
 // runs; restic and borg start for each, our store stays open as it does in a mount. Two cores.
@@ -291,8 +291,8 @@
 // Read back through a mount, 1 MiB at a time as cat does, an image comes at 1.3 GB/s, a settled one
 // at 0.8: the two processors are then busy for 86 to 89 % of the time. BLAKE3 checks 2.5 GB/s and
 // core, MinLZ decodes 2.2, zstd 0.76, and FUSE alone moves 4.7 GB/s of a file in memory. It grows
-// with the cores (settled: one 0.39 GB/s, two 0.80), so FUSE should be the limit from about six on, for
-// settled images ten.
+// with the cores (settled: one 0.39 GB/s, two 0.80), so FUSE should be the limit from about six
+// on, for settled images ten.
 //
 // A redis of 1 GiB under 500 updates and as many reads a second, checkpointed every 10 s for 5
 // minutes: 45 MiB of pages of 4 KiB are dirtied between two checkpoints, 156 MiB of windows of
