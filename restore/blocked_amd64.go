@@ -2,7 +2,6 @@ package restore
 
 import (
 	"fmt"
-	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
@@ -86,17 +85,13 @@ func (j *job) restartSleep(th *ptrace.Thread, it *image.Thread, args [6]uint64) 
 	if want.Rax == uint64(it.Blocked.NR) {
 		after += syscallLen // the registers are set to make the call again
 	}
-	code := j.hole.insn() // a call that returns leaves the thread in the jump behind it
 	regs := want
-	regs.Rip, regs.Rax, regs.Orig_rax = code, uint64(it.Blocked.NR), ^uint64(0)
+	regs.Rip, regs.Rax, regs.Orig_rax = j.hole.insn(), uint64(it.Blocked.NR), ^uint64(0)
 	regs.Rdi, regs.Rsi, regs.Rdx, regs.R10, regs.R8, regs.R9 = args[0], args[1], args[2], args[3], args[4], args[5]
 	if err := th.SetSigMask(^uint64(0)); err != nil {
 		return nil, err
 	}
-	if err := th.SetRegs(&regs); err != nil {
-		return nil, err
-	}
-	got, err := interrupted(th, code, time.Now().Add(time.Second))
+	got, err := th.InterruptCall(&regs, j.deadline)
 	if err != nil {
 		return nil, err
 	}
@@ -105,28 +100,4 @@ func (j *job) restartSleep(th *ptrace.Thread, it *image.Thread, args [6]uint64) 
 		want.Orig_rax = uint64(it.Blocked.NR)
 	}
 	return ptrace.RegsBytes(&want), nil
-}
-
-// interrupted lets a thread into the call at code and stops it. An interrupt that comes
-// before the thread has entered the call is repeated.
-func interrupted(th *ptrace.Thread, code uint64, deadline time.Time) (ptrace.Regs, error) {
-	for {
-		if err := th.Cont(0); err != nil {
-			return ptrace.Regs{}, err
-		}
-		unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // a sleep would give the tracing thread up
-		if err := th.Interrupt(); err != nil {
-			return ptrace.Regs{}, err
-		}
-		if _, err := th.WaitStop(deadline); err != nil {
-			return ptrace.Regs{}, err
-		}
-		regs, err := th.Regs()
-		if err != nil || regs.Rip != code {
-			return regs, err
-		}
-		if time.Now().After(deadline) {
-			return regs, ErrTimeout
-		}
-	}
 }

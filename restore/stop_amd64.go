@@ -3,7 +3,6 @@ package restore
 import (
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
@@ -35,7 +34,7 @@ func (j *job) stop(p *proc) error {
 		stopped, err = j.stopBy(p, unix.SIGSTOP)
 	}
 	if err == nil && !stopped {
-		err = fmt.Errorf("it did not stop: %w", ErrTimeout)
+		err = errors.New("it did not stop")
 	}
 	if err != nil {
 		return fmt.Errorf("restore pid %d: stop it by %s: %w", p.pid, unix.SignalName(sig), err)
@@ -43,17 +42,14 @@ func (j *job) stop(p *proc) error {
 	return nil
 }
 
-// stopPatience is how long a thread may take until it stops by a signal.
-const stopPatience = 100 * time.Millisecond
-
-// stopBy sends the signal, lets every thread run in the stub's endless jump, and waits until
-// all take part in the stop. It reports false if the signal was ignored.
+// stopBy sends the signal and waits until every thread takes part in the stop. It reports
+// false if the signal was ignored.
 func (j *job) stopBy(p *proc, sig unix.Signal) (bool, error) {
 	if err := unix.Kill(p.pid, sig); err != nil {
 		return false, err
 	}
 	for _, th := range p.threads {
-		stopped, err := j.parkUntilStop(th, sig)
+		stopped, err := j.stopThread(th, sig)
 		if err != nil || !stopped {
 			return false, err
 		}
@@ -61,41 +57,19 @@ func (j *job) stopBy(p *proc, sig unix.Signal) (bool, error) {
 	return true, nil
 }
 
-func (j *job) parkUntilStop(th *ptrace.Thread, sig unix.Signal) (bool, error) {
+// stopThread lets a thread take the signal, or a stop that another thread has begun.
+func (j *job) stopThread(th *ptrace.Thread, sig unix.Signal) (bool, error) {
 	regs, err := th.Regs()
 	if err != nil {
 		return false, err
 	}
-	regs.Rip, regs.Orig_rax = j.hole.insn()+syscallLen, ^uint64(0)
-	if err := th.SetRegs(&regs); err != nil {
-		return false, err
-	}
+	regs.Rip, regs.Rax, regs.Orig_rax = j.hole.insn(), unix.SYS_GETPID, ^uint64(0)
 	if err := th.SetSigMask(^uint64(0) &^ (1 << (sig - 1))); err != nil {
 		return false, err
 	}
-	deadline := time.Now().Add(stopPatience)
-	for {
-		if err := th.Cont(0); err != nil {
-			return false, err
-		}
-		s, err := th.WaitStop(deadline)
-		var late *ptrace.TimeoutError
-		if errors.As(err, &late) {
-			return false, interruptParked(th, j.deadline)
-		}
-		if err != nil || s.GroupStop {
-			return err == nil, errors.Join(err, th.SetSigMask(^uint64(0)))
-		}
+	stopped, err := th.GroupStopOrCall(&regs, j.deadline)
+	if err != nil {
+		return false, err
 	}
-}
-
-// interruptParked stops a thread that still runs.
-func interruptParked(th *ptrace.Thread, deadline time.Time) error {
-	if err := th.Interrupt(); err != nil {
-		return err
-	}
-	if _, err := th.WaitStop(deadline); err != nil {
-		return err
-	}
-	return th.SetSigMask(^uint64(0))
+	return stopped, th.SetSigMask(^uint64(0))
 }

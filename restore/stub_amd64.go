@@ -30,12 +30,8 @@ func (h hole) scratch() uint64 { return h.insn() + insnLen }
 func (h hole) data() uint64    { return h.scratch() + scratchLen }
 func (h hole) end() uint64     { return uint64(h) + holeLen }
 
-// syscallInsn is the syscall instruction. In the stub an instruction that jumps to itself
-// stands behind it: there a thread can be left running.
-var (
-	syscallInsn = []byte{0x0f, 0x05}
-	parkInsns   = []byte{0x0f, 0x05, 0xeb, 0xfe}
-)
+// syscallInsn is the syscall instruction.
+var syscallInsn = []byte{0x0f, 0x05}
 
 // syscallLen is the length of the syscall instruction.
 const syscallLen = 2

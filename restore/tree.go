@@ -41,7 +41,7 @@ func (j *job) plant() error {
 	if err := j.checkRegisters(th); err != nil {
 		return err
 	}
-	if _, err := p.rem.Mem().WriteAt(parkInsns, int64(j.hole.insn())); err != nil {
+	if _, err := p.rem.Mem().WriteAt(syscallInsn, int64(j.hole.insn())); err != nil {
 		return fmt.Errorf("restore: write to the stub: %w", err)
 	}
 	return p.batch(func(b *ptrace.Batch) {

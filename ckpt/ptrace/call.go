@@ -56,6 +56,57 @@ func (th *Thread) nextSyscallStop(deadline time.Time, doing string) (child int, 
 	}
 }
 
+// InterruptCall lets a stopped thread enter the system call that regs hold and interrupts it
+// there: the interrupt is pending before the call begins, so it comes back as soon as it
+// would sleep, however busy the machine is. All signals must be blocked. It returns the
+// registers of the stop in which the thread is then; Rax is the kernel's own result, such
+// as -ERESTART_RESTARTBLOCK.
+func (th *Thread) InterruptCall(regs *Regs, deadline time.Time) (Regs, error) {
+	if err := th.SetRegs(regs); err != nil {
+		return Regs{}, err
+	}
+	if _, err := th.nextSyscallStop(deadline, "enter the call that is to be interrupted"); err != nil {
+		return Regs{}, err
+	}
+	if err := th.Interrupt(); err != nil {
+		return Regs{}, err
+	}
+	if err := th.Cont(0); err != nil {
+		return Regs{}, err
+	}
+	if _, err := th.WaitStop(deadline); err != nil {
+		return Regs{}, err
+	}
+	return th.Regs()
+}
+
+// GroupStopOrCall lets a stopped thread run until it takes part in a stop of its process by
+// job control, and reports true, or until it has made the system call that regs hold,
+// which must be one without effect. Signals come before: a thread that gets as far as the
+// call has no signal pending that would stop it.
+func (th *Thread) GroupStopOrCall(regs *Regs, deadline time.Time) (bool, error) {
+	const doing = "let it stop by job control"
+	if err := th.SetRegs(regs); err != nil {
+		return false, err
+	}
+	for sig := unix.Signal(0); ; {
+		if err := th.toSyscall(sig); err != nil {
+			return false, err
+		}
+		s, err := th.wait(deadline, doing)
+		switch {
+		case err != nil || s.GroupStop:
+			return err == nil, err
+		case s.syscall():
+			_, err := th.nextSyscallStop(deadline, doing)
+			return false, err
+		}
+		if sig = 0; s.signal() {
+			sig = s.Signal
+		}
+	}
+}
+
 // callName says which call is meant.
 func callName(nr uintptr) string { return fmt.Sprintf("remote system call %d", nr) }
 

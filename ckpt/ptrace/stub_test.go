@@ -2,6 +2,9 @@ package ptrace
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
 	"os"
 	"strconv"
 	"testing"
@@ -9,6 +12,113 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+// inStub runs f on the tracing thread with the only thread of a stub, all signals blocked.
+func inStub(t *testing.T, f func(pid int, th *Thread, r *Remote) error) {
+	t.Helper()
+	cmd, words := startReady(t, nil, "stub")
+	pid := cmd.Process.Pid
+	scratch, err := strconv.ParseUint(words[0], 0, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	withTracer(t, func(tr *Tracer) error {
+		th, r := stubOf(t, tr, pid, scratch)
+		return errors.Join(th.SetSigMask(^uint64(0)), f(pid, th, r), r.Close())
+	})
+}
+
+// A sleep that is interrupted as it begins can be gone on with; a call that does not sleep
+// just ends.
+func TestInterruptCall(t *testing.T) {
+	const restartBlock = -516 // ERESTART_RESTARTBLOCK of linux/errno.h
+	inStub(t, func(pid int, th *Thread, r *Remote) error {
+		data := r.scratch.data
+		minute := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, 60), 0)
+		mem, err := openMem(pid, os.O_RDWR)
+		if err != nil {
+			return err
+		}
+		defer mem.Close()
+		if _, err := mem.WriteAt(minute, int64(data)); err != nil {
+			return err
+		}
+		for range 200 {
+			for _, c := range []struct {
+				nr   uintptr
+				args []uint64
+				want int64
+			}{
+				{unix.SYS_NANOSLEEP, []uint64{data, 0}, restartBlock},
+				{unix.SYS_CLOCK_NANOSLEEP, []uint64{unix.CLOCK_BOOTTIME, 0, data, 0}, restartBlock},
+				{unix.SYS_POLL, []uint64{0, 0, 60_000}, restartBlock},
+				{unix.SYS_GETPID, nil, int64(pid)},
+			} {
+				regs, err := th.Regs()
+				if err != nil {
+					return err
+				}
+				setCall(&regs, r.insn, c.nr, c.args)
+				got, err := th.InterruptCall(&regs, time.Now().Add(10*time.Second))
+				if err != nil {
+					return err
+				}
+				if int64(got.Rax) != c.want || got.Rip != r.insn+syscallLen {
+					return fmt.Errorf("call %d: result %d at %#x, want %d at %#x", c.nr, int64(got.Rax), got.Rip, c.want, r.insn+syscallLen)
+				}
+			}
+		}
+		_, err = r.Syscall(unix.SYS_GETPID)
+		return err
+	})
+}
+
+// A stopping signal stops, unless it is ignored.
+func TestGroupStopOrCall(t *testing.T) {
+	inStub(t, func(pid int, th *Thread, r *Remote) error {
+		for _, c := range []struct {
+			sig     unix.Signal
+			ignored bool
+		}{{unix.SIGTSTP, true}, {unix.SIGTSTP, false}, {unix.SIGSTOP, false}} {
+			if c.sig != unix.SIGSTOP {
+				act := make([]byte, 32)
+				if c.ignored {
+					act[0] = 1 // SIG_IGN
+				}
+				b, err := r.NewBatch()
+				if err != nil {
+					return err
+				}
+				b.Call(unix.SYS_RT_SIGACTION, uint64(c.sig), b.Put(act).Addr(), 0, 8)
+				if err := b.Run(); err != nil {
+					return err
+				}
+			}
+			regs, err := th.Regs()
+			if err != nil {
+				return err
+			}
+			setCall(&regs, r.insn, unix.SYS_GETPID, nil)
+			if err := errors.Join(unix.Kill(pid, c.sig), th.SetSigMask(0)); err != nil {
+				return err
+			}
+			stopped, err := th.GroupStopOrCall(&regs, time.Now().Add(10*time.Second))
+			if err != nil {
+				return err
+			}
+			if stopped == c.ignored {
+				t.Errorf("%v (ignored %v): stopped %v", c.sig, c.ignored, stopped)
+			}
+			if err := errors.Join(th.SetSigMask(^uint64(0)), unix.Kill(pid, unix.SIGCONT)); err != nil {
+				return err
+			}
+			if v, err := r.Syscall(unix.SYS_GETPID); err != nil || int(v) != pid {
+				t.Errorf("getpid: %d, %v", v, err)
+			}
+		}
+		return nil
+	})
+}
 
 // stubOf seizes a process as restore does with its stubs.
 func stubOf(t *testing.T, tr *Tracer, pid int, scratch uint64) (*Thread, *Remote) {
