@@ -7,12 +7,13 @@ enum { A, A1, A2, B, B1, B2, LEAD, MEMBER, Z7, ZKILL, N };
 
 struct who {
 	_Atomic pid_t pid;
+	_Atomic int up; // it has become what it will be
 	pid_t ppid, pgid, sid;
 };
 
 static struct {
 	struct who w[N];
-	_Atomic int up, go, good;
+	_Atomic int go, good;
 } *sh;
 
 static volatile sig_atomic_t chld;
@@ -30,7 +31,7 @@ static void note(int me)
 	w->pgid = getpgid(0);
 	w->sid = getsid(0);
 	w->pid = getpid();
-	sh->up++;
+	w->up = 1;
 }
 
 static void same(int me)
@@ -54,23 +55,17 @@ static void live(int me)
 	_exit(me);
 }
 
-static void until(_Atomic int *p, int n)
-{
-	while (*p < n)
-		nap(1);
-}
-
 // member starts member me of the tree and returns its pid; run, if there is one, prepares it.
 static pid_t member(int me, void (*run)(void))
 {
-	int up = sh->up;
 	pid_t pid = MUST(fork());
 	if (pid == 0) {
 		if (run)
 			run();
 		live(me);
 	}
-	until(&sh->up, up + 1);
+	while (!sh->w[me].up)
+		nap(1);
 	return pid;
 }
 
