@@ -16,7 +16,8 @@ import (
 // inStub runs f on the tracing thread with the only thread of a stub, all signals blocked.
 func inStub(t *testing.T, f func(pid int, th *Thread, r *Remote) error) {
 	t.Helper()
-	cmd, words := startReady(t, nil, "stub")
+	attr := &unix.SysProcAttr{Setpgid: true} // no orphaned group, in which SIGTSTP stops nobody
+	cmd, words := startReady(t, attr, "stub")
 	pid := cmd.Process.Pid
 	scratch, err := strconv.ParseUint(words[0], 0, 64)
 	if err != nil {
