@@ -29,6 +29,7 @@ const serveEnv = "FUSEFS_TEST_SERVE"
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(serveEnv); dir != "" {
+		store.SpareProc() // as ckptfs does
 		if err := serve(dir); err != nil {
 			fmt.Println(err)
 			os.Exit(1)

@@ -271,7 +271,7 @@ func (h *imageHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.Re
 	if err != nil {
 		return nil, errno(err)
 	}
-	n, err := s.readAt(ctx, dest, off)
+	res, err := s.read(ctx, dest, off)
 	if err == syscall.EINTR { // the caller's own interrupt: it comes back if it wants to
 		return nil, syscall.EINTR
 	}
@@ -281,7 +281,7 @@ func (h *imageHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.Re
 	if s.complete() {
 		h.n.f.wasRead(h.n.key)
 	}
-	return fuse.ReadResultData(dest[:n]), 0
+	return res, 0
 }
 
 // Release gives the checkpoint up if nobody has it open any more and it is not stored yet.

@@ -310,12 +310,12 @@ func (h *savedHandle) Read(_ context.Context, dest []byte, off int64) (fuse.Read
 		return fuse.ReadResultData(nil), 0
 	}
 	dest = dest[:min(int64(len(dest)), h.r.Size()-off)]
-	n, err := h.r.ReadAt(dest, off)
-	if n < len(dest) {
+	res, err := gather(h.r, dest, off)
+	if err != nil {
 		h.f.logf("images/%s: read at %d: %v", h.r.Name(), off, err)
 		return nil, neverEINTR(errno(err))
 	}
-	return fuse.ReadResultData(dest), 0
+	return res, 0
 }
 
 func (h *savedHandle) Release(context.Context) syscall.Errno {

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"strings"
 	"sync"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/store"
+	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
 // errReaderGone is why a checkpoint is given up whose reader closed before the end.
@@ -297,44 +297,33 @@ func (s *session) wake() {
 	}
 }
 
-// ReadAt reads len(p) bytes at off, or what there is before the end of the image, and waits
+// read reads len(p) bytes at off, or what there is before the end of the image, and waits
 // until they exist. A read that reaches the end waits until the image is stored.
-func (s *session) readAt(ctx context.Context, p []byte, off int64) (int, error) {
+func (s *session) read(ctx context.Context, p []byte, off int64) (fuse.ReadResult, error) {
 	end := min(off+int64(len(p)), s.size)
 	for {
 		stored, err := s.await(ctx, end)
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		if off >= end {
-			return 0, nil
+			return fuse.ReadResultData(nil), nil
 		}
-		n, err := s.readFrom(stored, p[:end-off], off)
+		var r gatherer = s.ingest
+		if stored != nil {
+			r = stored
+		}
+		res, err := gather(r, p[:end-off], off)
 		if err == nil {
 			s.wasRead(off, end)
-			return n, nil
+			return res, nil
 		}
 		ended := errors.Is(err, store.ErrClosed) || errors.Is(err, store.ErrAborted) || errors.Is(err, store.ErrNotYet)
 		if stored != nil || !ended {
-			return 0, err
+			return nil, err
 		}
 		end = s.size // the ingest ended between the two: wait for the stored image, or the reason
 	}
-}
-
-func (s *session) readFrom(stored *store.Reader, p []byte, off int64) (int, error) {
-	var r io.ReaderAt = s.ingest
-	if stored != nil {
-		r = stored
-	}
-	n, err := r.ReadAt(p, off)
-	if n == len(p) {
-		return n, nil // io.ReaderAt may say EOF with the last bytes
-	}
-	if err == nil || errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
-	}
-	return n, err
 }
 
 // await waits until the bytes before end exist, or all is stored if end is the size. It

@@ -98,6 +98,7 @@ const (
 	aheadFetches = 8       // batches on their way at once, at most
 	aheadStart   = 1 << 20 // window of a new stream, bytes
 	aheadBatch   = 1 << 20 // bytes that are fetched at once, at most
+	aheadStep    = 1 << 18 // bytes of a longer read that are noted at once
 	aheadBehind  = 1 << 20 // what was jumped over is kept for as long, bytes
 	aheadIdle    = 64      // reads of others after which a stream is taken for dead
 )
@@ -108,24 +109,29 @@ func (a *ahead) init(s *Store, v *view, list *chunkList) {
 	a.run = a.work
 }
 
-// note enters that n bytes at off are about to be read.
-func (a *ahead) note(off, n int64) {
+// note enters that n bytes at off are about to be read, and returns how many of them it has
+// entered: the window follows a long read step by step.
+func (a *ahead) note(off, n int64) int64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.stopped.Load() || a.max <= 0 {
-		return
+		return n
 	}
 	a.tick++
 	s := a.streamOf(off, n)
 	if s == nil {
-		return
+		return n
 	}
 	s.used = a.tick
+	if s.window > 0 {
+		n = min(n, aheadStep)
+	}
 	if end := off + n; end > s.pos {
 		a.advance(s, off, end)
 	}
 	a.plan(s)
 	a.start()
+	return n
 }
 
 // streamOf returns the stream that a read belongs to, if need be a new one; nil if all are
@@ -179,7 +185,7 @@ func (a *ahead) advance(s *stream, off, end int64) {
 func (a *ahead) parallel() int { return a.spent.parallel(cap(a.s.decoding)) }
 
 // batch is how many bytes of a stream are fetched at once.
-func (s *stream) batch() int64 { return min(max(s.window/4, 1), aheadBatch) }
+func (s *stream) batch() int64 { return min(max(s.window/8, 1), aheadBatch) }
 
 // plan makes pieces of the window, a whole batch at least.
 func (a *ahead) plan(s *stream) {
@@ -294,23 +300,23 @@ func (a *ahead) dropIdle() bool {
 	return a.held < before
 }
 
-// read copies bytes at off into p, out of one piece. It waits for one that is on its way
-// and returns 0 if there is none: then the caller reads the chunk.
-func (a *ahead) read(p []byte, off int64) int {
+// take returns up to n bytes at off out of one piece, and the buffer they are in, held for the
+// caller; nil for zeros, of which there are count. It waits for a piece that is on its way and
+// returns a count of 0 if there is none: then the caller reads the chunk.
+func (a *ahead) take(n int, off int64) (data []byte, b *buf, count int) {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	for {
 		s, i := a.find(off)
 		if s == nil || a.stopped.Load() {
-			a.mu.Unlock()
-			return 0
+			return nil, nil, 0
 		}
 		switch pc := s.pieces[i]; pc.state {
 		case pieceReady:
-			return a.consume(s, i, p, off) // unlocks
+			return a.consume(s, i, n, off)
 		case pieceWaits, pieceFailed:
 			a.drop(s, i)
-			a.mu.Unlock()
-			return 0
+			return nil, nil, 0
 		default:
 			pc.wanted = true
 			a.ready.Wait()
@@ -318,25 +324,19 @@ func (a *ahead) read(p []byte, off int64) int {
 	}
 }
 
-// consume copies out of a piece that is ready. It is called with mu held and unlocks it.
-func (a *ahead) consume(s *stream, i int, p []byte, off int64) int {
+// consume is take for a piece that is ready.
+func (a *ahead) consume(s *stream, i, n int, off int64) (data []byte, b *buf, count int) {
 	pc := s.pieces[i]
 	skip := int(off - pc.off)
-	n := min(len(p), int(pc.ref.size)-skip)
-	b := pc.buf
-	if b != nil {
-		b.hold()
+	n = min(n, int(pc.ref.size)-skip)
+	if pc.buf != nil {
+		b = pc.buf.hold()
+		data = b.data[skip : skip+n : skip+n]
 	}
 	if pc.left -= n; pc.left <= 0 {
 		a.drop(s, i)
 	}
-	a.mu.Unlock()
-	if b == nil {
-		clear(p[:n])
-		return n
-	}
-	defer b.release()
-	return copy(p[:n], b.data[skip:])
+	return data, b, n
 }
 
 // find returns the piece that holds off.

@@ -12,19 +12,30 @@ import (
 	"testing"
 )
 
-// reading is an image that is read in some order.
+// reading is an image that is read in some order, every other time by Gather.
 type reading struct {
 	t    *testing.T
 	r    *Reader
 	want []byte
+	n    int
 }
 
 func (g *reading) at(off, n int) {
 	g.t.Helper()
 	n = min(n, len(g.want)-off)
 	p := make([]byte, n)
-	if m, err := g.r.ReadAt(p, int64(off)); m != n || err != nil || !bytes.Equal(p, g.want[off:off+n]) {
-		g.t.Errorf("ReadAt(%d, %d) = %d, %v", n, off, m, err)
+	var parts Gathered
+	read := g.r.ReadAt
+	if g.n++; g.n%2 == 0 {
+		read = func(p []byte, off int64) (int, error) { return g.r.Gather(&parts, p, off) }
+	}
+	m, err := read(p, int64(off))
+	if g.n%2 == 0 {
+		p = bytes.Join(parts.Slices, nil)
+		parts.Release()
+	}
+	if m != n || err != nil || !bytes.Equal(p, g.want[off:off+n]) {
+		g.t.Errorf("read %d of %d at %d = %d, %v", g.n, n, off, m, err)
 	}
 	if held := g.r.heldAhead(); held > g.r.s.o.ReadAhead+MaxChunk {
 		g.t.Errorf("%d bytes are held", held)
@@ -98,7 +109,7 @@ func TestReadAhead(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer r.Close()
-			c.read(&reading{t, r, want})
+			c.read(&reading{t: t, r: r, want: want})
 			if got := r.fetched(); got != c.ahead {
 				t.Errorf("read ahead: %v", got)
 			}
@@ -119,7 +130,7 @@ func TestReadAheadTogether(t *testing.T) {
 	var wg sync.WaitGroup
 	for k := range 6 {
 		wg.Go(func() {
-			g := &reading{t, r, want}
+			g := &reading{t: t, r: r, want: want}
 			for off := k % 3 * 1_000_000; off < len(want); off += (64 + 32*k) << 10 {
 				g.at(off, (64+32*k)<<10)
 			}
@@ -244,8 +255,8 @@ func TestCloseAhead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	(&reading{t, r, want}).at(0, 64<<10)
-	(&reading{t, r, want}).at(64<<10, 64<<10)
+	(&reading{t: t, r: r, want: want}).at(0, 64<<10)
+	(&reading{t: t, r: r, want: want}).at(64<<10, 64<<10)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

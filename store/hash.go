@@ -18,16 +18,17 @@ const MaxChunk = 1 << 20
 
 func hashOf(b []byte) Hash { return blake3.Sum256(b) }
 
-// zeros is what an all-zero chunk is compared with. It is only read.
-var zeros [64 << 10]byte
+// zeros is what an all-zero chunk is compared with, and read from. It is only read.
+var zeros [MaxChunk]byte
 
 // allZero reports whether b holds nothing but zero bytes.
 func allZero(b []byte) bool {
-	for len(b) > len(zeros) {
-		if !bytes.Equal(b[:len(zeros)], zeros[:]) {
+	const step = 64 << 10 // of zeros, so that they stay in the cache
+	for len(b) > step {
+		if !bytes.Equal(b[:step], zeros[:step]) {
 			return false
 		}
-		b = b[len(zeros):]
+		b = b[step:]
 	}
 	return bytes.Equal(b, zeros[:len(b)])
 }

@@ -192,13 +192,20 @@ func (in *Ingest) at(off int64) error {
 // memory, older ones from their pack. Where p reaches beyond them the error is ErrNotYet,
 // after Commit io.EOF. Between Commit and the end of a slow reader another may Remove the
 // image and GC its chunks; who reads on after Commit should do so with OpenImage.
-func (in *Ingest) ReadAt(p []byte, off int64) (int, error) {
+func (in *Ingest) ReadAt(p []byte, off int64) (int, error) { return in.read(nil, p, off) }
+
+// Gather is ReadAt for who hands the bytes on and does not need them in one piece: see
+// [Reader.Gather]. What the ingest has in memory is not copied.
+func (in *Ingest) Gather(g *Gathered, p []byte, off int64) (int, error) { return in.read(g, p, off) }
+
+// read is ReadAt, or Gather if g is not nil.
+func (in *Ingest) read(g *Gathered, p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("image %q: offset %d is negative", in.name, off)
 	}
 	n := 0
 	for n < len(p) {
-		m, err := in.readSome(p[n:], off+int64(n))
+		m, err := in.readSome(g, p[n:], off+int64(n))
 		n += m
 		if err != nil {
 			return n, err
@@ -208,7 +215,7 @@ func (in *Ingest) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // readSome reads from one chunk.
-func (in *Ingest) readSome(p []byte, off int64) (int, error) {
+func (in *Ingest) readSome(g *Gathered, p []byte, off int64) (int, error) {
 	in.mu.Lock()
 	if err := in.at(off); err != nil {
 		in.mu.Unlock()
@@ -216,19 +223,22 @@ func (in *Ingest) readSome(p []byte, off int64) (int, error) {
 	}
 	if data, b, start, ok := in.win.find(off); ok {
 		in.mu.Unlock()
-		defer b.release()
-		return copy(p, data[off-start:]), nil
+		data = data[off-start:]
+		n := min(len(p), len(data))
+		return g.add(p[:n], data[:n:n], b), nil
 	}
 	if off >= in.tree.base {
 		i, start := locate(in.tree.open, in.tree.base, off)
 		ref := in.tree.open[i]
 		in.mu.Unlock()
-		return in.view.copyChunk(in.name, p, &ref, start, off)
+		n, err := in.view.copyChunk(in.name, p, &ref, start, off)
+		return g.own(p[:n]), err
 	}
 	i, base := leafAt(in.tree.ends, off)
 	sp := in.tree.spans[i]
 	in.mu.Unlock()
-	return in.view.readLeaf(in.name, p, sp, base, off)
+	n, err := in.view.readLeaf(in.name, p, sp, base, off)
+	return g.own(p[:n]), err
 }
 
 // unlisted returns the chunks that are in no leaf yet: those of blocks that wait for their turn,

@@ -135,7 +135,10 @@ func (s *Store) readAll(t root) ([]byte, error) {
 
 // ReadAt reads bytes of the image, each chunk checked against its hash. Damage comes as a
 // *ChunkError.
-func (r *Reader) ReadAt(p []byte, off int64) (int, error) {
+func (r *Reader) ReadAt(p []byte, off int64) (int, error) { return r.read(nil, p, off) }
+
+// read is ReadAt, or Gather if g is not nil.
+func (r *Reader) read(g *Gathered, p []byte, off int64) (int, error) {
 	if r.closed.Load() {
 		return 0, ErrClosed
 	}
@@ -149,11 +152,10 @@ func (r *Reader) ReadAt(p []byte, off int64) (int, error) {
 			return n, io.EOF
 		}
 		if n >= noted {
-			noted = n + int(min(int64(len(p)-n), r.rec.Data.Size-at, aheadBatch))
-			r.ahead.note(at, int64(noted-n))
+			noted = n + int(r.ahead.note(at, min(int64(len(p)-n), r.rec.Data.Size-at, aheadBatch)))
 		}
-		if m := r.ahead.read(p[n:], at); m > 0 {
-			n += m
+		if data, b, m := r.ahead.take(len(p)-n, at); m > 0 {
+			n += g.add(p[n:n+m], data, b)
 			continue
 		}
 		i, base := leafAt(r.list.ends, at)
@@ -161,7 +163,7 @@ func (r *Reader) ReadAt(p []byte, off int64) (int, error) {
 		if err != nil {
 			return n, err
 		}
-		n += m
+		n += g.own(p[n : n+m])
 	}
 	return n, nil
 }
