@@ -40,6 +40,9 @@ var programs struct {
 	dir string
 }
 
+// patience is how long a test waits for what takes microseconds on an idle machine.
+const patience = 30 * time.Second
+
 // compile builds testdata/NAME.c, once for all tests.
 func compile(t *testing.T, name string) string {
 	t.Helper()
@@ -112,7 +115,7 @@ func checkAlive(t *testing.T, pid int) {
 // eventually waits until f holds.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !f(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); !f(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain until %s", what)
 		}
@@ -130,7 +133,7 @@ type frozen struct {
 // freeze stops all threads of a process and captures them.
 func freeze(t *Tracer, pid int) (*frozen, error) {
 	f := &frozen{pid: pid}
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(patience)
 	seen := map[int]bool{}
 	for again := true; again; {
 		again = false

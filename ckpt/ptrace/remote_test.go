@@ -58,7 +58,7 @@ func TestLeaveRestores(t *testing.T) {
 					return err
 				}
 				if i == 0 {
-					snap, err := f.r.Snapshot(time.Now().Add(5 * time.Second))
+					snap, err := f.r.Snapshot(time.Now().Add(patience))
 					if err != nil {
 						return err
 					}
@@ -201,7 +201,7 @@ func TestGroupStop(t *testing.T) {
 		if !f.states[0].GroupStop {
 			t.Error("the group stop was not seen")
 		}
-		snap, err := f.r.Snapshot(time.Now().Add(5 * time.Second))
+		snap, err := f.r.Snapshot(time.Now().Add(patience))
 		if err != nil {
 			return err
 		}

@@ -25,7 +25,7 @@ func snapshotOf(t *testing.T, tr *Tracer, pid int) *Snapshot {
 		if err := f.r.Enter(f.threads[0], f.states[0]); err != nil {
 			return err
 		}
-		if s, err = f.r.Snapshot(time.Now().Add(5 * time.Second)); err != nil {
+		if s, err = f.r.Snapshot(time.Now().Add(patience)); err != nil {
 			return errors.Join(err, f.thaw())
 		}
 		return f.thaw()
@@ -140,7 +140,7 @@ func closeWhileTraced(tr *Tracer, pid int) error {
 	if err := f.r.Enter(f.threads[0], f.states[0]); err != nil {
 		return err
 	}
-	s, err := f.r.Snapshot(time.Now().Add(5 * time.Second))
+	s, err := f.r.Snapshot(time.Now().Add(patience))
 	if err != nil {
 		return err
 	}
@@ -159,7 +159,7 @@ func TestSnapshotOverLimit(t *testing.T) {
 	cmd, _ := startReady(t, nil, "limited")
 	pid := cmd.Process.Pid
 	inFrozen(t, pid, func(f *frozen) error {
-		s, err := f.r.Snapshot(time.Now().Add(5 * time.Second))
+		s, err := f.r.Snapshot(time.Now().Add(patience))
 		if !mayRaiseLimits(t) {
 			if !errors.Is(err, unix.EAGAIN) {
 				t.Errorf("a snapshot over the limit: %v, want EAGAIN", err)

@@ -69,7 +69,7 @@ func wholeFreeze(tr *Tracer, pid int) error {
 	if err := batchOf(f, 30); err != nil {
 		return err
 	}
-	snap, err := f.r.Snapshot(time.Now().Add(5 * time.Second))
+	snap, err := f.r.Snapshot(time.Now().Add(patience))
 	if err != nil {
 		return err
 	}
@@ -224,7 +224,7 @@ func (s *soakTarget) eintr() uint64 {
 func (s *soakTarget) check(t *testing.T, after string) {
 	t.Helper()
 	before := s.read()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		if st, err := readStat(s.cmd.Process.Pid); err != nil || st.state == 'Z' {
 			t.Fatalf("%s: the target died: wait status %#x (%v)", after, st.exitCode, err)

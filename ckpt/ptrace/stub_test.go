@@ -60,7 +60,7 @@ func TestInterruptCall(t *testing.T) {
 					return err
 				}
 				setCall(&regs, r.insn, c.nr, c.args)
-				got, err := th.InterruptCall(&regs, time.Now().Add(10*time.Second))
+				got, err := th.InterruptCall(&regs, time.Now().Add(patience))
 				if err != nil {
 					return err
 				}
@@ -103,7 +103,7 @@ func TestGroupStopOrCall(t *testing.T) {
 			if err := errors.Join(unix.Kill(pid, c.sig), th.SetSigMask(0)); err != nil {
 				return err
 			}
-			stopped, err := th.GroupStopOrCall(&regs, time.Now().Add(10*time.Second))
+			stopped, err := th.GroupStopOrCall(&regs, time.Now().Add(patience))
 			if err != nil {
 				return err
 			}
@@ -128,7 +128,7 @@ func stubOf(t *testing.T, tr *Tracer, pid int, scratch uint64) (*Thread, *Remote
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := th.WaitStop(time.Now().Add(time.Second)); err != nil {
+	if _, err := th.WaitStop(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	maps, err := readMaps(pid)

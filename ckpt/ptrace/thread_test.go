@@ -29,7 +29,7 @@ func TestTracerClose(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		_, err = th.WaitStop(time.Now().Add(time.Second))
+		_, err = th.WaitStop(time.Now().Add(patience))
 		return err
 	})
 	if err != nil {
@@ -164,7 +164,7 @@ func TestSeccomp(t *testing.T) {
 			if err := batchOf(f, 3); err != nil { // sigaltstack is forbidden to it
 				return err
 			}
-			s, err := f.r.Snapshot(time.Now().Add(5 * time.Second))
+			s, err := f.r.Snapshot(time.Now().Add(patience))
 			if err != nil {
 				return err
 			}
@@ -183,7 +183,7 @@ func TestSyscallUserDispatch(t *testing.T) {
 			if err := batchOf(f, 3); err != nil {
 				return err
 			}
-			s, err := f.r.Snapshot(time.Now().Add(5 * time.Second))
+			s, err := f.r.Snapshot(time.Now().Add(patience))
 			if err != nil {
 				return err
 			}

@@ -117,7 +117,7 @@ func freeze(t *testing.T, pid int, f func(s *stopped) error) error {
 			if err != nil {
 				return err
 			}
-			if _, err := th.WaitStop(time.Now().Add(5 * time.Second)); err != nil {
+			if _, err := th.WaitStop(time.Now().Add(30 * time.Second)); err != nil {
 				return err
 			}
 			st, err := th.Capture(s.remote.Mem())
