@@ -288,7 +288,7 @@ func (s *Snapshot) reapDirect() error {
 		if err != nil {
 			return err
 		}
-		if _, err := th.WaitStop(time.Now().Add(time.Second)); err != nil {
+		if _, err := th.WaitStop(time.Now().Add(callTimeout)); err != nil {
 			return err
 		}
 		return errors.Join(s.reapIn(th), th.Detach())
