@@ -171,20 +171,32 @@ func (b *bucket) put(ctx context.Context, key string, r io.ReaderAt, off, n int6
 	})
 }
 
-// putBytes writes a small object. If it must be new and is there, the error is fs.ErrExist;
-// but some servers do not know that condition and overwrite.
-func (b *bucket) putBytes(ctx context.Context, key string, data []byte, mustBeNew bool) error {
-	r := bytes.NewReader(data)
-	sum, err := sumOf(r, 0, int64(len(data)))
+// condition is what a put asks for. If it does not hold the error is fs.ErrExist. Some servers
+// know no conditions: they put in any case.
+type condition func(*minio.PutObjectOptions)
+
+func always(*minio.PutObjectOptions)     {}
+func ifAbsent(o *minio.PutObjectOptions) { o.SetMatchETagExcept("*") }
+
+// ifStill asks for the object to be there, as etag; where it is not there at all, the error is
+// fs.ErrNotExist.
+func ifStill(etag string) condition {
+	return func(o *minio.PutObjectOptions) { o.SetMatchETag(etag) }
+}
+
+// putBytes writes a small object.
+func (b *bucket) putBytes(ctx context.Context, key string, data []byte, cond condition) error {
+	sum, err := sumOf(bytes.NewReader(data), 0, int64(len(data)))
 	if err != nil {
 		return err
 	}
 	return b.try(ctx, "put", key, int64(len(data)), func(ctx context.Context) error {
 		var o minio.PutObjectOptions
-		if mustBeNew {
-			o.SetMatchETagExcept("*")
-		}
+		cond(&o)
 		_, err := b.core.PutObject(ctx, b.name, b.prefix+key, bytes.NewReader(data), int64(len(data)), "", sum, o)
+		if status(err) == http.StatusNotImplemented {
+			_, err = b.core.PutObject(ctx, b.name, b.prefix+key, bytes.NewReader(data), int64(len(data)), "", sum, minio.PutObjectOptions{})
+		}
 		return err
 	})
 }

@@ -58,7 +58,7 @@ func (g *collection) prepareShared() error {
 		return err
 	}
 	g.now = now
-	if err := sh.b.putBytes(g.ctx, lastGCKey, []byte{'\n'}, false); err != nil {
+	if err := sh.b.putBytes(g.ctx, lastGCKey, []byte{'\n'}, always); err != nil {
 		return err
 	}
 	if err := sh.refresh(g.ctx, true); err != nil {
@@ -77,7 +77,7 @@ func (g *collection) prepareShared() error {
 // markers and leases are dated by the server.
 func (sh *shared) serverTime(ctx context.Context) (int64, error) {
 	key := leasesName + "/" + newID().String() + ".now"
-	if err := sh.b.putBytes(ctx, key, []byte{'\n'}, false); err != nil {
+	if err := sh.b.putBytes(ctx, key, []byte{'\n'}, always); err != nil {
 		return 0, err
 	}
 	o, err := sh.b.stat(ctx, key)

@@ -63,7 +63,7 @@ func (sh *shared) version() (string, error) {
 		if err := sh.mayInit(); err != nil {
 			return "", err
 		}
-		err = sh.b.putBytes(sh.ctx, versionName, versionText(sh.s.sec, sh.grace), true)
+		err = sh.b.putBytes(sh.ctx, versionName, versionText(sh.s.sec, sh.grace), ifAbsent)
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return "", err
 		}

@@ -198,6 +198,9 @@
 //     grace time of having looked at records, leases and markers.
 //  5. Readers renew a lease every quarter of the grace time, so an image that is removed while it
 //     is read stays readable.
+//  6. A rename writes the record on the condition that it still is what was read (If-Match): an
+//     image that another machine removes just then does not come back. It can on a server
+//     that knows no conditions, whole, as long as this takes less than the grace time.
 //
 // So between the last moment at which somebody may have begun to refer to a pack, and the first
 // at which it is removed, lies a quarter of the grace time at least: by that much a listing may

@@ -49,7 +49,7 @@ func (sh *shared) renewLease() error {
 	}
 	sum := hashOf(b)
 	b = append(b, sum[:]...)
-	if err := sh.b.putBytes(sh.ctx, sh.leaseKey(), b, false); err != nil {
+	if err := sh.b.putBytes(sh.ctx, sh.leaseKey(), b, always); err != nil {
 		return err
 	}
 	sh.leased = true

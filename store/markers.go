@@ -125,7 +125,7 @@ func (sh *shared) mark(ctx context.Context, packs []*pack) error {
 		p.doomed.Store(true)
 	}
 	id := newID()
-	if err := sh.b.putBytes(ctx, markerKey(id), encodeMarker(ids), false); err != nil {
+	if err := sh.b.putBytes(ctx, markerKey(id), encodeMarker(ids), always); err != nil {
 		return err
 	}
 	o, err := sh.b.stat(ctx, markerKey(id))

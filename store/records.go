@@ -171,7 +171,7 @@ func (in *Ingest) commitShared(id fileID, rec *record) error {
 	if err != nil {
 		return err
 	}
-	err = sh.b.putBytes(in.ctx, recordKey(id), b, false)
+	err = sh.b.putBytes(in.ctx, recordKey(id), b, always)
 	if err == nil && since(asked) > sh.grace/2 {
 		// It took so long that packs may be going, by a GC that did not see the record. That
 		// our loop has asked meanwhile is not enough: it cannot save what we need before we are done.
@@ -271,15 +271,7 @@ func (s *Store) renameShared(old, name string) error {
 	if err != nil {
 		return err
 	}
-	rec, err := s.sh.readRecord(s.sh.ctx, im.id)
-	if err != nil {
-		return fmt.Errorf("renaming image %q: %w", old, err)
-	}
-	rec.Name, rec.Kept = name, true
-	b, err := s.sec.recordFile(im.id, rec)
-	if err == nil {
-		err = s.sh.b.putBytes(s.sh.ctx, recordKey(im.id), b, false)
-	}
+	rec, err := s.sh.renameRecord(s.sh.ctx, im.id, name)
 	if err != nil {
 		return fmt.Errorf("renaming image %q: %w", old, err)
 	}
@@ -289,6 +281,32 @@ func (s *Store) renameShared(old, name string) error {
 	delete(s.images, old)
 	s.images[name] = &imageRec{id: im.id, rec: rec}
 	return nil
+}
+
+// renameTries is how often a record is read again that another machine has changed meanwhile.
+const renameTries = 5
+
+// renameRecord puts another name into a record. The put asks for the record to be what was read:
+// one that another machine removes just then must not come back.
+func (sh *shared) renameRecord(ctx context.Context, id fileID, name string) (*record, error) {
+	for tries := 1; ; tries++ {
+		o, err := sh.b.stat(ctx, recordKey(id))
+		if err != nil {
+			return nil, err
+		}
+		rec, err := sh.readRecord(ctx, id)
+		if err != nil || tries > 1 && rec.Name == name && rec.Kept {
+			return rec, err // done before, if it is so: the answer to the put was lost
+		}
+		rec.Name, rec.Kept = name, true
+		b, err := sh.s.sec.recordFile(id, rec)
+		if err == nil {
+			err = sh.b.putBytes(ctx, recordKey(id), b, ifStill(o.etag))
+		}
+		if !errors.Is(err, fs.ErrExist) || tries == renameTries {
+			return rec, err
+		}
+	}
 }
 
 // removeShared is Remove in a bucket.

@@ -32,7 +32,7 @@ func TestBucketSharedRun(t *testing.T) {
 	wantClean(t, b)
 	// A run that is damaged helps nobody and hurts nobody.
 	err := b.sh.b.list(t.Context(), indexName+"/", "", func(obj object) {
-		if err := b.sh.b.putBytes(t.Context(), obj.key, []byte("x"), false); err != nil {
+		if err := b.sh.b.putBytes(t.Context(), obj.key, []byte("x"), always); err != nil {
 			t.Error(err)
 		}
 	})
