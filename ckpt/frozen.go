@@ -33,6 +33,7 @@ func Freeze(ctx context.Context, pid int, timeout time.Duration) (*Frozen, error
 	}
 	z := &Frozen{root: pid, tr: ptrace.NewTracer()}
 	err = z.tr.Do(func() error {
+		defer z.tr.Hurry()()
 		var err error
 		z.all, err = freezeTree(ctx, z.tr, pid, time.Now().Add(timeout), &z.undo)
 		if err != nil {

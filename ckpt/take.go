@@ -169,7 +169,7 @@ func (c *Checkpoint) complete(s *survey, err error) (*Checkpoint, error) {
 // still is everything that happens while a tree is frozen that runs on afterwards, or that
 // stays frozen only for this checkpoint.
 func (c *Checkpoint) still(ctx context.Context, s *survey) error {
-	defer hurry()()
+	defer c.tr.Hurry()()
 	var undo undoStack
 	start := time.Now()
 	procs, err := freezeTree(ctx, c.tr, s.root, time.Now().Add(c.o.Timeout), &undo)
@@ -184,19 +184,6 @@ func (c *Checkpoint) still(ctx context.Context, s *survey) error {
 	}
 	c.undo = undo
 	return nil
-}
-
-// hurry gives the calling thread the highest priority that is not realtime until the
-// function it returns is called: on a busy machine the tree would wait for us as long as it
-// takes until it is our turn. Without the privilege nothing happens.
-func hurry() func() {
-	tid := unix.Gettid()
-	nice, err := unix.Getpriority(unix.PRIO_PROCESS, tid)
-	if err != nil {
-		return func() {}
-	}
-	_ = unix.Setpriority(unix.PRIO_PROCESS, tid, -20)
-	return func() { _ = unix.Setpriority(unix.PRIO_PROCESS, tid, 20-nice) } // the system call answers 20-nice
 }
 
 // captureAll captures a tree that is frozen.

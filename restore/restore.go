@@ -170,6 +170,7 @@ func (j *job) run(ctx context.Context) error {
 	j.log("checked: %d processes, %d open files", len(j.m.Tasks), len(j.m.Files))
 	j.tr = ptrace.NewTracer()
 	err = j.tr.Do(func() error {
+		defer j.tr.Lend()()
 		err := j.build(ctx, p)
 		if err != nil {
 			j.killAll()

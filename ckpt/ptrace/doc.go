@@ -30,6 +30,10 @@
 // mapping, one zombie that no wait(2) without __WALL sees) is found and removed by the
 // next one ([Remote.Sweep]).
 //
+// On a busy machine every stop and every call would take until it is the tracee's turn. So a
+// realtime thread of ours lends it its priority while we wait ([Tracer.Hurry]): by waiting
+// for a lock that the kernel believes to be the tracee's, which nobody can forget to undo.
+//
 // The one hole is a target under a seccomp filter that kills: while we live its filter is
 // suspended, but if we die between setting the registers and the entry of a call, the
 // filter sees that call. (And one with syscall user dispatch, prctl(2), loses that.)

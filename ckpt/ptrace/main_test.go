@@ -22,6 +22,8 @@ func TestMain(m *testing.M) {
 		tracerMain()
 	case "gotarget":
 		goTargetMain()
+	case "lender":
+		lenderMain()
 	}
 	dir, err := os.MkdirTemp("", "ptrace")
 	if err != nil {

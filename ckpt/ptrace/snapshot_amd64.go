@@ -284,6 +284,7 @@ func (s *Snapshot) reapDirect() error {
 	t := NewTracer()
 	defer t.Close()
 	return t.Do(func() error {
+		defer t.Hurry()()
 		th, err := t.Seize(s.parent, 0)
 		if err != nil {
 			return err

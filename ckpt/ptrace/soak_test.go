@@ -53,6 +53,7 @@ func tracerMain() {
 
 // wholeFreeze does all that a checkpoint does to a process.
 func wholeFreeze(tr *Tracer, pid int) error {
+	defer tr.Hurry()()
 	f, err := freeze(tr, pid)
 	if err != nil {
 		return err

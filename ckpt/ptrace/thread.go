@@ -118,6 +118,9 @@ func (th *Thread) toSyscall(sig unix.Signal) error {
 // control stays stopped. A thread that is not in a stop cannot be detached (*GoneError);
 // [Tracer.Close] can.
 func (th *Thread) Detach() error {
+	if l := th.t.lender; l != nil && l.to == th.TID {
+		l.reclaim()
+	}
 	return wrap(th.TID, "detach it", th.t.ptrace(unix.PTRACE_DETACH, th.TID, 0, 0))
 }
 

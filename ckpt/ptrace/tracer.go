@@ -16,6 +16,8 @@ type Tracer struct {
 	done chan struct{} // closed when the OS thread is about to end
 	tid  int           // of the OS thread
 
+	lender *lender // nil: see Lend
+
 	// step is called before each ptrace request and each write to a target's memory;
 	// nil except in tests, which kill the tracer there.
 	step func()

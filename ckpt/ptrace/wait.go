@@ -50,17 +50,25 @@ const (
 // wait waits for the next stop of any sort.
 func (th *Thread) wait(deadline time.Time, doing string) (Stop, error) {
 	pause := minPause
+	var begun time.Time
 	for i := 0; ; i++ {
 		s, ok, err := th.poll(doing)
 		if ok || err != nil {
 			return s, err
 		}
-		if i < spins {
+		now := time.Now()
+		if i == 0 {
+			begun = now
+		}
+		if i < spins && now.Sub(begun) < patient {
 			unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 			continue
 		}
-		if time.Now().After(deadline) {
+		if now.After(deadline) {
 			return Stop{}, timeout(th.TID, doing)
+		}
+		if th.t.lender != nil {
+			th.t.lender.lend(th.TID)
 		}
 		ts := unix.NsecToTimespec(int64(pause))
 		unix.Nanosleep(&ts, nil) // cut short by a signal: we look earlier

@@ -29,6 +29,7 @@ func probes() []probe {
 		{"/proc/timer_list", false, "interrupted sleeps are restored in full instead of what was left of them", probeTimerList},
 		{"timers with chosen ids", false, "a POSIX timer gets its old id only by trying (Linux 6.15 has a call)", probeTimerIDs},
 		{"exit codes through a pidfd", false, "ckptfs restore --wait exits with 0 whatever the tree does (Linux 6.15 tells)", probePidfdInfo},
+		{"lent priority", false, "on a busy machine trees are still for longer: needs CAP_SYS_NICE", probeLend},
 		{"CAP_SYS_ADMIN", false, "processes with a seccomp filter, chroots and deleted files are refused", probeCap(unix.CAP_SYS_ADMIN)},
 		{"CAP_SYS_RESOURCE", false, "processes whose hard limits are above ours, or whose oom_score_adj is lower, are refused at restore", probeCap(unix.CAP_SYS_RESOURCE)},
 		{"CAP_SETUID and CAP_SETGID", false, "only processes of this user can be restored", probeCap(unix.CAP_SETUID, unix.CAP_SETGID)},
@@ -76,6 +77,19 @@ func probeRemote(child int) (string, error) {
 		return errors.Join(err, th.Detach())
 	})
 	return fmt.Sprintf("works; %d bytes of extended registers", size), err
+}
+
+// probeLend looks whether what waits for us can have realtime priority for the time.
+func probeLend(int) (string, error) {
+	tr := ptrace.NewTracer()
+	defer tr.Close()
+	return "works", tr.Do(func() error {
+		defer tr.Lend()()
+		if !tr.Lends() {
+			return errors.New("sched_setscheduler(2) does not let us")
+		}
+		return nil
+	})
 }
 
 func remoteCall(child int, th *ptrace.Thread) (xstate int, err error) {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/ckptfs/ckptfs/test/harness"
@@ -226,4 +227,20 @@ func look(p program, r *harness.Program) harness.Outside {
 		return nil
 	}
 	return r.Look()
+}
+
+// TestNoPriority takes a checkpoint without CAP_SYS_NICE: nobody is hurried, and it works.
+func TestNoPriority(t *testing.T) {
+	r := harness.Start(t, "threads", "4")
+	image := filepath.Join(t.TempDir(), "image")
+	without := []string{"setpriv", "--bounding-set=-sys_nice", harness.Binary()}
+	got := harness.Must(t, append(without, "check")...)
+	if !strings.Contains(got.Stdout, "missing  lent priority") {
+		t.Errorf("check says: %s", got.Stdout)
+	}
+	harness.Must(t, append(without, "dump", itoa(r.PID), "-o", image)...)
+	r.Alive()
+	r.Kill()
+	r.Restore(image)
+	r.Pass(true)
 }

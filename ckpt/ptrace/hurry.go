@@ -1,0 +1,185 @@
+package ptrace
+
+import (
+	"runtime"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Hurry gives the tracing thread the highest priority that is not realtime, and does what Lend
+// does, until the function it returns is called; both inside Do. On a busy machine a tree
+// would be still for as long as it takes until it is our turn.
+func (t *Tracer) Hurry() (stop func()) {
+	nice, err := unix.Getpriority(unix.PRIO_PROCESS, t.tid)
+	if err == nil {
+		err = unix.Setpriority(unix.PRIO_PROCESS, t.tid, -20)
+	}
+	reclaim := t.Lend()
+	return func() {
+		reclaim()
+		if err == nil {
+			_ = unix.Setpriority(unix.PRIO_PROCESS, t.tid, 20-nice) // the system call answers 20-nice
+		}
+	}
+}
+
+// Lend makes tracees get a processor at once when we wait for them, until the function it
+// returns is called; both inside Do. Without it each stop and each call that a tracee makes
+// for us takes until it is its turn: on a busy machine seconds, if its policy is SCHED_IDLE.
+//
+// The priority of the tracee itself is never changed, since it would stay so if we are killed:
+// see lender. Without the privilege (CAP_SYS_NICE) nothing happens.
+func (t *Tracer) Lend() (stop func()) {
+	if t.lender != nil {
+		return func() {}
+	}
+	t.lender = newLender()
+	return func() {
+		if t.lender != nil {
+			t.lender.end()
+			t.lender = nil
+		}
+	}
+}
+
+// Lends reports whether Lend is in force and may do what it is for.
+func (t *Tracer) Lends() bool { return t.lender != nil }
+
+// lender is a realtime thread of ours that waits for a lock which, as far as the kernel knows,
+// a tracee holds: the tracee then inherits its priority, see futex(2), "Priority-inheritance
+// futexes". The lock is a word of our memory, of which the tracee knows nothing. When we are
+// killed the wait ends, and with it the loan.
+type lender struct {
+	lock atomic.Uint32 // FUTEX_LOCK_PI2: the tracee's tid, or ours
+	want atomic.Uint32 // the loan that was asked for last, counted
+	made atomic.Uint32 // the last that the thread has begun to make
+	done atomic.Uint32 // the last that is over
+	over atomic.Bool   // the thread is to end
+	self int           // tid of the thread
+	to   int           // tid of the tracee of the last loan; 0: it was ended
+}
+
+const (
+	futexWait    = 0 // operations of futex(2), linux/futex.h
+	futexWake    = 1
+	futexLockPI2 = 13 // with CLOCK_MONOTONIC; since Linux 5.14
+	futexPrivate = 128
+	futexTIDMask = 0x3fffffff // of a word of a lock: who holds it
+
+	schedFIFO        = 1
+	schedResetOnFork = 0x40000000 // or'ed to the policy: what the Go runtime clones does not inherit it
+
+	// loanTime is how long a loan lasts at most. Who still needs it then borrows again.
+	loanTime = 20 * time.Second
+	// patient is how long a tracee that was told to stop gets before it is lent to: an idle
+	// machine never takes that long.
+	patient = 150 * time.Microsecond
+)
+
+// newLender starts the thread; nil if we may not have realtime priority.
+func newLender() *lender {
+	l := new(lender)
+	ready := make(chan bool)
+	go l.start(ready)
+	if !<-ready {
+		return nil
+	}
+	return l
+}
+
+// start runs the lender on an OS thread that ends with it, as [Tracer.start] does.
+func (l *lender) start(ready chan bool) {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		again := make(chan bool)
+		go l.start(again)
+		ready <- <-again // holds the first thread until the other has one
+		runtime.UnlockOSThread()
+		return
+	}
+	l.self = unix.Gettid()
+	param := int32(1)
+	_, _, e := unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, 0, schedFIFO|schedResetOnFork, uintptr(unsafe.Pointer(&param)))
+	ready <- e == 0
+	if e == 0 {
+		l.run()
+	}
+}
+
+func (l *lender) run() {
+	for seq := uint32(0); ; l.done.Store(seq) {
+		for l.want.Load() == seq {
+			futex(&l.want, futexWait|futexPrivate, seq, nil)
+		}
+		seq = l.want.Load()
+		if l.over.Load() {
+			return
+		}
+		l.made.Store(seq)
+		var now unix.Timespec
+		_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
+		until := unix.NsecToTimespec(now.Nano() + int64(loanTime))
+		// Not private: the kernel would want the holder to be a thread of ours. It fails if the
+		// tracee is gone, and ends if it execs.
+		futex(&l.lock, futexLockPI2, 0, &until)
+	}
+}
+
+// lend lets a tracee have our priority until reclaim, or until another one is lent to.
+func (l *lender) lend(tid int) {
+	if l.to == tid && l.done.Load() != l.want.Load() {
+		return
+	}
+	l.reclaim()
+	var rttime unix.Rlimit
+	if err := unix.Prlimit(tid, unix.RLIMIT_RTTIME, nil, &rttime); err != nil || rttime.Cur != unix.RLIM_INFINITY {
+		return // realtime priority could bring it SIGXCPU
+	}
+	l.to = tid
+	l.lock.Store(uint32(tid))
+	l.ask()
+}
+
+func (l *lender) ask() {
+	l.want.Add(1)
+	_, _, _ = unix.RawSyscall(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&l.want)), futexWake|futexPrivate, 1)
+}
+
+// reclaim ends the loan; the tracee has its own priority again when it returns. The lock is
+// free from now on, and a signal makes the kernel look at it.
+func (l *lender) reclaim() {
+	if l.to == 0 {
+		return
+	}
+	l.to = 0
+	l.lock.Store(0)
+	for i := 0; l.lends(); i++ {
+		if i%spins == 0 {
+			_ = unix.Tgkill(unix.Getpid(), l.self, unix.SIGURG) // which the Go runtime expects at any time
+		}
+		unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+	}
+}
+
+// lends reports whether the thread may be waiting for the lock. If it has not come to that yet
+// it will find what is there then.
+func (l *lender) lends() bool {
+	want := l.want.Load()
+	return l.made.Load() == want && l.done.Load() != want && l.lock.Load()&futexTIDMask != uint32(l.self)
+}
+
+// end ends the thread.
+func (l *lender) end() {
+	l.reclaim()
+	l.over.Store(true)
+	l.ask()
+}
+
+// futex is futex(2) of an operation that may sleep. Its results do not matter: callers look at
+// the word.
+func futex(word *atomic.Uint32, op int, val uint32, timeout *unix.Timespec) {
+	_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), uintptr(op), uintptr(val), uintptr(unsafe.Pointer(timeout)), 0, 0)
+}

@@ -1,0 +1,210 @@
+package ptrace
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// schedOf returns the priority that a thread has at the moment and the policy that it was given,
+// as /proc/PID/stat has them.
+func schedOf(t *testing.T, tid int) (prio, policy int) {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", tid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:])) // f[0] is field 3
+	prio, err1 := strconv.Atoi(f[15])
+	policy, err2 := strconv.Atoi(f[38])
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	return prio, policy
+}
+
+// idleTarget starts a process of the policy SCHED_IDLE.
+func idleTarget(t *testing.T) int {
+	t.Helper()
+	const schedIdle = 5
+	cmd, _ := startReady(t, nil, "waitpoll")
+	param := int32(0)
+	if _, _, e := unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, uintptr(cmd.Process.Pid), schedIdle, uintptr(unsafe.Pointer(&param))); e != 0 {
+		t.Fatal(e)
+	}
+	wantLent(t, cmd.Process.Pid, false)
+	return cmd.Process.Pid
+}
+
+// wantLent waits until a SCHED_IDLE thread has a priority of ours, or its own.
+func wantLent(t *testing.T, tid int, lent bool) {
+	t.Helper()
+	const own, ours = 20, -2 // nice 0, and realtime priority 1, see proc(5)
+	want := own
+	if lent {
+		want = ours
+	}
+	eventually(t, fmt.Sprintf("thread %d has the priority %d", tid, want), func() bool {
+		prio, policy := schedOf(t, tid)
+		if policy != 5 {
+			t.Errorf("the policy of thread %d is %d", tid, policy)
+		}
+		return prio == want
+	})
+}
+
+// TestLend lends to two threads in turn, a thousand times faster than anybody does, and lets
+// them go.
+func TestLend(t *testing.T) {
+	a, b := idleTarget(t), idleTarget(t)
+	withTracer(t, func(tr *Tracer) error {
+		stop := tr.Lend()
+		tr.Lend()() // one in the other: nothing
+		if !tr.Lends() {
+			t.Error("it does not lend: CAP_SYS_NICE is missing")
+			return nil
+		}
+		l := tr.lender
+		l.lend(a)
+		wantLent(t, a, true)
+		l.lend(a)
+		l.lend(b)
+		wantLent(t, a, false)
+		wantLent(t, b, true)
+		l.reclaim()
+		if prio, _ := schedOf(t, b); prio != 20 {
+			t.Errorf("the priority is %d right after reclaim", prio)
+		}
+		for i := range 2000 {
+			l.lend([]int{a, b}[i%2])
+			if i%3 == 0 {
+				l.reclaim()
+			}
+		}
+		l.lend(a)
+		wantLent(t, a, true)
+		wantLent(t, b, false)
+
+		th, err := tr.Seize(a, 0)
+		if err != nil {
+			return err
+		}
+		if _, err := th.WaitStop(time.Now().Add(patience)); err != nil {
+			return err
+		}
+		l.lend(a)
+		wantLent(t, a, true)
+		if err := th.Detach(); err != nil {
+			return err
+		}
+		wantLent(t, a, false)
+		l.lend(b)
+		wantLent(t, b, true)
+		stop()
+		wantLent(t, b, false)
+		return nil
+	})
+	checkAlive(t, a)
+	checkAlive(t, b)
+}
+
+// TestLendEnds lends to threads that end, exec or do not exist.
+func TestLendEnds(t *testing.T) {
+	cmd := exec.Command("sh", "-c", "read x; exec sleep 100")
+	in, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	pid := cmd.Process.Pid
+	withTracer(t, func(tr *Tracer) error {
+		defer tr.Lend()()
+		l := tr.lender
+		lent := func() bool { prio, _ := schedOf(t, pid); return prio == -2 }
+		l.lend(pid)
+		eventually(t, "it is lent to", lent)
+		if _, err := in.Write([]byte("\n")); err != nil {
+			return err
+		}
+		eventually(t, "the loan ends with the exec", func() bool { return comm(pid) == "sleep" && l.done.Load() == l.want.Load() })
+		l.lend(pid)
+		eventually(t, "it is lent to again", lent)
+		if err := cmd.Process.Kill(); err != nil {
+			return err
+		}
+		eventually(t, "the loan ends with the process", func() bool { return l.done.Load() == l.want.Load() })
+		l.lend(1 << 22) // above pid_max
+		l.reclaim()
+		return nil
+	})
+}
+
+// TestLendRTTime does not lend to a process that must not have a processor for long in
+// realtime.
+func TestLendRTTime(t *testing.T) {
+	pid := idleTarget(t)
+	if err := unix.Prlimit(pid, unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: 1000, Max: 1000}, nil); err != nil {
+		t.Fatal(err)
+	}
+	withTracer(t, func(tr *Tracer) error {
+		defer tr.Lend()()
+		tr.lender.lend(pid)
+		if tr.lender.to != 0 {
+			t.Error("it was lent to")
+		}
+		return nil
+	})
+}
+
+// lenderMain lends to PTRACE_TEST_PID until it is killed.
+func lenderMain() {
+	pid, _ := strconv.Atoi(os.Getenv("PTRACE_TEST_PID"))
+	NewTracer().Do(func() error {
+		tr := &Tracer{}
+		tr.Lend()
+		tr.lender.lend(pid)
+		fmt.Println("ready")
+		select {}
+	})
+}
+
+// TestLenderKilled kills who lends: the tracee has its own priority again.
+func TestLenderKilled(t *testing.T) {
+	pid := idleTarget(t)
+	for range 5 {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), "PTRACE_TEST_ROLE=lender", fmt.Sprintf("PTRACE_TEST_PID=%d", pid))
+		out, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+		wantLent(t, pid, true)
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		wantLent(t, pid, false)
+		if err := cmd.Wait(); err == nil {
+			t.Error("it was not killed")
+		}
+	}
+	checkAlive(t, pid)
+}
