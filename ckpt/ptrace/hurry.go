@@ -9,21 +9,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Hurry gives the tracing thread the highest priority that is not realtime, and does what Lend
-// does, until the function it returns is called; both inside Do. On a busy machine a tree
-// would be still for as long as it takes until it is our turn.
+// Hurry gives the tracing thread realtime priority, and does what Lend does, until the function
+// it returns is called; both inside Do. On a busy machine a tree would be still for as long
+// as it takes until it is our turn. Where we may not, it is the highest other priority.
 func (t *Tracer) Hurry() (stop func()) {
-	nice, err := unix.Getpriority(unix.PRIO_PROCESS, t.tid)
-	if err == nil {
-		err = unix.Setpriority(unix.PRIO_PROCESS, t.tid, -20)
+	was, err := unix.SchedGetAttr(0, 0)
+	if err == nil && was.Policy != schedFIFO && was.Policy != schedRR && was.Policy != schedDeadline {
+		if err = setFIFO(); err != nil {
+			err = unix.Setpriority(unix.PRIO_PROCESS, t.tid, -20)
+		}
 	}
 	reclaim := t.Lend()
 	return func() {
 		reclaim()
 		if err == nil {
-			_ = unix.Setpriority(unix.PRIO_PROCESS, t.tid, 20-nice) // the system call answers 20-nice
+			_ = unix.SchedSetAttr(0, was, 0)
 		}
 	}
+}
+
+// setFIFO gives the calling thread the lowest realtime priority. What the Go runtime clones
+// from it does not inherit that.
+func setFIFO() error {
+	return unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: schedFIFO, Priority: 1, Flags: schedResetOnFork}, 0)
 }
 
 // Lend makes tracees get a processor at once when we wait for them, until the function it
@@ -55,7 +63,7 @@ func (t *Tracer) Lends() bool { return t.lender != nil }
 type lender struct {
 	lock atomic.Uint32 // FUTEX_LOCK_PI2: the tracee's tid, or ours
 	want atomic.Uint32 // the loan that was asked for last, counted
-	made atomic.Uint32 // the last that the thread has begun to make
+	made atomic.Uint32 // the last that the thread has begun to make; it may by then lend to who asked later
 	done atomic.Uint32 // the last that is over
 	over atomic.Bool   // the thread is to end
 	self int           // tid of the thread
@@ -69,14 +77,16 @@ const (
 	futexPrivate = 128
 	futexTIDMask = 0x3fffffff // of a word of a lock: who holds it
 
-	schedFIFO        = 1
-	schedResetOnFork = 0x40000000 // or'ed to the policy: what the Go runtime clones does not inherit it
+	schedFIFO        = 1 // policies and a flag of sched_setattr(2), linux/sched.h
+	schedRR          = 2
+	schedDeadline    = 6
+	schedResetOnFork = 1
 
 	// loanTime is how long a loan lasts at most. Who still needs it then borrows again.
-	loanTime = 20 * time.Second
-	// patient is how long a tracee that was told to stop gets before it is lent to: an idle
-	// machine never takes that long.
-	patient = 150 * time.Microsecond
+	loanTime = time.Minute
+	// patient is how long we wait for a tracee before it is lent to. It cannot run meanwhile where
+	// the kernel has put it on our own processor: we keep that, yielding or not.
+	patient = 50 * time.Microsecond
 )
 
 // newLender starts the thread; nil if we may not have realtime priority.
@@ -101,10 +111,9 @@ func (l *lender) start(ready chan bool) {
 		return
 	}
 	l.self = unix.Gettid()
-	param := int32(1)
-	_, _, e := unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, 0, schedFIFO|schedResetOnFork, uintptr(unsafe.Pointer(&param)))
-	ready <- e == 0
-	if e == 0 {
+	err := setFIFO()
+	ready <- err == nil
+	if err == nil {
 		l.run()
 	}
 }
@@ -164,11 +173,10 @@ func (l *lender) reclaim() {
 	}
 }
 
-// lends reports whether the thread may be waiting for the lock. If it has not come to that yet
-// it will find what is there then.
+// lends reports whether the thread may be waiting for the lock as it was before. If it has yet
+// to come to that, it will find what is there then.
 func (l *lender) lends() bool {
-	want := l.want.Load()
-	return l.made.Load() == want && l.done.Load() != want && l.lock.Load()&futexTIDMask != uint32(l.self)
+	return l.made.Load() != l.done.Load() && l.lock.Load()&futexTIDMask != uint32(l.self)
 }
 
 // end ends the thread.

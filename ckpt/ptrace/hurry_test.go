@@ -62,8 +62,7 @@ func wantLent(t *testing.T, tid int, lent bool) {
 	})
 }
 
-// TestLend lends to two threads in turn, a thousand times faster than anybody does, and lets
-// them go.
+// TestLend lends to two threads in turn, faster than anybody does, and lets them go.
 func TestLend(t *testing.T) {
 	a, b := idleTarget(t), idleTarget(t)
 	withTracer(t, func(tr *Tracer) error {
@@ -87,7 +86,13 @@ func TestLend(t *testing.T) {
 		for i := range 2000 {
 			l.lend([]int{a, b}[i%2])
 			if i%3 == 0 {
+				time.Sleep(time.Duration(i%100) * time.Microsecond)
 				l.reclaim()
+				pa, _ := schedOf(t, a)
+				pb, _ := schedOf(t, b)
+				if pa != 20 || pb != 20 {
+					t.Fatalf("round %d: the priorities are %d and %d after reclaim", i, pa, pb)
+				}
 			}
 		}
 		l.lend(a)
@@ -207,4 +212,40 @@ func TestLenderKilled(t *testing.T) {
 		}
 	}
 	checkAlive(t, pid)
+}
+
+// TestHurry looks at the tracing thread's own policy, which is what it was afterwards.
+func TestHurry(t *testing.T) {
+	for _, policy := range []uint32{0, 3, schedRR} { // SCHED_OTHER, SCHED_BATCH
+		withTracer(t, func(tr *Tracer) error {
+			attr := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: policy, Nice: 3}
+			if policy == schedRR {
+				attr.Nice, attr.Priority = 0, 7
+			}
+			if err := unix.SchedSetAttr(0, attr, 0); err != nil {
+				return err
+			}
+			stop := tr.Hurry()
+			during, err := unix.SchedGetAttr(0, 0)
+			if err != nil {
+				return err
+			}
+			want := uint32(schedFIFO)
+			if policy == schedRR {
+				want = schedRR
+			}
+			if during.Policy != want {
+				t.Errorf("policy %d became %d, not %d", policy, during.Policy, want)
+			}
+			stop()
+			after, err := unix.SchedGetAttr(0, 0)
+			if err != nil {
+				return err
+			}
+			if after.Policy != policy || after.Nice != attr.Nice || after.Priority != attr.Priority || after.Flags != 0 {
+				t.Errorf("%+v became %+v", *attr, *after)
+			}
+			return nil
+		})
+	}
 }

@@ -224,6 +224,10 @@ func (s *soakTarget) eintr() uint64 {
 // check fails the test if the target ended or one of its workers stands still.
 func (s *soakTarget) check(t *testing.T, after string) {
 	t.Helper()
+	eventually(t, "it has its own priority after "+after, func() bool {
+		prio, _ := schedOf(t, s.cmd.Process.Pid)
+		return prio == 20
+	})
 	before := s.read()
 	deadline := time.Now().Add(patience)
 	for {
