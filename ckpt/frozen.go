@@ -78,6 +78,7 @@ func (z *Frozen) Take(ctx context.Context, o Options) (*Checkpoint, error) {
 	}
 	c.sleepers = findSleepers(nil)
 	err = z.tr.Do(func() error {
+		defer z.tr.Lend()()
 		var undo undoStack
 		err := c.captureAll(ctx, s, z.all, &undo)
 		return join(err, undo.run())
