@@ -291,11 +291,12 @@
 // while the cache has it, nothing is copied, one goroutine writes, the disk is asked to take what
 // is there every 8 MiB, and there is one P more than processors (see SpareProc).
 //
-// Read back through a mount, 1 MiB at a time as cat does, an image comes at 1.3 GB/s, a settled one
-// at 0.8: the two processors are then busy for 86 to 89 % of the time. BLAKE3 checks 2.5 GB/s and
-// core, MinLZ decodes 2.2, zstd 0.76, and FUSE alone moves 4.7 GB/s of a file in memory. It grows
-// with the cores (settled: one 0.39 GB/s, two 0.80), so FUSE should be the limit from about six
-// on, for settled images ten.
+// Read back through a mount, 1 MiB at a time as cat does, an image comes at 1.1 to 1.4 GB/s (the
+// machine itself varies), a settled one at 0.8: the two processors are then busy for 90 % of the
+// time, a third of it with decoding MinLZ and a fifth with BLAKE3, and nothing is copied but by
+// the kernel. BLAKE3 checks 2.5 to 3 GB/s and core, MinLZ decodes 2.2, zstd 0.76, and FUSE alone
+// moves 4.7 GB/s of a file in memory. It grows with the cores (settled: one 0.39 GB/s, two 0.80),
+// so FUSE should be the limit from about six on, for settled images ten.
 //
 // A redis of 1 GiB under 500 updates and as many reads a second, checkpointed every 10 s for 5
 // minutes: 45 MiB of pages of 4 KiB are dirtied between two checkpoints, 156 MiB of windows of
