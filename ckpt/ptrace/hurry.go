@@ -28,9 +28,14 @@ func (t *Tracer) Hurry() (stop func()) {
 	}
 }
 
-// setFIFO gives the calling thread the lowest realtime priority. What the Go runtime clones
-// from it does not inherit that.
+// setFIFO gives the calling thread the lowest realtime priority, unless there is a limit of the
+// time that we may have a processor in realtime, after which SIGXCPU comes. What the Go
+// runtime clones from the thread does not inherit it.
 func setFIFO() error {
+	var rttime unix.Rlimit
+	if err := unix.Prlimit(0, unix.RLIMIT_RTTIME, nil, &rttime); err != nil || rttime.Cur != unix.RLIM_INFINITY {
+		return unix.EPERM
+	}
 	return unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: schedFIFO, Priority: 1, Flags: schedResetOnFork}, 0)
 }
 

@@ -157,8 +157,8 @@ func TestLendEnds(t *testing.T) {
 	})
 }
 
-// TestLendRTTime does not lend to a process that must not have a processor for long in
-// realtime.
+// TestLendRTTime does not lend to a process that must not have a processor for long in realtime,
+// nor takes realtime priority when that holds for itself.
 func TestLendRTTime(t *testing.T) {
 	pid := idleTarget(t)
 	if err := unix.Prlimit(pid, unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: 1000, Max: 1000}, nil); err != nil {
@@ -169,6 +169,21 @@ func TestLendRTTime(t *testing.T) {
 		tr.lender.lend(pid)
 		if tr.lender.to != 0 {
 			t.Error("it was lent to")
+		}
+		return nil
+	})
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_RTTIME, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: 3600e6, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Setrlimit(unix.RLIMIT_RTTIME, &was)
+	withTracer(t, func(tr *Tracer) error {
+		defer tr.Lend()()
+		if tr.Lends() {
+			t.Error("it lends although its own time is limited")
 		}
 		return nil
 	})
