@@ -72,17 +72,34 @@ func ending(pid int) bool {
 	return err != nil || st.State == 'Z' || st.State == 'X' || st.Flags&pfExiting != 0
 }
 
-// steadyLooks is how many looks at a tree that changes all the time are worth it.
-const steadyLooks = 8
+// How long a refusal must be seen before it is believed, and how many looks at a tree that
+// changes all the time are worth it. On a busy machine a process that opens a file for
+// microseconds can be kept from closing it for tens of milliseconds.
+const (
+	steadyTime  = 50 * time.Millisecond
+	steadyPause = 16 * time.Millisecond // between two looks, at most
+	steadyLooks = 16
+)
 
-// steadyLook looks at a tree until it finds nothing to refuse or the same twice. A process that
-// ends, execs or forks while it is looked at can seem to be what it is not.
-func steadyLook(root int) (*survey, error) {
+// steadyLook looks at a tree until it finds nothing to refuse, or the same for some time. A
+// process that ends, execs or forks while it is looked at can seem to be what it is not.
+func steadyLook(root int) (*survey, error) { return steadyLookFor(root, steadyTime, steadyLooks) }
+
+func steadyLookFor(root int, long time.Duration, looks int) (*survey, error) {
+	since := time.Now()
 	s, err := look(root)
-	for try := 1; err == nil && try < steadyLooks && len(s.refusals()) > 0; try++ {
+	pause := time.Millisecond
+	for try := 1; err == nil && try < looks && len(s.refusals()) > 0; try++ {
 		before := s.refusals()
-		time.Sleep(time.Duration(try) * time.Millisecond)
-		if s, err = look(root); err == nil && slices.Equal(before, s.refusals()) {
+		time.Sleep(pause)
+		pause = min(2*pause, steadyPause)
+		again := time.Now()
+		if s, err = look(root); err != nil {
+			break
+		}
+		if !slices.Equal(before, s.refusals()) {
+			since = again
+		} else if time.Since(since) >= long {
 			break
 		}
 	}

@@ -27,12 +27,27 @@ const (
 // DefaultTimeout is how long a tree may take to come to a stop.
 const DefaultTimeout = 10 * time.Second
 
-// retries is how often a checkpoint starts anew when the tree changed its mappings in the
-// moment between look and freeze.
+// retries is how often a checkpoint starts anew when the tree changed its mappings or files in
+// the moment between look and freeze.
 const retries = 4
 
 // errRaced says that the target changed between look and freeze.
 var errRaced = errors.New("it changed while it was looked at")
+
+// racedError is an error that the target may have brought about between look and freeze.
+type racedError struct{ error }
+
+func (e racedError) Unwrap() []error { return []error{e.error, errRaced} }
+
+// opened returns err as a racedError if it refuses nothing but descriptors, which the look
+// before did not: as a rule they are closed again as fast as they were opened.
+func opened(err error) error {
+	var r *image.RefusedError
+	if !errors.As(err, &r) || slices.ContainsFunc(r.Findings, func(f image.Finding) bool { return f.FD == image.NoFD }) {
+		return err
+	}
+	return racedError{err}
+}
 
 // Options of Take. The zero value leaves the tree running.
 type Options struct {
@@ -134,7 +149,7 @@ func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 	}
 	c.sleepers = findSleepers(s.pids())
 	err = c.tr.Do(func() error { return c.still(ctx, s) })
-	return c.complete(s, err)
+	return c.complete(s, opened(err))
 }
 
 // lookAccepted looks at a tree and fails if anything in it is refused. A vfork(2) is left to
