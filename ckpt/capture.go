@@ -253,12 +253,12 @@ type captured struct {
 func (c *Checkpoint) captureFiles(s *survey, pids []int) <-chan captured {
 	out := make(chan captured, 1)
 	c.reading.Add(1)
-	go func() {
+	go ptrace.Hurried(func() {
 		defer c.reading.Done()
 		got, err := c.readFiles(s, pids)
 		got.err = err
 		out <- got
-	}()
+	})
 	return out
 }
 

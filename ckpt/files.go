@@ -15,6 +15,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/kind"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"golang.org/x/sys/unix"
 )
 
@@ -176,7 +177,7 @@ func kcmp(a, b int) (int, error) {
 func (s *fileSet) describe(frozen bool) error {
 	errs := make([]error, len(s.found))
 	owners := make([]image.FOwner, len(s.found))
-	parallel(len(s.found), func(i int) { owners[i], errs[i] = describeOne(s.found[i]) })
+	parallel(len(s.found), frozen, func(i int) { owners[i], errs[i] = describeOne(s.found[i]) })
 	kept := s.found[:0]
 	for i, f := range s.found {
 		err := errs[i]
@@ -229,19 +230,24 @@ func describeOne(f *kind.Found) (image.FOwner, error) {
 }
 
 // parallel calls f for 0 to n-1 on all CPUs: a thousand descriptors are read in the freeze.
-func parallel(n int, f func(i int)) {
-	workers := min(runtime.GOMAXPROCS(0), (n+31)/32)
+func parallel(n int, frozen bool, f func(i int)) {
 	var next atomic.Int64
-	var wg sync.WaitGroup
-	for range workers {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
-				f(i)
-			}
-		}()
+	work := func() {
+		for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+			f(i)
+		}
 	}
+	var wg sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), (n+31)/32) - 1 {
+		wg.Go(func() {
+			if frozen {
+				ptrace.Hurried(work)
+			} else {
+				work()
+			}
+		})
+	}
+	work()
 	wg.Wait()
 }
 

@@ -13,16 +13,35 @@ import (
 // it returns is called; both inside Do. On a busy machine a tree would be still for as long
 // as it takes until it is our turn. Where we may not, it is the highest other priority.
 func (t *Tracer) Hurry() (stop func()) {
-	was, err := unix.SchedGetAttr(0, 0)
-	if err == nil && was.Policy != schedFIFO && was.Policy != schedRR && was.Policy != schedDeadline {
-		if err = setFIFO(); err != nil {
-			err = unix.Setpriority(unix.PRIO_PROCESS, t.tid, -20)
-		}
-	}
+	hurried := hurry()
 	reclaim := t.Lend()
 	return func() {
 		reclaim()
-		if err == nil {
+		hurried()
+	}
+}
+
+// Hurried runs f with the priority that Hurry gives to the tracing thread: what a tree that is
+// still waits for, and is done by another goroutine.
+func Hurried(f func()) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer hurry()()
+	f()
+}
+
+// hurry raises the priority of the calling thread until the function it returns is called.
+func hurry() (stop func()) {
+	was, err := unix.SchedGetAttr(0, 0)
+	if err != nil || was.Policy == schedFIFO || was.Policy == schedRR || was.Policy == schedDeadline {
+		return func() {}
+	}
+	if setFIFO() != nil && unix.Setpriority(unix.PRIO_PROCESS, 0, -20) != nil {
+		return func() {}
+	}
+	return func() {
+		if unix.SchedSetAttr(0, was, 0) != nil { // who has RLIMIT_RTPRIO and no capability cannot take the flag back
+			was.Flags |= schedResetOnFork
 			_ = unix.SchedSetAttr(0, was, 0)
 		}
 	}

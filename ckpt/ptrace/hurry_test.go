@@ -264,3 +264,54 @@ func TestHurry(t *testing.T) {
 		})
 	}
 }
+
+// TestHurried looks at the policy of a goroutine's thread, also without CAP_SYS_NICE but with a limit
+// that allows for realtime.
+func TestHurried(t *testing.T) {
+	attr := func() *unix.SchedAttr {
+		a, err := unix.SchedGetAttr(0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	check := func(t *testing.T) {
+		t.Helper()
+		before := attr()
+		Hurried(func() {
+			if a := attr(); a.Policy != schedFIFO || a.Flags != schedResetOnFork {
+				t.Errorf("hurried: %+v", a)
+			}
+		})
+		if a := attr(); a.Policy != before.Policy || a.Nice != before.Nice {
+			t.Errorf("before %+v, after %+v", before, a)
+		}
+	}
+	withTracer(t, func(*Tracer) error { check(t); return nil })
+
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_RTPRIO, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_RTPRIO, &unix.Rlimit{Cur: 1, Max: max(was.Max, 1)}); err != nil {
+		t.Logf("the limit cannot be raised: %v", err) // without CAP_SYS_RESOURCE; what follows then needs nice
+	}
+	defer unix.Setrlimit(unix.RLIMIT_RTPRIO, &was)
+	withTracer(t, func(*Tracer) error { // whose thread ends with it
+		hdr := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var data [2]unix.CapUserData
+		if err := unix.Capget(hdr, &data[0]); err != nil {
+			return err
+		}
+		data[0].Effective &^= 1 << unix.CAP_SYS_NICE
+		if err := unix.Capset(hdr, &data[0]); err != nil {
+			return err
+		}
+		before := attr()
+		Hurried(func() {})
+		if a := attr(); a.Policy != before.Policy || a.Nice != before.Nice {
+			t.Errorf("without the capability: before %+v, after %+v", before, a)
+		}
+		return nil
+	})
+}
