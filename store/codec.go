@@ -27,7 +27,8 @@ type compressor struct {
 
 func newCompressor(level zstd.EncoderLevel) (*compressor, error) {
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1),
-		zstd.WithEncoderCRC(false), zstd.WithWindowSize(MaxChunk), zstd.WithLowerEncoderMem(true))
+		zstd.WithEncoderCRC(false), zstd.WithWindowSize(MaxChunk), zstd.WithLowerEncoderMem(true),
+		zstd.WithAllLitEntropyCompression(true)) // text in base64 or hex, say, in which nothing comes twice
 	if err != nil {
 		return nil, fmt.Errorf("zstd: %w", err)
 	}
