@@ -182,15 +182,23 @@ func (l *lender) ask() {
 }
 
 // reclaim ends the loan; the tracee has its own priority again when it returns. The lock is
-// free from now on, and a signal makes the kernel look at it.
+// free from now on, and a signal makes the kernel look at it. Should our thread not come to
+// that in all of callTimeout, the loan still ends by itself.
 func (l *lender) reclaim() {
 	if l.to == 0 {
 		return
 	}
 	l.to = 0
 	l.lock.Store(0)
+	var end time.Time
 	for i := 0; l.lends(); i++ {
 		if i%spins == 0 {
+			now := time.Now()
+			if i == 0 {
+				end = now.Add(callTimeout)
+			} else if now.After(end) {
+				return
+			}
 			_ = unix.Tgkill(unix.Getpid(), l.self, unix.SIGURG) // which the Go runtime expects at any time
 		}
 		unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
