@@ -2,6 +2,7 @@ package ptrace
 
 import (
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -31,7 +32,10 @@ func Hurried(f func()) {
 }
 
 // hurry raises the priority of the calling thread until the function it returns is called.
-func hurry() (stop func()) {
+func hurry() (stop func()) { return hurryFor(realtimeMost) }
+
+// hurryFor is hurry with at most so long in realtime, and the highest other priority after that.
+func hurryFor(most time.Duration) (stop func()) {
 	was, err := unix.SchedGetAttr(0, 0)
 	if err != nil || was.Policy == schedFIFO || was.Policy == schedRR || was.Policy == schedDeadline {
 		return func() {}
@@ -39,12 +43,32 @@ func hurry() (stop func()) {
 	if setFIFO() != nil && unix.Setpriority(unix.PRIO_PROCESS, 0, -20) != nil {
 		return func() {}
 	}
+	var mu sync.Mutex
+	over, tid := false, unix.Gettid()
+	calm := time.AfterFunc(most, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if !over && setNormal(tid, was, -20) != nil {
+			_ = setNormal(tid, was, was.Nice)
+		}
+	})
 	return func() {
+		calm.Stop()
+		mu.Lock()
+		defer mu.Unlock()
+		over = true
 		if unix.SchedSetAttr(0, was, 0) != nil { // who has RLIMIT_RTPRIO and no capability cannot take the flag back
-			was.Flags |= schedResetOnFork
-			_ = unix.SchedSetAttr(0, was, 0)
+			_ = setNormal(0, was, was.Nice)
 		}
 	}
+}
+
+// setNormal gives a thread its own policy with another nice value. What it clones does not
+// inherit that.
+func setNormal(tid int, was *unix.SchedAttr, nice int32) error {
+	attr := *was
+	attr.Nice, attr.Flags = nice, attr.Flags|schedResetOnFork
+	return unix.SchedSetAttr(tid, &attr, 0)
 }
 
 // setFIFO gives the calling thread the lowest realtime priority, unless there is a limit of the
@@ -106,6 +130,9 @@ const (
 	schedDeadline    = 6
 	schedResetOnFork = 1
 
+	// realtimeMost is how long a thread of ours is in realtime in one freeze. One that copies GiB
+	// of memory must not keep a processor from everybody for as long as that takes.
+	realtimeMost = time.Second
 	// loanTime is how long a loan lasts at most. Who still needs it then borrows again.
 	loanTime = time.Minute
 	// patient is how long we wait for a tracee before it is lent to. It cannot run meanwhile where

@@ -315,3 +315,24 @@ func TestHurried(t *testing.T) {
 		return nil
 	})
 }
+
+// TestHurryEnds stays in a hurry for longer than realtime lasts.
+func TestHurryEnds(t *testing.T) {
+	withTracer(t, func(*Tracer) error {
+		before, err := unix.SchedGetAttr(0, 0)
+		if err != nil {
+			return err
+		}
+		stop := hurryFor(time.Millisecond)
+		eventually(t, "realtime ends", func() bool {
+			a, err := unix.SchedGetAttr(0, 0)
+			return err == nil && a.Policy == before.Policy && a.Nice == -20
+		})
+		stop()
+		after, err := unix.SchedGetAttr(0, 0)
+		if err == nil && (after.Policy != before.Policy || after.Nice != before.Nice || after.Flags != before.Flags) {
+			t.Errorf("before %+v, after %+v", *before, *after)
+		}
+		return err
+	})
+}

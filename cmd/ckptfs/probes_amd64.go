@@ -86,7 +86,7 @@ func probeLend(int) (string, error) {
 	return "works", tr.Do(func() error {
 		defer tr.Lend()()
 		if !tr.Lends() {
-			return errors.New("sched_setscheduler(2) does not let us")
+			return errors.New("sched_setattr(2) does not let us")
 		}
 		return nil
 	})
