@@ -2,7 +2,10 @@ package ckpt
 
 import (
 	"bytes"
+	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -57,6 +60,22 @@ func TestCheckAreaRefuses(t *testing.T) {
 }
 
 // TestExtents maps memory here and finds just the pages that were written.
+// residentPages returns how many pages of our mapping at start /proc/self/smaps counts.
+func residentPages(t *testing.T, start uint64) uint64 {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, ok := strings.Cut(string(text), fmt.Sprintf("%x-", start))
+	_, after, ok2 := strings.Cut(after, "Rss:")
+	var kib uint64
+	if _, err := fmt.Sscan(after, &kib); err != nil || !ok || !ok2 {
+		t.Fatalf("no Rss of %#x in smaps (%v)", start, err)
+	}
+	return kib * 1024 / uint64(os.Getpagesize())
+}
+
 func TestExtents(t *testing.T) {
 	page := os.Getpagesize()
 	mem, err := unix.Mmap(-1, 0, 8*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
@@ -68,7 +87,7 @@ func TestExtents(t *testing.T) {
 		t.Fatal(err)
 	}
 	mem[1*page], mem[2*page], mem[6*page] = 1, 2, 3
-	sum := mem[4*page] // reading maps the shared zero page, which is no data
+	sum := mem[4*page] // reading maps the shared zero page, which is no data, if the kernel has one
 	sc, err := newScanner(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
@@ -81,7 +100,10 @@ func TestExtents(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []image.Extent{{Start: base + uint64(page), Len: 2 * uint64(page)}, {Start: base + 6*uint64(page), Len: uint64(page)}}
-	if len(got) != 2 || got[0] != want[0] || got[1] != want[1] || sum != 0 {
+	if residentPages(t, base) == 4 { // the zero page is not counted there
+		want = slices.Insert(want, 1, image.Extent{Start: base + 4*uint64(page), Len: uint64(page)})
+	}
+	if !slices.Equal(got, want) || sum != 0 {
 		t.Errorf("extents = %x, want %x", got, want)
 	}
 	h, err := newHeld(got)
