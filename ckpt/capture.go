@@ -158,6 +158,9 @@ func (c *Checkpoint) captureInside(p *proc, status procfs.Status, t *image.Task,
 			return err
 		}
 	}
+	for _, l := range p.remote.Leftovers() {
+		mm.Leftovers = append(mm.Leftovers, image.Leftover{Off: uint32(l.Off), Bytes: l.Bytes})
+	}
 	return c.captureMemory(p, status.VmLck)
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 )
@@ -32,6 +33,9 @@ func hostInfo(root int) (image.Host, error) {
 	}
 	if h.VDSO, h.VDSOLen, err = vdsoHash(); err != nil {
 		return h, err
+	}
+	for _, c := range ptrace.XComponents() {
+		h.XComponents = append(h.XComponents, image.XComponent{Bit: uint32(c.Bit), Off: uint32(c.Off), Size: uint32(c.Size)})
 	}
 	h.Cgroup = cgroup(root)
 	return h, nil

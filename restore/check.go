@@ -20,7 +20,7 @@ func (j *job) checkAll(ctx context.Context, deadline time.Time) error {
 	if err != nil {
 		return err
 	}
-	if err := checkHost(&j.m.Host, facts); err != nil {
+	if err := checkHost(j.m, facts); err != nil {
 		return err
 	}
 	if err := checkCaller(j.m, j.opt.CallerUID); err != nil {

@@ -86,7 +86,8 @@ func cpuInfo(b []byte) (model string, flags []string) {
 
 // checkHost checks that programs from the image's machine can run on this one: they may
 // have found out what the CPU can do, and remember where the kernel put the code of the vdso.
-func checkHost(want *image.Host, have *hostFacts) error {
+func checkHost(m *image.Manifest, have *hostFacts) error {
+	want := &m.Host
 	if want.Arch != have.Arch {
 		return &HostError{What: fmt.Sprintf("the image is of a %s machine, this one is %s", want.Arch, have.Arch), Remedy: "restore it on a machine of that kind"}
 	}
@@ -94,17 +95,8 @@ func checkHost(want *image.Host, have *hostFacts) error {
 		return &HostError{What: fmt.Sprintf("the kernel (%s) has another vdso than that of the image (%s), and the processes hold addresses in it", have.Kernel, want.Kernel),
 			Remedy: "restore it under the kernel it was taken on"}
 	}
-	if missing := missingFlags(strings.Fields(want.CPUFlags), have.CPUFlags); len(missing) > 0 {
+	if missing := missingFlags(strings.Fields(want.CPUFlags), have.CPUFlags, unaskedFlags(m)); len(missing) > 0 {
 		return &HostError{What: fmt.Sprintf("the CPU (%s) lacks %s, which that of the image (%s) had and the processes may be using", have.CPU, strings.Join(missing, " "), want.CPU),
-			Remedy: "restore it on a machine with these CPU features"}
-	}
-	return nil
-}
-
-// checkXState checks that the registers of the image fit into those of this CPU.
-func checkXState(want *image.Host, have uint64) error {
-	if lack := want.XFeatures &^ have; lack != 0 {
-		return &HostError{What: fmt.Sprintf("the kernel saves no registers of the XSTATE components %#x, which the image holds (it has %#x, the image %#x)", lack, have, want.XFeatures),
 			Remedy: "restore it on a machine with these CPU features"}
 	}
 	return nil
@@ -127,26 +119,38 @@ func isUserFlag(f string) bool {
 	return slices.Contains(userFlags, f) || slices.ContainsFunc(userFamilies, func(p string) bool { return strings.HasPrefix(f, p) })
 }
 
-// missingFlags returns the features of want that programs may be using and have lacks.
-func missingFlags(want, have []string) []string {
-	var out []string
-	for _, f := range want {
-		if isUserFlag(f) && !slices.Contains(have, f) {
-			out = append(out, f)
+// unaskedFlags returns prefixes of features that no process of the image can be using, since
+// the kernel or a register would know: AMX has to be asked for, and protection keys change
+// the rights that every thread begins with.
+func unaskedFlags(m *image.Manifest) []string {
+	amx, pku := false, false
+	for i := range m.Tasks {
+		t := &m.Tasks[i]
+		amx = amx || t.XCompPerm != 0
+		for j := range t.Threads {
+			x := xstate{t.Threads[j].XState, m.Host.XComponents}
+			pku = pku || x.uses(xPKRU)
 		}
+	}
+	var out []string
+	if !amx {
+		out = append(out, "amx_")
+	}
+	if !pku {
+		out = append(out, "pku", "ospke")
 	}
 	return out
 }
 
-// xstateMaskOff is where the XSTATE regset holds the mask of the features in it
-// (asm/sigcontext.h, struct _fpx_sw_bytes as ptrace fills it).
-const xstateMaskOff = 464
-
-// fitXState makes a thread's XSTATE as long as this machine's regset: the uncompacted layout
-// is the same everywhere, so what is longer here belongs to features the image never had.
-func fitXState(x []byte, length int) []byte {
-	if len(x) >= length {
-		return x[:length]
+// missingFlags returns the features of want that programs may be using and have lacks; they
+// do not use those that begin with unasked.
+func missingFlags(want, have, unasked []string) []string {
+	var out []string
+	for _, f := range want {
+		free := slices.ContainsFunc(unasked, func(p string) bool { return strings.HasPrefix(f, p) })
+		if isUserFlag(f) && !free && !slices.Contains(have, f) {
+			out = append(out, f)
+		}
 	}
-	return append(slices.Clone(x), make([]byte, length-len(x))...)
+	return out
 }

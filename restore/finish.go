@@ -163,7 +163,7 @@ func (j *job) letGo(alive []*proc) error {
 	for _, p := range alive {
 		for i, th := range p.threads {
 			it := p.task.Threads[i]
-			it.XState = fitXState(it.XState, j.xlen)
+			it.XState = j.xstates[it.TID]
 			if sleep, ok := p.sleeps[i]; ok {
 				it.Regs = sleep
 			}

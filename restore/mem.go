@@ -176,11 +176,31 @@ func (j *job) clear(p *proc, mm *image.MM) error {
 	if vdso == 0 {
 		return &ImageError{p.pid, "it has no vdso, which this version needs to let it go"}
 	}
-	return p.batch(func(b *ptrace.Batch) {
+	err := p.batch(func(b *ptrace.Batch) {
 		b.Call(unix.SYS_MUNMAP, 0, j.hole.insn()).Label("unmap what is below the stub")
 		b.Call(unix.SYS_MUNMAP, j.hole.end(), taskSize-j.hole.end()).Label("unmap what is above the stub")
 		b.Call(unix.SYS_ARCH_PRCTL, archMapVDSO, vdso).Label(fmt.Sprintf("map the vdso at %#x", vdso))
 	})
+	if err != nil {
+		return err
+	}
+	return writeLeftovers(p, mm)
+}
+
+// writeLeftovers puts into the vdso what a killed checkpoint left there and a signal handler
+// may return into.
+func writeLeftovers(p *proc, mm *image.MM) error {
+	i := slices.IndexFunc(mm.VMAs, func(v image.VMA) bool { return v.Kind == image.VMAVDSO })
+	for _, l := range mm.Leftovers {
+		if i < 0 {
+			return &ImageError{p.pid, "it has bytes for a vdso and no vdso"}
+		}
+		at := mm.VMAs[i].Start + uint64(l.Off)
+		if _, err := p.rem.Mem().WriteAt(l.Bytes, int64(at)); err != nil {
+			return fmt.Errorf("restore pid %d: write %d bytes of its vdso at %#x: %w", p.pid, len(l.Bytes), at, err)
+		}
+	}
+	return nil
 }
 
 // mapVMA queues mapping a VMA. A private one that was writable once ("ac": it is accounted)

@@ -102,8 +102,8 @@ type job struct {
 	tr      *ptrace.Tracer
 	procs   []*proc // every process that was made and has not been let go or ended
 	byNode  map[int]*proc
-	blocked chan error // tells when a guarded step that was given up returns
-	xlen    int        // bytes of this machine's XSTATE regset
+	blocked chan error       // tells when a guarded step that was given up returns
+	xstates map[int32][]byte // the XSTATE regset of each thread as this machine has it, by tid
 }
 
 func newJob(r *image.Reader, o Options) *job {

@@ -27,11 +27,16 @@ func (j *job) buildState(ctx context.Context, p *proc) error {
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
+	if p.task.XCompPerm != 0 {
+		if err := p.batch(func(b *ptrace.Batch) { task.WriteCPUProcess(b, p.task) }); err != nil {
+			return fmt.Errorf("restore: %w", err)
+		}
+	}
 	if err := j.makeThreads(p); err != nil {
 		return err
 	}
 	return p.eachThread(func(th *ptrace.Thread, it *image.Thread) error {
-		if err := j.tryRegisters(th, it); err != nil {
+		if err := j.tryRegisters(p, th, it); err != nil {
 			return err
 		}
 		return p.batch(func(b *ptrace.Batch) { task.WriteThread(b, it) })
@@ -40,7 +45,12 @@ func (j *job) buildState(ctx context.Context, p *proc) error {
 
 // tryRegisters sets a thread's registers although it will get them last of all, so that
 // those which the kernel does not take are found out while all can be undone without a trace.
-func (j *job) tryRegisters(th *ptrace.Thread, it *image.Thread) error {
+func (j *job) tryRegisters(p *proc, th *ptrace.Thread, it *image.Thread) error {
+	if tiles(it) {
+		if err := p.rem.EnableTiles(j.hole.data()); err != nil {
+			return err
+		}
+	}
 	regs, err := ptrace.BytesRegs(it.Regs)
 	if err != nil {
 		return err
@@ -48,7 +58,7 @@ func (j *job) tryRegisters(th *ptrace.Thread, it *image.Thread) error {
 	if err := th.SetRegs(&regs); err != nil {
 		return err
 	}
-	return th.SetXState(fitXState(it.XState, j.xlen))
+	return th.SetXState(j.xstates[it.TID])
 }
 
 // placeFiles sends a process its files and moves them to their numbers. A table that it

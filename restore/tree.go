@@ -95,17 +95,17 @@ func reap(pid int) error {
 	}
 }
 
-// checkRegisters compares the registers that the kernel saves with those of the image.
+// checkRegisters compares the registers that the kernel saves with those of the image. th is a
+// stub that has done nothing yet.
 func (j *job) checkRegisters(th *ptrace.Thread) error {
 	x, err := th.XState()
 	if err != nil {
 		return err
 	}
-	if len(x) < xstateMaskOff+8 {
+	if len(x) < xstateHeadEnd {
 		return &HostError{What: fmt.Sprintf("the kernel's XSTATE register set has %d bytes", len(x)), Remedy: "the CPU has no XSAVE, which restore needs"}
 	}
-	j.xlen = len(x)
-	return checkXState(&j.m.Host, le.Uint64(x[xstateMaskOff:]))
+	return j.fitRegisters(x)
 }
 
 // grow carries out the plan of the tree, then ends the zombies.

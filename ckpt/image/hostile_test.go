@@ -65,6 +65,16 @@ func TestValidate(t *testing.T) {
 		{"tasks[0].threads[1].blocked.remaining", func(m *M) { m.Tasks[0].Threads[1].Blocked = &image.Blocked{Remaining: -3} }},
 		{"tasks[0].threads[1].seccomp[0].filter", func(m *M) { m.Tasks[0].Threads[1].Seccomp = []image.Seccomp{{Filter: make([]byte, 7)}} }},
 		{"tasks[0].threads[1].seccomp", func(m *M) { m.Tasks[0].Threads[1].Seccomp = make([]image.Seccomp, 2000) }},
+		{"tasks[0].xcomp_perm", func(m *M) { m.Tasks[0].XCompPerm = 1 << 19 }},
+		{"host.xcomponents[0].bit", func(m *M) { m.Host.XComponents = []image.XComponent{{Bit: 1, Off: 576, Size: 8}} }},
+		{"host.xcomponents[1].bit", func(m *M) {
+			m.Host.XComponents = []image.XComponent{{Bit: 2, Off: 576, Size: 8}, {Bit: 2, Off: 584, Size: 8}}
+		}},
+		{"host.xcomponents[0].off", func(m *M) { m.Host.XComponents = []image.XComponent{{Bit: 2, Off: 512, Size: 8}} }},
+		{"host.xcomponents[0].off", func(m *M) { m.Host.XComponents = []image.XComponent{{Bit: 2, Off: 1<<32 - 8, Size: 1<<32 - 1}} }},
+		{"mms[0].leftovers[0].off", func(m *M) { m.MMs[0].Leftovers = []image.Leftover{{Off: 8190, Bytes: make([]byte, 3)}} }},
+		{"mms[0].leftovers[0].off", func(m *M) { m.MMs[0].Leftovers = []image.Leftover{{Off: 1<<32 - 1, Bytes: make([]byte, 3)}} }},
+		{"mms[0].leftovers", func(m *M) { m.MMs[0].Leftovers = make([]image.Leftover, 65) }},
 		{"mms[0].auxv", func(m *M) { m.MMs[0].Auxv = make([]byte, 17) }},
 		{"mms[0].auxv", func(m *M) { m.MMs[0].Auxv = make([]byte, 1<<20) }},
 		{"mms[0].exe.path", func(m *M) { m.MMs[0].Exe.Path = "/a\x00" }},

@@ -44,6 +44,16 @@ type Host struct {
 	Boottime  int64  `cbor:"11,keyasint" json:"boottime"`         // CLOCK_BOOTTIME at the freeze, ns
 	CPUFlags  string `cbor:"12,keyasint" json:"cpu_flags"`        // flags of /proc/cpuinfo
 	Cgroup    string `cbor:"13,keyasint,omitempty" json:"cgroup"` // cgroup of the root task, v2 path or the first v1 one
+
+	XComponents []XComponent `cbor:"14,keyasint,omitempty" json:"xcomponents,omitempty"` // the layout of the XSTATE regset on that CPU
+}
+
+// XComponent is the place of one feature in the XSTATE regset, which is not the same on all
+// CPUs (Intel SDM volume 1, chapter 13). x87 and SSE stand in the first 512 bytes everywhere.
+type XComponent struct {
+	Bit  uint32 `cbor:"1,keyasint" json:"bit"` // in XCR0
+	Off  uint32 `cbor:"2,keyasint" json:"off"` // bytes
+	Size uint32 `cbor:"3,keyasint" json:"size"`
 }
 
 // TaskState is what a task was doing when it was frozen.
@@ -81,6 +91,7 @@ type Task struct {
 	Timers      []POSIXTimer `cbor:"19,keyasint,omitempty" json:"timers,omitempty"`
 	CtlTTY      ObjRef       `cbor:"20,keyasint,omitempty" json:"ctl_tty,omitempty"` // session leaders: File whose terminal controls the session
 	AutoNice    int32        `cbor:"21,keyasint,omitempty" json:"autogroup_nice,omitempty"`
+	XCompPerm   uint64       `cbor:"22,keyasint,omitempty" json:"xcomp_perm,omitempty"` // vector state that it asked for with ARCH_REQ_XCOMP_PERM: AMX tiles
 }
 
 // Thread is one task_struct.
@@ -222,6 +233,13 @@ type MM struct {
 	CoreFilter uint32     `cbor:"19,keyasint" json:"coredump_filter"`
 	LockFuture uint32     `cbor:"20,keyasint,omitempty" json:"lock_future,omitempty"` // MCL_FUTURE|MCL_ONFAULT if mlockall(2) set it
 	Membarrier uint32     `cbor:"21,keyasint,omitempty" json:"membarrier,omitempty"`  // MEMBARRIER_CMD_REGISTER_* commands that were given
+	Leftovers  []Leftover `cbor:"30,keyasint,omitempty" json:"leftovers,omitempty"`   // what a killed checkpoint left in the vdso, and a signal handler may return into
+}
+
+// Leftover is some bytes in the vdso that are not the kernel's.
+type Leftover struct {
+	Off   uint32 `cbor:"1,keyasint" json:"off"` // from the start of the vdso
+	Bytes []byte `cbor:"2,keyasint" json:"bytes"`
 }
 
 // VMAKind says where the pages of a VMA come from.

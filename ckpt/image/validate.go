@@ -18,6 +18,8 @@ const (
 	regsLen     = 27 * 8 // struct user_regs_struct of amd64
 	maxGroups   = 1 << 16
 	maxFilters  = 1 << 10 // seccomp filters of one thread
+
+	maxLeftovers = 64
 )
 
 // validator keeps what spans tasks while a manifest is checked.
@@ -39,6 +41,9 @@ func (m *Manifest) Validate() error {
 	if len(m.Tasks) == 0 {
 		return bad("tasks", "there is none")
 	}
+	if err := m.Host.components(); err != nil {
+		return err
+	}
 	v := &validator{
 		m: m, tasks: make(map[int32]bool), ids: make(map[int32]bool),
 		sessions: make(map[int32]int32), memory: make(map[ObjRef]ObjRef),
@@ -52,6 +57,22 @@ func (m *Manifest) Validate() error {
 		if err := check(); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// components checks the layout of the XSTATE regset.
+func (h *Host) components() error {
+	const first, last, header = 2, 62, 576
+	seen := uint64(0)
+	for i, c := range h.XComponents {
+		switch {
+		case c.Bit < first || c.Bit > last || seen>>c.Bit&1 == 1:
+			return at(bad("bit", "is %d", c.Bit), "host.xcomponents[%d]", i)
+		case c.Off < header || c.Size == 0 || uint64(c.Off)+uint64(c.Size) > maxXState:
+			return at(bad("off", "%d bytes at %d", c.Size, c.Off), "host.xcomponents[%d]", i)
+		}
+		seen |= 1 << c.Bit
 	}
 	return nil
 }
@@ -113,6 +134,7 @@ func (v *validator) task(t *Task, root bool) error {
 		within("stop_signal", int64(t.StopSignal), 0, maxSignal),
 		within("oom_score_adj", int64(t.OOMScoreAdj), -1000, 1000),
 		within("autogroup_nice", int64(t.AutoNice), -20, 19),
+		t.xcomp(),
 		text("comm", t.Comm, maxComm),
 		v.family(t, root),
 		pending(t.Pending),
@@ -129,6 +151,16 @@ func (v *validator) task(t *Task, root bool) error {
 		return t.zombie()
 	}
 	return v.alive(t)
+}
+
+// xTiles is XFEATURE_MASK_XTILE_DATA, the only vector state that has to be asked for.
+const xTiles = 1 << 18
+
+func (t *Task) xcomp() error {
+	if t.XCompPerm&^xTiles != 0 {
+		return bad("xcomp_perm", "%#x is none that this version knows", t.XCompPerm)
+	}
+	return nil
 }
 
 // family checks a task's place in the tree.

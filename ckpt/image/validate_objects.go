@@ -43,6 +43,14 @@ func (mm *MM) validate(m *Manifest) error {
 	if len(mm.Auxv)%16 != 0 {
 		return bad("auxv", "has %d bytes, not whole pairs of 16", len(mm.Auxv))
 	}
+	if len(mm.Leftovers) > maxLeftovers {
+		return bad("leftovers", "has %d of them", len(mm.Leftovers))
+	}
+	for i, l := range mm.Leftovers {
+		if n := uint64(len(l.Bytes)); n == 0 || uint64(l.Off)+n > uint64(m.Host.VDSOLen) {
+			return at(bad("off", "%d bytes at %d of a vdso of %d", n, l.Off, m.Host.VDSOLen), "leftovers[%d]", i)
+		}
+	}
 	var end uint64
 	for i := range mm.VMAs {
 		v := &mm.VMAs[i]

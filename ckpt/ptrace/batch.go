@@ -280,7 +280,7 @@ func (r *Remote) runCode(addr uint64, n int) (left int, err error) {
 	regs := r.regs
 	if !r.stub {
 		regs = r.foreign(r.st)
-		regs.Rbp = r.frame.uc
+		regs.Rbp = r.frame.code(stubReturn)
 	}
 	regs.Orig_rax = ^uint64(0)
 	regs.Rip, regs.R14, regs.R13 = r.scratch.code, addr, uint64(n)

@@ -5,7 +5,7 @@ package ptrace
 //
 //	r14  the next entry
 //	r13  how many entries are left, at least 1
-//	rbp  the struct ucontext to return from, if we are gone
+//	rbp  where the way back begins, if we are gone
 //
 // An entry is 9 words: nr, six arguments, result, flags. Bit i of flags: argument i is
 // the address of the result of an earlier entry. Bit 8: go on after an error. It ends in a signal to
@@ -69,9 +69,7 @@ var batchCode = []byte{
 	0xb8, 0xea, 0, 0, 0, // mov $234,%eax
 	0x0f, 0x05, // syscall
 	// end: the tracer sees the thread stop here
-	0x48, 0x89, 0xec, // mov %rbp,%rsp
-	0xb8, 0x0f, 0, 0, 0, // mov $15,%eax  (rt_sigreturn)
-	0x0f, 0x05, // syscall
+	0xff, 0xe5, // jmp *%rbp
 }
 
 const (

@@ -137,11 +137,29 @@ func restartInfo(r *Regs, mem *os.File) RestartInfo {
 	return i
 }
 
-// ResumeRegs returns the registers as at the point where the thread goes on in user
-// space, for whoever cannot leave the restart of an interrupted syscall to the kernel: a
-// signal frame, or another process. Only the original thread has the restart block of a
-// timed sleep, so poll and futex wait in full again, and the others return EINTR (the
-// kernel has written the remaining time for callers that asked).
+// returnRegs returns the registers as at the point where the thread goes on in user space if
+// the kernel does not restart an interrupted syscall for it. The restart block of a timed
+// sleep is still there, as none of our calls is one that makes another: restart_syscall(2)
+// sleeps on for the time that is left.
+func (st *State) returnRegs() Regs {
+	r := st.Regs
+	if !inSyscall(&r) {
+		return r
+	}
+	nr := r.Orig_rax
+	r.Orig_rax = ^uint64(0)
+	switch int64(r.Rax) {
+	case eRestartSys, eRestartNoIntr, eRestartNoHand:
+		r.Rip, r.Rax = r.Rip-syscallLen, nr
+	case eRestartRestartBlock:
+		r.Rip, r.Rax = r.Rip-syscallLen, unix.SYS_RESTART_SYSCALL
+	}
+	return r
+}
+
+// ResumeRegs is returnRegs for another process. Only the original thread has the restart
+// block of a timed sleep, so poll and futex wait in full again, and the others return EINTR
+// (the kernel has written the remaining time for callers that asked).
 func (st *State) ResumeRegs() Regs {
 	r := st.Regs
 	if !inSyscall(&r) {
@@ -188,7 +206,7 @@ const syscallLen = 2
 func negative(v int64) uint64 { return uint64(v) }
 
 // settle lets a thread out of a dead predecessor's stub or batch: it needs a few
-// instructions to rt_sigreturn. Its registers are read again into r.
+// instructions to its own. Its registers are read again into r.
 func (th *Thread) settle(mem *os.File, r *Regs) error {
 	deadline := time.Now().Add(settleTime)
 	for pause := minPause; inForeignCode(mem, r.Rip); pause = min(2*pause, maxPause) {
@@ -246,7 +264,7 @@ func inForeignCode(mem *os.File, rip uint64) bool {
 			return false
 		}
 	}
-	return behind(b, frameMagic, frameNoteLen, len(stubCode)) || behind(b, batchMagic, 0, len(batchCode))
+	return behind(b, frameMagic, frameCodeOff-len(frameMagic), len(stubCode)) || behind(b, batchMagic, 0, len(batchCode))
 }
 
 // behind reports whether the end of b is in code of the given length that begins gap

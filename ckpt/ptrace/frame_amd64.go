@@ -5,125 +5,145 @@ import (
 	"fmt"
 )
 
-// The signal frame in the vdso tail:
+// The frame in the vdso tail: what brings a thread with foreign registers back to its own,
+// should we die.
 //
-//	64-aligned   fpstate: the XSAVE area as rt_sigreturn(2) reads it, then magic2
-//	8-aligned    struct ucontext, 304 bytes; in the 64 bytes of its sigcontext that
-//	             the kernel reserves and ignores:
-//	               +0   frameMagic, which is also the name our helpers take
-//	               +16  the address of the scratch mapping, or 0
-//	               +24  stubCode
+//	64-aligned  frameMagic, which is also the name our helpers take
+//	+16         the address of the scratch mapping, or 0
+//	+24         frameWords words of 8 bytes: what the code loads
+//	            stubCode
 //
-// Both magics end in a version of the layout: code of another layout is not ours.
+// A signal frame would do the same by rt_sigreturn(2), and did at first. But it holds the
+// vector registers, whose size depends on the CPU and on what the thread used (AMX: 11 KiB),
+// and which the kernel reads beyond the end of what is in use: behind the vdso. A system call
+// leaves vector registers alone, and so does this code of plain moves, so they need not be in
+// any frame. It also leaves alone what rt_sigreturn takes away: the kernel's note of how to go
+// on with an interrupted sleep, and the shadow stack.
+//
+// Its price: pending signals are delivered between its last system call and its last jump, so
+// a handler may return into it. Until then it has to stay; see sighandler.go.
+//
+// The magics end in a version of the layout: code of another layout is not ours.
 var (
-	frameMagic   = []byte("ckptfs-helper\x00\xa7\x01")
+	frameMagic   = []byte("ckptfs-helper\x00\xa7\x02")
 	scratchMagic = []byte("ckptfs-scratch\xa7\x01")
-	batchMagic   = []byte("ckptfs-batch\x00\x00\xa7\x01")
+	batchMagic   = []byte("ckptfs-batch\x00\x00\xa7\x02")
 )
 
 const (
-	frameAlign   = 64
+	frameAlign = 64
+
+	frameNoteOff = 16 // behind frameMagic
 	frameNoteLen = 8
-
-	ucSize     = 304
-	ucStack    = 16  // stack_t
-	ucMContext = 40  // struct sigcontext
-	ucReserved = 232 // its reserved words
-	ucSigMask  = 296
-
-	noteOff = ucReserved + 16
-	codeOff = noteOff + frameNoteLen
-
-	// ucFlags is UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS.
-	ucFlags = 7
-	// badSSFlags is no valid ss_flags: rt_sigreturn ignores the failure of sigaltstack and
-	// so leaves the alternate stack as it is, which we need not know.
-	badSSFlags = 0x1234
+	frameDataOff = frameNoteOff + frameNoteLen
+	frameCodeOff = frameDataOff + 8*frameWords
 )
+
+// The words of a frame.
+const (
+	wordBlock = iota // a mask that blocks all signals
+	wordMask         // the thread's own mask
+	wordFlags
+	wordRSP
+	wordRIP
+	wordRegs // rax, rcx, rdx, rbx, rbp, rsi, rdi, r8 … r15: the processor's order without rsp
+
+	frameWords = wordRegs + 15
+)
+
+// flagTrap is the trap flag: the processor raises SIGTRAP after each instruction.
+const flagTrap = 1 << 8
 
 // helperExit is the exit code of a helper process whose tracer died.
 const helperExit = 0xc7
 
-// stubCode is what a thread with foreign registers runs. Each entry begins with the
-// syscall we want; what follows is for the case that we are gone.
-var stubCode = []byte{
-	// stubCall: the thread's own calls
-	0x0f, 0x05, // syscall
-	// stubReturn:
-	0x48, 0x8d, 0x25, 0, 0, 0, 0, // lea uc(%rip),%rsp
-	0x31, 0xc0, // xor %eax,%eax
-	0xb0, 0x0f, // mov $15,%al  (rt_sigreturn)
-	0x0f, 0x05, // syscall
-	// stubClone: a call that makes a child
-	0x0f, 0x05, // syscall
-	0x85, 0xc0, // test %eax,%eax
-	0x74, 0x04, // jz stubHelper+2, in the child
-	0xeb, 0xeb, // jmp stubReturn
-	// stubHelper: the calls of a helper process, which must never return into the target
-	0x0f, 0x05, // syscall
-	0xbf, helperExit, 0, 0, 0, // mov $helperExit,%edi
-	0xb8, 0xe7, 0, 0, 0, // mov $231,%eax  (exit_group)
-	0x0f, 0x05, // syscall
+// stubCode is what a thread with foreign registers runs, and where its entries are. Each entry
+// begins with the syscall we want; what follows is for the case that we are gone.
+var stubCode, stubReturn, stubClone, stubHelper = assembleStub()
+
+// stubCall is the entry for the thread's own calls, stubClone that for calls that make a child,
+// stubHelper that for calls of a helper process, which must never return into the target.
+// stubReturn is the way back.
+const stubCall = 0
+
+// assembleStub makes stubCode. Operands that are relative to the instruction pointer reach the
+// words of the frame, so the code is the same wherever the frame is.
+func assembleStub() (code []byte, wayBack, clone, helper int) {
+	op := func(b ...byte) { code = append(code, b...) }
+	word := func(w int, b ...byte) { // an instruction that ends in the displacement of word w
+		op(b...)
+		next := frameCodeOff + len(code) + 4
+		code = binary.LittleEndian.AppendUint32(code, uint32(int32(frameDataOff+8*w-next)))
+	}
+	setMask := func(w int) { // rt_sigprocmask(SIG_SETMASK, &word, NULL, 8), without a change of flags
+		op(0xb8, 14, 0, 0, 0)      // mov $14,%eax
+		op(0xbf, 2, 0, 0, 0)       // mov $2,%edi
+		word(w, 0x48, 0x8d, 0x35)  // lea word(%rip),%rsi
+		op(0xba, 0, 0, 0, 0)       // mov $0,%edx
+		op(0x41, 0xba, 8, 0, 0, 0) // mov $8,%r10d
+		op(0x0f, 0x05)             // syscall
+	}
+
+	op(0x0f, 0x05) // stubCall: syscall
+
+	// The way back. Signals may still be open at its begin, so the stack pointer has to be good
+	// until they are blocked; at its end it is the thread's own.
+	wayBack = len(code)
+	setMask(wordBlock)
+	word(wordFlags, 0x48, 0x8d, 0x25) // lea flags(%rip),%rsp
+	op(0x9d)                          // popfq
+	word(wordRSP, 0x48, 0x8b, 0x25)   // mov rsp(%rip),%rsp
+	setMask(wordMask)
+	for i := range 15 {
+		reg := i
+		if reg >= 4 {
+			reg++ // rsp is the thread's own already
+		}
+		rex := byte(0x48 | reg>>3<<2)
+		word(wordRegs+i, rex, 0x8b, byte(reg&7<<3|5)) // mov word(%rip),%reg
+	}
+	word(wordRIP, 0xff, 0x25) // jmp *rip(%rip)
+
+	clone = len(code)
+	op(0x0f, 0x05)   // syscall
+	op(0x85, 0xc0)   // test %eax,%eax
+	op(0x74, 0x05+2) // jz behind the syscall of stubHelper, in the child
+	op(0xe9)         // jmp wayBack
+	code = binary.LittleEndian.AppendUint32(code, uint32(int32(wayBack-(len(code)+4))))
+
+	helper = len(code)
+	op(0x0f, 0x05)                // syscall
+	op(0xbf, helperExit, 0, 0, 0) // mov $helperExit,%edi
+	op(0xb8, 0xe7, 0, 0, 0)       // mov $231,%eax  (exit_group)
+	op(0x0f, 0x05)                // syscall
+	return code, wayBack, clone, helper
 }
 
-// Offsets of the entries in stubCode.
-const (
-	stubCall   = 0
-	stubReturn = 2
-	stubClone  = 15
-	stubHelper = 23
+// frameLen is the length of a frame: it does not depend on the thread or the CPU.
+func frameLen() int { return frameCodeOff + len(stubCode) }
 
-	stubLeaEnd = 9 // end of the lea instruction, from which its operand counts
-	stubLeaArg = 5
-)
-
-// frame is a signal frame ready to be written at addr.
+// frame is a frame ready to be written at addr.
 type frame struct {
 	addr  uint64
 	bytes []byte
-	uc    uint64 // address of the struct ucontext in it
 }
 
-func (f *frame) note() uint64        { return f.uc + noteOff }
-func (f *frame) code(off int) uint64 { return f.uc + codeOff + uint64(off) }
-func (f *frame) nameAddr() uint64    { return f.uc + ucReserved }
+func (f *frame) note() uint64        { return f.addr + frameNoteOff }
+func (f *frame) code(off int) uint64 { return f.addr + frameCodeOff + uint64(off) }
+func (f *frame) nameAddr() uint64    { return f.addr }
 
-// buildFrame lays out the frame that brings a thread back to st, at addr, in at most room
-// bytes.
-func buildFrame(st *State, addr uint64, room int, note uint64) (*frame, error) {
-	fp, err := fpFrame(st.XState, room-ucSize)
-	if err != nil {
-		return nil, fmt.Errorf("%w (registers and code take another %d)", err, ucSize)
+// buildFrame lays out the frame that brings a thread back to st, at addr.
+func buildFrame(st *State, addr uint64, note uint64) (*frame, error) {
+	r := st.returnRegs()
+	if r.Eflags&flagTrap != 0 {
+		return nil, fmt.Errorf("it single-steps itself (the trap flag is set): try again when it does not")
 	}
-	ucOff := (len(fp) + 7) &^ 7
-	if ucOff+ucSize > room {
-		return nil, fmt.Errorf("the signal frame needs %d bytes, the unused tail of the vdso has %d", ucOff+ucSize, room)
-	}
-	f := &frame{addr: addr, bytes: make([]byte, ucOff+ucSize), uc: addr + uint64(ucOff)}
-	copy(f.bytes, fp)
-	putUContext(f.bytes[ucOff:], st, addr)
-	code := f.bytes[ucOff+ucReserved:]
-	copy(code, frameMagic)
-	binary.LittleEndian.PutUint64(code[len(frameMagic):], note)
-	copy(code[codeOff-ucReserved:], stubCode)
-	rel := int32(-(codeOff + stubLeaEnd)) // uc stands before the code
-	binary.LittleEndian.PutUint32(code[codeOff-ucReserved+stubLeaArg:], uint32(rel))
-	return f, nil
-}
-
-// putUContext writes struct ucontext.
-func putUContext(b []byte, st *State, fpstate uint64) {
 	le := binary.LittleEndian
-	le.PutUint64(b, ucFlags)
-	le.PutUint32(b[ucStack+8:], badSSFlags)
-	r := st.ResumeRegs()
-	for i, v := range []uint64{r.R8, r.R9, r.R10, r.R11, r.R12, r.R13, r.R14, r.R15,
-		r.Rdi, r.Rsi, r.Rbp, r.Rbx, r.Rdx, r.Rax, r.Rcx, r.Rsp, r.Rip, r.Eflags} {
-		le.PutUint64(b[ucMContext+8*i:], v)
+	b := append(make([]byte, 0, frameLen()), frameMagic...)
+	b = le.AppendUint64(b, note)
+	for _, v := range []uint64{allSignals, st.SigMask, r.Eflags, r.Rsp, r.Rip, r.Rax, r.Rcx, r.Rdx, r.Rbx, r.Rbp, r.Rsi, r.Rdi,
+		r.R8, r.R9, r.R10, r.R11, r.R12, r.R13, r.R14, r.R15} {
+		b = le.AppendUint64(b, v)
 	}
-	seg := b[ucMContext+8*18:]
-	le.PutUint16(seg, uint16(r.Cs))
-	le.PutUint16(seg[6:], uint16(r.Ss))
-	le.PutUint64(b[ucMContext+184:], fpstate)
-	le.PutUint64(b[ucSigMask:], st.SigMask)
+	return &frame{addr: addr, bytes: append(b, stubCode...)}, nil
 }

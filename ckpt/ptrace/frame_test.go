@@ -4,79 +4,259 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
-// The compacted format, which is for features that do not fit in the standard one, must
-// be taken by rt_sigreturn: a thread is left with such a frame by a tracer that ends.
-func TestCompactedFrame(t *testing.T) {
-	if !hasXSAVEC() {
-		t.Log("this CPU does not know the compacted format, and no feature that needs it")
-		return
-	}
-	s := startTarget(t, compile(t, "regs"), "single")
-	for range 20 {
-		tr := NewTracer()
-		err := tr.Do(func() error {
-			f, err := freeze(tr, s.cmd.Process.Pid)
-			if err != nil {
-				return err
-			}
-			if err := f.r.Enter(f.threads[0], f.states[0]); err != nil {
-				return err
-			}
-			x := f.states[0].XState
-			fp := sealFP(compact(x), binary.LittleEndian.Uint64(x[swOff:]))
-			if len(fp) > int(f.r.frame.uc-f.r.frame.addr) {
-				return errors.New("longer than the standard format")
-			}
-			return f.r.write(tr, fp, f.r.frame.addr)
-		})
-		tr.Close() // the thread goes on through the frame
+// A frame is the same length whatever the vector state is, up to AMX tiles in use, and holds
+// the registers in the order in which the code loads them.
+func TestFrame(t *testing.T) {
+	st := &State{SigMask: 0x55, Regs: Regs{Rax: 1, Rcx: 2, Rdx: 3, Rbx: 4, Rbp: 5, Rsi: 6, Rdi: 7, R8: 8, R9: 9, R10: 10, R11: 11,
+		R12: 12, R13: 13, R14: 14, R15: 15, Rsp: 0x7000, Rip: 0x8000, Eflags: 0x246, Orig_rax: ^uint64(0)}}
+	for _, xlen := range []int{832, 2696, 11008} {
+		st.XState = bytes.Repeat([]byte{0xff}, xlen) // every feature in use
+		f, err := buildFrame(st, 0x1000, 0xabc)
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.check(t, "return through a compacted frame")
+		if len(f.bytes) != frameLen() || len(f.bytes) > 512 {
+			t.Errorf("a frame of %d bytes", len(f.bytes))
+		}
+		want := append(append([]byte(nil), frameMagic...), 0xbc, 0x0a, 0, 0, 0, 0, 0, 0)
+		for _, v := range []uint64{^uint64(0), 0x55, 0x246, 0x7000, 0x8000, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} {
+			want = binary.LittleEndian.AppendUint64(want, v)
+		}
+		if !bytes.HasPrefix(f.bytes, append(want, 0x0f, 0x05)) {
+			t.Errorf("the frame is %x", f.bytes)
+		}
+		if f.code(stubCall) != 0x1000+uint64(len(want)) {
+			t.Errorf("code at %#x", f.code(stubCall))
+		}
+	}
+	st.Regs.Eflags |= flagTrap
+	if _, err := buildFrame(st, 0x1000, 0); err == nil || !strings.Contains(err.Error(), "single-steps itself") {
+		t.Errorf("the trap flag: %v", err)
+	}
+}
+
+// What rt_sigreturn(2) cannot do the way back does: an interrupted sleep goes on.
+func TestReturnRegs(t *testing.T) {
+	for _, tc := range []struct {
+		rax, orig        uint64
+		wantRax, wantRip uint64
+	}{
+		{7, ^uint64(0), 7, 100},
+		{7, unix.SYS_READ, 7, 100},
+		{negative(eRestartSys), unix.SYS_READ, unix.SYS_READ, 98},
+		{negative(eRestartNoIntr), unix.SYS_WAIT4, unix.SYS_WAIT4, 98},
+		{negative(eRestartNoHand), unix.SYS_PAUSE, unix.SYS_PAUSE, 98},
+		{negative(eRestartRestartBlock), unix.SYS_NANOSLEEP, unix.SYS_RESTART_SYSCALL, 98},
+		{negative(eRestartRestartBlock), unix.SYS_RESTART_SYSCALL, unix.SYS_RESTART_SYSCALL, 98},
+	} {
+		st := &State{Regs: Regs{Rip: 100, Rax: tc.rax, Orig_rax: tc.orig}}
+		if r := st.returnRegs(); r.Rax != tc.wantRax || r.Rip != tc.wantRip {
+			t.Errorf("%d of %d: rax %d, rip %d", int64(tc.rax), int64(tc.orig), int64(r.Rax), r.Rip)
+		}
+	}
+}
+
+// abandon stops a process with one thread, lets f see it with that thread entered, and ends
+// its tracer, after which the thread is on its own.
+func abandon(t *testing.T, pid int, f func(f *frozen) error) {
+	t.Helper()
+	tr := NewTracer()
+	defer tr.Close()
+	err := tr.Do(func() error {
+		fz, err := freeze(tr, pid)
+		if err != nil {
+			return err
+		}
+		if err := fz.r.Enter(fz.threads[0], fz.states[0]); err != nil {
+			return err
+		}
+		return f(fz)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A frame page that was swapped out meanwhile is read back like any other page.
+func TestFrameSwapped(t *testing.T) {
+	addSwap(t)
+	s := startTarget(t, compile(t, "regs", "-static"), "single")
+	pid := s.cmd.Process.Pid
+	out := 0
+	for range 10 {
+		abandon(t, pid, func(f *frozen) error {
+			if err := pageOut(pid, f.r.frame.addr); err != nil {
+				return err
+			}
+			b := make([]byte, 8)
+			pagemap, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", pid))
+			if err != nil {
+				return err
+			}
+			defer pagemap.Close()
+			_, err = pagemap.ReadAt(b, int64(f.r.frame.addr/pageSize*8))
+			if binary.LittleEndian.Uint64(b)>>62&1 == 1 { // bit 62: swapped
+				out++
+			}
+			return err
+		})
+		s.check(t, "a frame that was swapped out")
+	}
+	if out == 0 {
+		t.Error("the page of the frame was never swapped out")
 	}
 	s.checkClean(t)
 }
 
-// Room for the frame: it is cut to what is in use, and what does not fit is an error.
-func TestFrameRoom(t *testing.T) {
-	x := make([]byte, 2696)
-	binary.LittleEndian.PutUint64(x[swOff:], 0xe7)
-	binary.LittleEndian.PutUint64(x[xstateBVOff:], x87SSE)
-	fp, err := fpFrame(x, xminLen+fpMagicLen)
-	if err != nil || len(fp) != xminLen+fpMagicLen {
-		t.Fatalf("legacy registers: %d bytes, %v", len(fp), err)
+// addSwap gives the machine 16 MiB of swap for the time of a test.
+func addSwap(t *testing.T) {
+	t.Helper()
+	const size, page = 16 << 20, 4096
+	name := filepath.Join(t.TempDir(), "swap")
+	b := make([]byte, size)
+	binary.LittleEndian.PutUint32(b[1024:], 1)           // version, union swap_header of linux/swap.h
+	binary.LittleEndian.PutUint32(b[1028:], size/page-1) // last page
+	copy(b[page-10:], "SWAPSPACE2")
+	if err := os.WriteFile(name, b, 0o600); err != nil {
+		t.Fatal(err)
 	}
-	le := binary.LittleEndian
-	if le.Uint32(fp[swOff:]) != fpMagic1 || le.Uint32(fp[swOff+4:]) != xminLen+4 || le.Uint64(fp[swOff+8:]) != 0xe7 ||
-		le.Uint32(fp[swOff+16:]) != xminLen || le.Uint32(fp[xminLen:]) != fpMagic2 {
-		t.Errorf("marks %x %x", fp[swOff:fxsaveLen], fp[xminLen:])
-	}
-	if _, err := fpFrame(x, xminLen); err == nil || !strings.Contains(err.Error(), "vdso") {
-		t.Errorf("no room: %v", err)
-	}
-	if _, err := fpFrame(x[:100], 4096); err == nil {
-		t.Error("no XSAVE area was taken")
-	}
-	le.PutUint64(x[xstateBVOff:], x87SSEAVX)
-	if fp, err = fpFrame(x, 4096); err != nil || len(fp) != 832+4 {
-		t.Errorf("AVX: %d bytes, %v", len(fp), err)
-	}
-	if _, err := buildFrame(&State{XState: x}, 0x1000, 1000, 0); err == nil {
-		t.Error("a frame of 1140 bytes fits in 1000")
-	}
-	f, err := buildFrame(&State{XState: x, SigMask: 0x55}, 0x1000, 1144, 0xabc)
+	p, err := unix.BytePtrFromString(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Contains(f.bytes, append(append([]byte(nil), frameMagic...), 0xbc, 0x0a)) {
-		t.Error("magic and note are not in it")
+	if _, _, e := unix.Syscall(unix.SYS_SWAPON, uintptr(unsafe.Pointer(p)), 0, 0); e != 0 {
+		t.Skipf("no swap file can be had in %s: %v", filepath.Dir(name), e)
 	}
-	if f.code(0) != 0x1000+840+codeOff {
-		t.Errorf("code at %#x", f.code(0))
+	t.Cleanup(func() {
+		if _, _, e := unix.Syscall(unix.SYS_SWAPOFF, uintptr(unsafe.Pointer(p)), 0, 0); e != 0 {
+			t.Errorf("swapoff %s: %v", name, e)
+		}
+	})
+}
+
+// pageOut asks the kernel to swap out the page at addr of another process.
+func pageOut(pid int, addr uint64) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	iov := unix.RemoteIovec{Base: uintptr(addr &^ (pageSize - 1)), Len: pageSize}
+	_, _, e := unix.Syscall6(unix.SYS_PROCESS_MADVISE, uintptr(fd), uintptr(unsafe.Pointer(&iov)), 1, unix.MADV_PAGEOUT, 0, 0)
+	if e != 0 {
+		return e
+	}
+	return nil
+}
+
+// A signal that was pending when the tracer died may be in its handler for long, which then
+// returns into the frame: it stays as it is until then.
+func TestHandlerAboveFrame(t *testing.T) {
+	cmd, in, out := startTalking(t, "handler")
+	pid := cmd.Process.Pid
+	abandon(t, pid, func(f *frozen) error { return unix.Kill(pid, unix.SIGUSR1) })
+	if line, err := out.ReadString('\n'); err != nil || line != "in the handler\n" {
+		t.Fatalf("it said %q, %v", line, err)
+	}
+	// Further checkpoints, killed ones too, leave that frame alone: until there is no room.
+	for i := range 3 {
+		inFrozen(t, pid, func(f *frozen) error {
+			if left := f.r.Leftovers(); len(left) != 1 || !bytes.HasPrefix(left[0].Bytes, frameMagic) || f.r.slot == 0 {
+				t.Errorf("round %d: slot %d, kept %+v", i, f.r.slot, left)
+			}
+			return errors.Join(f.r.Sweep(pid), batchOf(f, 3))
+		})
+		abandon(t, pid, func(f *frozen) error { return batchOf(f, 3) })
+	}
+	if _, err := in.Write([]byte("x")); err != nil { // ends the handler
+		t.Fatal(err)
+	}
+	if line, err := out.ReadString('\n'); err != nil || line != "went on\n" {
+		t.Fatalf("after the handler it said %q, %v", line, err)
+	}
+	inFrozen(t, pid, func(f *frozen) error { return errors.Join(f.r.Sweep(pid), batchOf(f, 2)) })
+	checkAlive(t, pid)
+	checkUntouched(t, pid)
+}
+
+// Where handlers stand above a frame in every slot, nothing is changed.
+func TestNoSlot(t *testing.T) {
+	cmd, _ := startReady(t, nil, "waitpoll")
+	inFrozen(t, cmd.Process.Pid, func(f *frozen) error {
+		full := *f.r
+		full.th, full.chosen, full.vdso = nil, false, &vdso{start: f.r.vdso.start, bytes: f.r.vdso.bytes, tail: f.r.vdso.tail,
+			left: bytes.Clone(f.r.vdso.left)}
+		sp, stack, err := full.stackOf(cmd.Process.Pid)
+		if err != nil {
+			return err
+		}
+		n := full.vdso.slots()
+		if n < 2 || len(stack) < ucEnd*n {
+			t.Fatalf("%d slots, %d bytes of stack", n, len(stack))
+		}
+		was := bytes.Clone(stack[:ucEnd*n])
+		for slot := range n {
+			off := full.vdso.slotOff(slot)
+			copy(full.vdso.left[off-full.vdso.tail:], frameMagic)
+			rip := full.vdso.start + uint64(off) + frameCodeOff + 50
+			if _, err := full.mem.WriteAt(sigRecord(rip, sp+1000, span{}), int64(sp)+int64(ucEnd*slot)); err != nil {
+				return err
+			}
+		}
+		err = full.Enter(f.threads[0], f.states[0])
+		if err == nil || !strings.Contains(err.Error(), "signal handlers have to return into") {
+			t.Errorf("enter: %v", err)
+		}
+		_, err = full.mem.WriteAt(was, int64(sp))
+		return err
+	})
+	checkAlive(t, cmd.Process.Pid)
+	checkUntouched(t, cmd.Process.Pid)
+}
+
+// sigRecord makes what isSigRecord looks at of a struct ucontext.
+func sigRecord(rip, rsp uint64, alt span) []byte {
+	b := make([]byte, ucEnd)
+	binary.LittleEndian.PutUint64(b[ucStackSP:], alt.start)
+	binary.LittleEndian.PutUint64(b[ucStackSize:], alt.end-alt.start)
+	binary.LittleEndian.PutUint64(b[ucRIP:], rip)
+	binary.LittleEndian.PutUint64(b[ucRSP:], rsp)
+	b[ucCS] = userCS
+	return b
+}
+
+func TestIsSigRecord(t *testing.T) {
+	const sp = 0x10000
+	for _, tc := range []struct {
+		what string
+		rsp  uint64
+		alt  span
+		cut  int
+		want bool
+	}{
+		{"on the thread's own stack", sp + 3000, span{}, 0, true},
+		{"its stack pointer is below it", sp - 8, span{}, 0, false},
+		{"its stack pointer is far away", sp + 1<<20, span{}, 0, false},
+		{"on the alternate stack", 0x900000, span{sp - 64, sp + 8192}, 0, true},
+		{"on that of another thread", sp + 3000, span{sp + 8, sp + 8192}, 0, false},
+		{"cut", sp + 3000, span{}, 1, false},
+	} {
+		b := append(make([]byte, 64), sigRecord(1, tc.rsp, tc.alt)...)
+		if got := isSigRecord(b[:len(b)-tc.cut], 64, sp); got != tc.want {
+			t.Errorf("%s: %v", tc.what, got)
+		}
+	}
+	if isSigRecord(make([]byte, 400), -8, sp) || isSigRecord(make([]byte, 400), 0, sp) {
+		t.Error("zeros are taken for one")
 	}
 }

@@ -45,16 +45,17 @@ var programs struct {
 // patience is how long a test waits for what takes microseconds on an idle machine.
 const patience = 30 * time.Second
 
-// compile builds testdata/NAME.c, once for all tests.
-func compile(t *testing.T, name string) string {
+// compile builds testdata/NAME.c with the flags, once for all tests.
+func compile(t *testing.T, name string, flags ...string) string {
 	t.Helper()
 	programs.Lock()
 	defer programs.Unlock()
-	out := filepath.Join(programs.dir, name)
+	out := filepath.Join(programs.dir, name+strings.Join(flags, ""))
 	if _, err := os.Stat(out); err == nil {
 		return out
 	}
-	if b, err := exec.Command("gcc", "-O1", "-o", out, "testdata/"+name+".c", "-lpthread").CombinedOutput(); err != nil {
+	args := append([]string{"-O1", "-o", out, "testdata/" + name + ".c", "-lpthread"}, flags...)
+	if b, err := exec.Command("gcc", args...).CombinedOutput(); err != nil {
 		t.Fatalf("gcc %s: %v\n%s", name, err, b)
 	}
 	return out

@@ -69,15 +69,6 @@ func (th *Thread) SetXState(b []byte) error {
 	return wrap(th.TID, "set its vector registers", err)
 }
 
-// hasShadowStack reports whether the thread has a shadow stack, on which rt_sigreturn(2)
-// would look for a token that our frame does not have.
-func (th *Thread) hasShadowStack() bool {
-	var ssp uint64
-	iov := unix.Iovec{Base: (*byte)(unsafe.Pointer(&ssp)), Len: 8}
-	_, err := th.t.ptracePtr(unix.PTRACE_GETREGSET, th.TID, unix.NT_X86_SHSTK, unsafe.Pointer(&iov))
-	return err == nil // ENODEV: it is off, EINVAL: neither CPU nor kernel know it
-}
-
 // fields lists the registers in the order of struct user_regs_struct.
 func fields(r *Regs) []*uint64 {
 	return []*uint64{&r.R15, &r.R14, &r.R13, &r.R12, &r.Rbp, &r.Rbx, &r.R11, &r.R10, &r.R9, &r.R8,

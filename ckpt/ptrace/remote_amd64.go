@@ -31,12 +31,16 @@ type Remote struct {
 	sud []byte  // its syscall user dispatch, which is off meanwhile; nil: it has none
 
 	// In a target: its mappings when we came, and where its frame goes.
-	maps   []vma
-	vdso   *vdso
-	frame  *frame
-	dirty  bool // the tail of the vdso is not as the kernel made it
-	last   *Thread
-	lastSt *State
+	maps        []vma
+	vdso        *vdso
+	frame       *frame
+	dirty       bool     // the tail of the vdso is not as the kernel made it
+	chosen      bool     // slot, kept and keptScratch are known
+	slot        int      // of our frame in the tail of the vdso
+	kept        []int    // slots that have to stay as they are
+	keptScratch []uint64 // scratch mappings of predecessors that have to stay
+	last        *Thread
+	lastSt      *State
 
 	// In a restore stub: where a syscall instruction is, and the registers of th.
 	stub bool
@@ -72,8 +76,8 @@ func NewRemote(pid int) (*Remote, error) {
 func (r *Remote) Mem() *os.File { return r.mem }
 
 // Enter makes th the thread that carries out the calls, with foreign registers until
-// Leave. st is what Capture returned: it stands in the signal frame that brings the
-// thread back should we die.
+// Leave. st is what Capture returned: it stands in the frame that brings the thread back
+// should we die. All threads of the process must have been captured.
 func (r *Remote) Enter(th *Thread, st *State) error {
 	if r.th != nil {
 		return fmt.Errorf("pid %d: enter thread %d: thread %d has not been left", r.pid, th.TID, r.th.TID)
@@ -81,11 +85,12 @@ func (r *Remote) Enter(th *Thread, st *State) error {
 	if st.Regs.Cs != userCS {
 		return fmt.Errorf("thread %d runs 32-bit code", th.TID)
 	}
-	if th.hasShadowStack() {
-		return fmt.Errorf("thread %d runs with a shadow stack, which cannot be checkpointed: start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off", th.TID)
+	if !r.chosen {
+		if err := r.chooseSlot(); err != nil {
+			return err
+		}
 	}
-	addr, room := r.vdso.room()
-	f, err := buildFrame(st, addr, room, r.scratch.addr)
+	f, err := buildFrame(st, r.vdso.start+uint64(r.vdso.slotOff(r.slot)), r.scratch.addr)
 	if err != nil {
 		return fmt.Errorf("thread %d: %w", th.TID, err)
 	}
@@ -166,7 +171,7 @@ func (r *Remote) lost(err error) error {
 		r.th, r.st = nil, nil
 		return err
 	}
-	return fmt.Errorf("pid %d: thread %d keeps its signal frame until the next checkpoint: %w", r.pid, r.th.TID, err)
+	return fmt.Errorf("pid %d: thread %d keeps its frame in the vdso until the next checkpoint: %w", r.pid, r.th.TID, err)
 }
 
 // Syscall carries out one system call in the entered thread and returns its result; the
@@ -275,8 +280,15 @@ func (r *Remote) dropScratch() error {
 
 // restoreVDSO puts back the tail of the vdso, also after a predecessor that was killed.
 func (r *Remote) restoreVDSO() error {
-	want := r.vdso.bytes[r.vdso.tail:]
-	if !r.dirty && string(want) == string(r.vdso.left) {
+	if !r.dirty && !r.chosen {
+		return nil // what is there may be in use
+	}
+	want := bytes.Clone(r.vdso.bytes[r.vdso.tail:])
+	for _, slot := range r.kept {
+		off := r.vdso.slotOff(slot) - r.vdso.tail
+		copy(want[off:off+frameLen()], r.vdso.left[off:])
+	}
+	if !r.dirty && bytes.Equal(want, r.vdso.left) {
 		return nil
 	}
 	var t *Tracer

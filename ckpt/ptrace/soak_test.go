@@ -339,8 +339,11 @@ func TestSoak(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	static := compile(t, "regs", "-static") // no loader behind the vdso
 	for _, tc := range []struct{ name, bin, mode string }{
 		{"single", regs, "single"},
+		{"static", static, "single"},
+		{"guard", static, "guard"},
 		{"locks", regs, "locks"},
 		{"sleep", regs, "sleep"},
 		{"go", self, ""},
@@ -378,20 +381,22 @@ func TestSoakSeccomp(t *testing.T) {
 	if wholeSoak() {
 		n = 500
 	}
-	died, pid := 0, 0
-	for range n {
-		if st, err := readStat(pid); pid == 0 || err != nil || st.state == 'Z' {
-			cmd, _ := startReady(t, nil, "filtered")
-			pid = cmd.Process.Pid
-			time.Sleep(2 * time.Millisecond)
+	for _, mode := range []string{"filtered", "filtered-masks"} {
+		died, pid := 0, 0
+		for range n {
+			if st, err := readStat(pid); pid == 0 || err != nil || st.state == 'Z' {
+				cmd, _ := startReady(t, nil, mode)
+				pid = cmd.Process.Pid
+				time.Sleep(2 * time.Millisecond)
+			}
+			if killedAtRandomSaid(t, pid) != "" {
+				continue // it met a target that had just died
+			}
+			time.Sleep(time.Millisecond)
+			if st, err := readStat(pid); err != nil || st.state == 'Z' {
+				died++
+			}
 		}
-		if killedAtRandomSaid(t, pid) != "" {
-			continue // it met a target that had just died
-		}
-		time.Sleep(time.Millisecond)
-		if st, err := readStat(pid); err != nil || st.state == 'Z' {
-			died++
-		}
+		t.Logf("%s: %d of %d kills of the tracer took a target with a killing filter along", mode, died, n)
 	}
-	t.Logf("%d of %d kills of the tracer took a target with a killing filter along", died, n)
 }

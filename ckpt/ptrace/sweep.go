@@ -25,6 +25,20 @@ func (r *Remote) Sweep(pid int) error {
 
 // sweepMaps unmaps scratch mappings that are not this Remote's.
 func (r *Remote) sweepMaps(pid int) error {
+	for _, s := range r.leftScratch() {
+		if slices.Contains(r.keptScratch, s.start) {
+			continue
+		}
+		if _, err := r.Syscall(unix.SYS_MUNMAP, s.start, scratchSize); err != nil {
+			return fmt.Errorf("pid %d: unmap the leftover at %#x: %w", pid, s.start, err)
+		}
+	}
+	return nil
+}
+
+// leftScratch returns the scratch mappings of predecessors.
+func (r *Remote) leftScratch() []span {
+	var out []span
 	noted, maps := r.leftNotes(), r.maps // which do not hold our own
 	for i, v := range maps {
 		if !isSharedAnon(v) || !r.isLeftover(v, noted) {
@@ -34,14 +48,11 @@ func (r *Remote) sweepMaps(pid int) error {
 		if i+1 < len(maps) && maps[i+1].file == v.file && maps[i+1].start == end {
 			end = maps[i+1].end // the page with the code
 		}
-		if end-v.start != scratchSize {
-			continue
-		}
-		if _, err := r.Syscall(unix.SYS_MUNMAP, v.start, scratchSize); err != nil {
-			return fmt.Errorf("pid %d: unmap the leftover at %#x: %w", pid, v.start, err)
+		if end-v.start == scratchSize {
+			out = append(out, span{v.start, end})
 		}
 	}
-	return nil
+	return out
 }
 
 func isSharedAnon(v vma) bool {
@@ -61,8 +72,7 @@ func (r *Remote) isLeftover(v vma, noted []uint64) bool {
 	return bytes.Equal(b, scratchMagic) || slices.Contains(noted, v.start) && bytes.Equal(b, make([]byte, len(b)))
 }
 
-// leftNotes returns the scratch addresses in the frames that were found in the vdso: there
-// may be several, of different lengths.
+// leftNotes returns the scratch addresses in the frames that were found in the vdso.
 func (r *Remote) leftNotes() []uint64 {
 	var out []uint64
 	for b := r.vdso.left; ; {

@@ -158,7 +158,7 @@ func TestSeccomp(t *testing.T) {
 	for range 10 {
 		inFrozen(t, pid, func(f *frozen) error {
 			filters, err := f.threads[0].SeccompFilters()
-			if err != nil || len(filters) != 1 || len(filters[0].Insns) != 7*8 || filters[0].Flags != 0 {
+			if err != nil || len(filters) != 1 || len(filters[0].Insns) != 8*8 || filters[0].Flags != 0 {
 				t.Errorf("filters %+v, %v", filters, err)
 			}
 			if err := batchOf(f, 3); err != nil { // sigaltstack is forbidden to it

@@ -99,8 +99,10 @@ func vdsoTail(b []byte) (int, error) {
 	return int(end), nil
 }
 
-// room is the 64-byte aligned part of the tail: address and length.
-func (v *vdso) room() (addr uint64, n int) {
-	off := (v.tail + frameAlign - 1) &^ (frameAlign - 1)
-	return v.start + uint64(off), max(0, len(v.bytes)-off)
-}
+// slotOff is where a slot for a frame begins, from the start of the vdso.
+func (v *vdso) slotOff(slot int) int { return align(v.tail) + slot*align(frameLen()) }
+
+// slots is how many frames the tail has room for.
+func (v *vdso) slots() int { return max(0, len(v.bytes)-align(v.tail)) / align(frameLen()) }
+
+func align(n int) int { return (n + frameAlign - 1) &^ (frameAlign - 1) }

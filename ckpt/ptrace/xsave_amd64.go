@@ -1,111 +1,67 @@
 package ptrace
 
-import (
-	"encoding/binary"
-	"fmt"
-	"math/bits"
-)
+import "encoding/binary"
 
 // cpuid is the CPUID instruction.
 func cpuid(leaf, sub uint32) (eax, ebx, ecx, edx uint32)
 
-// The XSAVE area (Intel SDM volume 1, chapter 13) and what the kernel keeps in the bytes
-// that are left to software (struct _fpx_sw_bytes).
-const (
-	fxsaveLen = 512
-	xheadLen  = 64
-	xminLen   = fxsaveLen + xheadLen
-
-	swOff        = 464 // struct _fpx_sw_bytes: magic1, extended_size, xfeatures, xstate_size
-	xstateBVOff  = 512
-	xcompBVOff   = 520
-	xcompCompact = 1 << 63
-
-	fpMagic1   = 0x46505853
-	fpMagic2   = 0x46505845
-	fpMagicLen = 4
-
-	x87SSE    = 3 // features in the legacy area, always there
-	x87SSEAVX = 7
-)
-
-// component is the place of one feature in the XSAVE area.
-type component struct {
-	off, size int
-	aligned   bool // begins 64-aligned in the compacted format
+// XComponent is the place of one feature in the XSAVE area in standard format (Intel SDM
+// volume 1, chapter 13). CPUs differ: protection keys stand at 2688 on Intel's, at 2432 on
+// AMD's.
+type XComponent struct {
+	Bit       int // in XCR0 and XSTATE_BV
+	Off, Size int // bytes
 }
 
-func xcomponent(i int) component {
-	size, off, flags, _ := cpuid(0xd, uint32(i))
-	return component{off: int(off), size: int(size), aligned: flags&2 != 0}
-}
+// XTileData is the bit of the AMX tiles in XCR0.
+const XTileData = 18
 
-// hasXSAVEC reports whether the CPU knows the compacted format.
-func hasXSAVEC() bool {
-	eax, _, _, _ := cpuid(0xd, 1)
-	return eax&2 != 0
-}
-
-// fpFrame turns NT_X86_XSTATE into the fpstate of a signal frame of at most room bytes.
-// It ends with the last feature that is in use; if that is still too long (protection
-// keys stand behind AVX-512), the features in use are moved together, which is the
-// processor's compacted format and read by its XRSTOR just as well.
-func fpFrame(x []byte, room int) ([]byte, error) {
-	if len(x) < xminLen {
-		return nil, fmt.Errorf("vector registers of %d bytes, want at least %d: this CPU has no XSAVE", len(x), xminLen)
+// XComponents returns the features that this CPU has beside x87 and SSE, which stand at the
+// same place everywhere.
+func XComponents() []XComponent {
+	const leaf, first, last = 0xd, 2, 62
+	if most, _, _, _ := cpuid(0, 0); most < leaf {
+		return nil
 	}
-	n := usedLen(x)
-	if n > len(x) {
-		return nil, fmt.Errorf("vector registers of %d bytes, their features need %d", len(x), n)
-	}
-	area := append([]byte(nil), x[:n]...)
-	if n+fpMagicLen > room && hasXSAVEC() {
-		area = compact(x)
-	}
-	if len(area)+fpMagicLen > room {
-		return nil, fmt.Errorf("the vector registers in use need %d bytes, the unused tail of the vdso has room for %d", len(area)+fpMagicLen, room)
-	}
-	return sealFP(area, binary.LittleEndian.Uint64(x[swOff:])), nil
-}
-
-// sealFP adds the kernel's marks, which make rt_sigreturn restore the extended state.
-func sealFP(area []byte, features uint64) []byte {
-	le := binary.LittleEndian
-	n := uint32(len(area))
-	clear(area[swOff:fxsaveLen])
-	le.PutUint32(area[swOff:], fpMagic1)
-	le.PutUint32(area[swOff+4:], n+fpMagicLen)
-	le.PutUint64(area[swOff+8:], features|x87SSEAVX)
-	le.PutUint32(area[swOff+16:], n)
-	return le.AppendUint32(area, fpMagic2)
-}
-
-// extended returns the features of x beyond the legacy area that are in use.
-func extended(x []byte) uint64 {
-	return binary.LittleEndian.Uint64(x[xstateBVOff:]) &^ (x87SSE | xcompCompact)
-}
-
-// usedLen is the length of the area up to the last feature in use.
-func usedLen(x []byte) int {
-	n := xminLen
-	for bv := extended(x); bv != 0; bv &= bv - 1 {
-		c := xcomponent(bits.TrailingZeros64(bv))
-		n = max(n, c.off+c.size)
-	}
-	return n
-}
-
-// compact moves the features in use together. x is in standard format.
-func compact(x []byte) []byte {
-	out := append([]byte(nil), x[:xminLen]...)
-	for bv := extended(x); bv != 0; bv &= bv - 1 {
-		c := xcomponent(bits.TrailingZeros64(bv))
-		for c.aligned && len(out)%64 != 0 {
-			out = append(out, 0)
+	var out []XComponent
+	for i := first; i <= last; i++ {
+		size, off, flags, _ := cpuid(leaf, uint32(i))
+		if supervisor := flags&1 != 0; size != 0 && !supervisor {
+			out = append(out, XComponent{Bit: i, Off: int(off), Size: int(size)})
 		}
-		out = append(out, x[c.off:c.off+c.size]...)
 	}
-	bv := binary.LittleEndian.Uint64(x[xstateBVOff:])
-	binary.LittleEndian.PutUint64(out[xcompBVOff:], bv|xcompCompact)
 	return out
+}
+
+// tileCode uses an AMX tile, and then asks for getpid(2). A thread has room for tiles only
+// once it has used one (Documentation/arch/x86/xstate.rst).
+var tileCode = []byte{
+	0xc4, 0xe2, 0x78, 0x49, 0x05, 21, 0, 0, 0, // ldtilecfg tileConfig(%rip)
+	0xc4, 0xe2, 0x7b, 0x49, 0xc0, // tilezero %tmm0
+	0xc4, 0xe2, 0x78, 0x49, 0xc0, // tilerelease
+	0xb8, 39, 0, 0, 0, // mov $39,%eax
+	0x0f, 0x05, // syscall
+	0x90, 0x90, 0x90, 0x90, // to 30
+}
+
+// tileConfig is the configuration of one tile of 16 rows of 64 bytes, 64 bytes long.
+func tileConfig() []byte {
+	b := make([]byte, 64)
+	b[0] = 1                                  // palette
+	binary.LittleEndian.PutUint16(b[16:], 64) // bytes a row of tile 0
+	b[48] = 16                                // rows of tile 0
+	return b
+}
+
+// EnableTiles makes the thread of a stub use an AMX tile, for which its process must have
+// permission (ARCH_REQ_XCOMP_PERM), so that SetXState takes tiles. at is executable and
+// writable memory for 94 bytes.
+func (r *Remote) EnableTiles(at uint64) error {
+	if err := r.write(r.th.t, append(append([]byte(nil), tileCode...), tileConfig()...), at); err != nil {
+		return err
+	}
+	regs := r.regs
+	regs.Rip, regs.Orig_rax = at, ^uint64(0)
+	_, _, err := r.th.call(&regs, r.deadline(), "use an AMX tile")
+	return err
 }

@@ -17,9 +17,7 @@ const (
 	archGetCPUID     = 0x1011
 	archSetCPUID     = 0x1012
 	archGetXcompPerm = 0x1022
-
-	// Parts of the vector state that a process has to ask for: XTILEDATA of AMX.
-	dynamicXFeatures = 1 << 18
+	archReqXcompPerm = 0x1023
 
 	cpuidOff = 1 // image.Prctl.CPUID
 
@@ -105,8 +103,9 @@ func writeCPUID(b *ptrace.Batch, th *image.Thread) {
 	}
 }
 
-// readCPUProcess queues a look for state of the process that is not kept.
-func readCPUProcess(q *queue) {
+// readCPUProcess queues reading which vector state the process has asked for, and a look for
+// state that is not kept.
+func readCPUProcess(q *queue, t *image.Task) {
 	buf := q.b.Alloc(16)
 	ldt := q.b.Call(unix.SYS_MODIFY_LDT, 0, buf.Addr(), 8).Label("look for a local descriptor table").Ignore()
 	perm := q.b.Call(unix.SYS_ARCH_PRCTL, archGetXcompPerm, buf.Addr()+8).Label("read the vector state permissions").Ignore()
@@ -115,11 +114,20 @@ func readCPUProcess(q *queue) {
 		if n := ldt.Val(); n != 0 && n <= ldtSize {
 			return q.refused(0, "local descriptor table", "segments of modify_ldt(2) are not kept", "the program cannot be checkpointed; such tables are mostly made by Wine and DOSEMU")
 		}
-		if perm.Err() == nil && le.Uint64(buf.Bytes()[8:])&dynamicXFeatures != 0 {
-			return q.refused(0, "AMX state", "its permission to use AMX tiles is not kept", "run the program without AMX")
+		t.XCompPerm = 0
+		if perm.Err() == nil { // it fails on CPUs without such state
+			t.XCompPerm = le.Uint64(buf.Bytes()[8:]) & (1 << ptrace.XTileData)
 		}
 		return nil
 	})
+}
+
+// WriteCPUProcess queues asking for the vector state that a process had asked for. It comes
+// before threads get their registers and alternate stacks.
+func WriteCPUProcess(b *ptrace.Batch, t *image.Task) {
+	if t.XCompPerm&(1<<ptrace.XTileData) != 0 {
+		b.Call(unix.SYS_ARCH_PRCTL, archReqXcompPerm, ptrace.XTileData).Label("ask for AMX tiles (ARCH_REQ_XCOMP_PERM)")
+	}
 }
 
 // checkCPU lists what of the CPU state cannot be kept.

@@ -44,7 +44,7 @@
 //
 // By Check: see there. Some refusals can only be found with a call in the process itself, so
 // explain does not know them; ReadTraced, ReadTaskInside and ReadThreadInside return them as
-// *image.RefusedError: syscall user dispatch, a local descriptor table (modify_ldt), permission for AMX state,
+// *image.RefusedError: syscall user dispatch, a local descriptor table (modify_ldt),
 // a process or thread keyring, a memory policy of a thread other than
 // the leader, the time slice extension of rseq.
 //

@@ -126,7 +126,7 @@ func ReadTaskInside(b *ptrace.Batch, status procfs.Status, timers []procfs.Timer
 	if mm != nil {
 		readMMInside(q, status, mm)
 	}
-	readCPUProcess(q)
+	readCPUProcess(q, t)
 	q.then(func() error { return markAllCPUs(t.Threads) })
 	return q.done
 }

@@ -112,14 +112,16 @@ static void inVFork(void) {
 	_exit(0);
 }
 
-// filtered installs a filter that kills the process on any call it does not make.
-static void filtered(void) {
+// filtered installs a filter that kills the process on any call it does not make, and, if
+// masks is 0, on rt_sigprocmask, which almost every program makes now and then.
+static void filtered(int masks) {
 	struct sock_filter f[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_write, 4, 0),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clock_nanosleep, 3, 0),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_restart_syscall, 2, 0),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_rt_sigreturn, 1, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_write, 5, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clock_nanosleep, 4, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_restart_syscall, 3, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_rt_sigreturn, 2, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, masks ? SYS_rt_sigprocmask : SYS_write, 1, 0),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 	};
@@ -171,6 +173,24 @@ static void queued(void) {
 	for (;;) pause();
 }
 
+static volatile int handled;
+
+static void on_usr(int sig) {
+	char c;
+	if (write(1, "in the handler\n", 15) != 15) _exit(1); // the signal may have come inside of stdio
+	if (read(0, &c, 1) != 1) _exit(1);
+	handled++;
+}
+
+// handler computes with signals open until SIGUSR1 comes, whose handler waits for a byte.
+static void handler(void) {
+	signal(SIGUSR1, on_usr);
+	if (write(1, "ready\n", 6) != 6) _exit(1);
+	while (!handled) __asm__ volatile("" : : : "memory");
+	ready("went on");
+	for (;;) pause();
+}
+
 int main(int argc, char **argv) {
 	const char *m = argc > 1 ? argv[1] : "";
 	alarm(300); // should the test be gone
@@ -197,9 +217,11 @@ int main(int argc, char **argv) {
 	if (!strcmp(m, "urgentblocked")) urgent(1);
 	if (!strcmp(m, "critical")) critical();
 	if (!strcmp(m, "vfork")) inVFork();
-	if (!strcmp(m, "filtered")) filtered();
+	if (!strcmp(m, "filtered")) filtered(0);
+	if (!strcmp(m, "filtered-masks")) filtered(1);
 	if (!strcmp(m, "dispatched")) dispatched();
 	if (!strcmp(m, "stub")) stub();
 	if (!strcmp(m, "queued")) queued();
+	if (!strcmp(m, "handler")) handler();
 	return 2;
 }

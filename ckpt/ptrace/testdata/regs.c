@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,7 +29,9 @@ static volatile uint64_t *eintr; // EINTR seen by epoll_wait and nanosleep: the 
 
 // One round: fill the registers, spin, compare. Layout of ctx, in 8-byte words:
 // 0 rounds, 1 result (0: intact), 2 saved rsp, 3 flags found, 8.. vector seed (4 x 32 bytes)
-struct ctx { uint64_t rounds, bad, rsp, flags, pad[4]; uint8_t vec[16][32]; uint8_t got[16][32]; double x87in, x87out; uint32_t mxcsr, mxcsr_out; uint16_t cw, cw_out; };
+struct ctx { uint64_t rounds, bad, rsp, flags, pad[4]; uint8_t vec[16][32]; uint8_t got[16][32]; double x87in, x87out; uint32_t mxcsr, mxcsr_out; uint16_t cw, cw_out; uint8_t pad2[4];
+	uint8_t zmm[32][64], zmm_got[32][64]; uint64_t k[8], k_got[8]; };
+_Static_assert(offsetof(struct ctx, zmm) == 1120 && offsetof(struct ctx, k) == 5216, "offsets in the assembly");
 void spin_check(struct ctx *c);
 __asm__(
 ".globl spin_check\n"
@@ -50,8 +53,16 @@ __asm__(
 ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15\n"
 "  movdqu \\n*32(%rax), %xmm\\n\n"
 ".endr\n"
-"2:\n"
-"  fninit\n"
+"2: testl $1, avx512(%rip)\n"
+"  jz 1f\n"
+"  lea 1120(%rdi), %rax\n"
+".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31\n"
+"  vmovdqu64 \\n*64(%rax), %zmm\\n\n"
+".endr\n"
+".irp n,0,1,2,3,4,5,6,7\n"
+"  kmovw 5216+8*\\n(%rdi), %k\\n\n"
+".endr\n"
+"1: fninit\n"
 "  fldl 1088(%rdi)\n" // x87in: 64 + 512 + 512
 "  ldmxcsr 1104(%rdi)\n"
 "  fldcw 1112(%rdi)\n"
@@ -94,7 +105,16 @@ __asm__(
 "9: fstpl 1096(%rdi)\n"
 "  stmxcsr 1108(%rdi)\n"
 "  fnstcw 1114(%rdi)\n"
-"  lea 576(%rdi), %rax\n"
+"  testl $1, avx512(%rip)\n"
+"  jz 3f\n"
+"  lea 3168(%rdi), %rax\n"
+".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31\n"
+"  vmovdqu64 %zmm\\n, \\n*64(%rax)\n"
+".endr\n"
+".irp n,0,1,2,3,4,5,6,7\n"
+"  kmovw %k\\n, 5280+8*\\n(%rdi)\n"
+".endr\n"
+"3: lea 576(%rdi), %rax\n"
 "  testl $1, avx(%rip)\n"
 "  jz 1f\n"
 ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15\n"
@@ -111,13 +131,63 @@ __asm__(
 "  pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx\n"
 "  ret\n");
 int avx __attribute__((used));
+int avx512 __attribute__((used));
+
+// AMX: eight tiles of 16 rows of 64 bytes.
+static int amx, pku;
+
+static int init_amx(void) {
+	return avx512 && !syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18);
+}
+
+struct tiles { uint8_t config[64], in[8][1024], out[8][1024]; };
+
+#define TILE(op, n, p) __asm__ volatile(op : : "r"(p), "r"(64L) : "memory")
+__attribute__((target("amx-tile")))
+static void load_tiles(struct tiles *t, int seed) {
+	memset(t->config, 0, 64);
+	t->config[0] = 1;
+	for (int i = 0; i < 8; i++) {
+		t->config[16 + 2 * i] = 64; // bytes a row
+		t->config[48 + i] = 16;     // rows
+		for (int j = 0; j < 1024; j++) t->in[i][j] = seed + 31 * i + j;
+	}
+	__asm__ volatile("ldtilecfg (%0)" : : "r"(t->config) : "memory");
+	TILE("tileloadd (%0,%1,1),%%tmm0", 0, t->in[0]); TILE("tileloadd (%0,%1,1),%%tmm1", 1, t->in[1]);
+	TILE("tileloadd (%0,%1,1),%%tmm2", 2, t->in[2]); TILE("tileloadd (%0,%1,1),%%tmm3", 3, t->in[3]);
+	TILE("tileloadd (%0,%1,1),%%tmm4", 4, t->in[4]); TILE("tileloadd (%0,%1,1),%%tmm5", 5, t->in[5]);
+	TILE("tileloadd (%0,%1,1),%%tmm6", 6, t->in[6]); TILE("tileloadd (%0,%1,1),%%tmm7", 7, t->in[7]);
+}
+
+static void check_tiles(struct tiles *t) {
+	TILE("tilestored %%tmm0,(%0,%1,1)", 0, t->out[0]); TILE("tilestored %%tmm1,(%0,%1,1)", 1, t->out[1]);
+	TILE("tilestored %%tmm2,(%0,%1,1)", 2, t->out[2]); TILE("tilestored %%tmm3,(%0,%1,1)", 3, t->out[3]);
+	TILE("tilestored %%tmm4,(%0,%1,1)", 4, t->out[4]); TILE("tilestored %%tmm5,(%0,%1,1)", 5, t->out[5]);
+	TILE("tilestored %%tmm6,(%0,%1,1)", 6, t->out[6]); TILE("tilestored %%tmm7,(%0,%1,1)", 7, t->out[7]);
+	if (memcmp(t->in, t->out, sizeof t->in)) FAIL("AMX tiles");
+}
+
+// Protection keys: a value of PKRU that is not the kernel's own.
+static uint32_t rdpkru(void) {
+	uint32_t a;
+	__asm__ volatile(".byte 0x0f,0x01,0xee" : "=a"(a) : "c"(0) : "edx"); // rdpkru
+	return a;
+}
+
+static void wrpkru(uint32_t a) {
+	__asm__ volatile(".byte 0x0f,0x01,0xef" : : "a"(a), "c"(0), "d"(0)); // wrpkru
+}
 
 static void check_regs(struct ctx *c, int seed) {
 	int width = avx ? 32 : 16;
 	c->rounds = 2000;
 	for (int i = 0; i < 16; i++)
 		for (int j = 0; j < 32; j++)
-			c->vec[i][j] = seed + 17 * i + j;
+			c->vec[i][j] = c->zmm[i][j] = seed + 17 * i + j;
+	for (int i = 0; i < 32; i++)
+		for (int j = i < 16 ? 32 : 0; j < 64; j++)
+			c->zmm[i][j] = seed + 13 * i + 3 * j;
+	for (int i = 0; i < 8; i++) c->k[i] = (uint16_t)(seed * 257 + i);
 	c->x87in = 1.5 + seed;
 	c->mxcsr = 0x1f80 | 0x6000; // round towards zero
 	c->cw = 0x0e7f;              // x87: round towards zero, double precision
@@ -127,6 +197,8 @@ static void check_regs(struct ctx *c, int seed) {
 	if (c->bad) FAIL("general registers, check %d", (int)c->bad);
 	for (int i = 0; i < 16; i++)
 		if (memcmp(c->vec[i], c->got[i], width)) FAIL("vector register %d", i);
+	if (avx512 && memcmp(c->zmm, c->zmm_got, sizeof c->zmm)) FAIL("AVX-512 registers");
+	if (avx512 && memcmp(c->k, c->k_got, sizeof c->k)) FAIL("AVX-512 mask registers");
 	if (c->x87in != c->x87out) FAIL("x87 register %g, want %g", c->x87out, c->x87in);
 	if ((c->mxcsr_out & ~0x3f) != c->mxcsr) FAIL("mxcsr %x", c->mxcsr_out);
 	if (c->cw_out != c->cw) FAIL("x87 control word %x", c->cw_out);
@@ -168,8 +240,17 @@ static void *compute(void *arg) {
 	sigset_t mask;
 	stack_t alt;
 	setup(&mask, &alt, i % 2 ? SIGUSR1 : SIGWINCH);
+	struct tiles *tiles = aligned_alloc(64, sizeof *tiles);
+	uint32_t rights = 0x55555554u ^ 3u << (2 * (i % 8 + 1)); // one more key may be used
+	if (pku) wrpkru(rights);
+	if (amx) load_tiles(tiles, i);
 	for (int n = 0;; n++) {
 		check_regs(c, n + i);
+		if (pku && rdpkru() != rights) FAIL("protection key rights %x, want %x", rdpkru(), rights);
+		if (amx) {
+			check_tiles(tiles);
+			load_tiles(tiles, n + i);
+		}
 		check_signals(&mask, &alt);
 		slots[i]++;
 	}
@@ -206,6 +287,22 @@ static void *locker(void *arg) {
 		slots[i]++;
 	}
 	return NULL;
+}
+
+// guard_vdso maps a page without access right behind the vdso. It exits with 3 if there is
+// something already.
+static void guard_vdso(void) {
+	char line[256];
+	FILE *f = fopen("/proc/self/maps", "r");
+	while (f && fgets(line, sizeof line, f)) {
+		unsigned long from, to;
+		if (!strstr(line, "[vdso]") || sscanf(line, "%lx-%lx", &from, &to) != 2) continue;
+		void *p = mmap((void *)to, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+		if (p != (void *)to) _exit(3);
+		fclose(f);
+		return;
+	}
+	_exit(3);
 }
 
 static int pfd[2];
@@ -266,6 +363,9 @@ int main(int argc, char **argv) {
 	if (argc != 3) return 2;
 	__builtin_cpu_init();
 	avx = !!__builtin_cpu_supports("avx");
+	avx512 = !!__builtin_cpu_supports("avx512f");
+	amx = init_amx();
+	pku = pkey_alloc(0, 0) >= 0;
 	int fd = open(argv[1], O_RDWR | O_CREAT, 0600);
 	if (fd < 0 || ftruncate(fd, 4096)) FAIL("open %s", argv[1]);
 	slots = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -273,7 +373,8 @@ int main(int argc, char **argv) {
 	struct sigaction sa = {.sa_handler = on_alarm, .sa_flags = SA_ONSTACK | SA_RESTART};
 	sigaction(SIGALRM, &sa, NULL);
 	struct itimerval it = {{0, 3000}, {0, 3000}};
-	if (!strcmp(argv[2], "single")) {
+	if (!strcmp(argv[2], "guard")) guard_vdso();
+	if (!strcmp(argv[2], "single") || !strcmp(argv[2], "guard")) {
 		setitimer(ITIMER_REAL, &it, NULL);
 		compute((void *)0);
 	} else if (!strcmp(argv[2], "locks")) {
