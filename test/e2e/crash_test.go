@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os/exec"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -73,6 +76,68 @@ func TestKilledAtEveryStep(t *testing.T) {
 			after(t, r, members)
 		})
 	}
+}
+
+// TestKilledUnderHandler restores a process in which a signal handler has yet to return into
+// what a killed checkpoint left in its vdso.
+func TestKilledUnderHandler(t *testing.T) {
+	strace := harness.Tool(t, "strace")
+	for _, args := range [][]string{nil, {"alt"}} {
+		t.Run("handler "+strings.Join(args, ""), func(t *testing.T) {
+			r := harness.Start(t, "handler", args...)
+			rng := rand.New(rand.NewPCG(5, 5))
+			for try := 1; ; try++ {
+				stop := make(chan struct{})
+				go signalFrozen(r.PID, stop)
+				harness.Run(t, strace, "-f", "-qq", "-o", "/dev/null", "-e", "trace=ptrace",
+					"-e", fmt.Sprintf("inject=ptrace:signal=KILL:when=%d", 20+rng.IntN(40)),
+					harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null")
+				close(stop)
+				r.Alive()
+				image := r.Dump()
+				if hasLeftovers(t, image) {
+					r.Alive()
+					r.Kill()
+					r.Restore(image)
+					r.Pass(true)
+					t.Logf("at try %d", try)
+					return
+				}
+				if try == 50 {
+					t.Fatal("no image caught the handler above the way back in 50 tries")
+				}
+			}
+		})
+	}
+}
+
+// signalFrozen sends a process SIGUSR1 as soon as it is seen frozen by a tracer.
+func signalFrozen(pid int, stop <-chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		if harness.State(pid) == 't' {
+			unix.Kill(pid, unix.SIGUSR1) // the test says if it is gone
+			return
+		}
+	}
+}
+
+// hasLeftovers asks an image whether it holds bytes of a killed checkpoint.
+func hasLeftovers(t *testing.T, path string) bool {
+	t.Helper()
+	var shown struct {
+		Manifest struct {
+			MMs []struct{ Leftovers []any }
+		}
+	}
+	if err := json.Unmarshal([]byte(harness.Must(t, harness.Binary(), "show", "--json", path).Stdout), &shown); err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(shown.Manifest.MMs, func(m struct{ Leftovers []any }) bool { return len(m.Leftovers) > 0 })
 }
 
 // after takes one whole checkpoint: that cleans up what the killed ones left, and then the

@@ -27,6 +27,8 @@ var programs = []program{
 	{"mem_hugetlb", "mem_hugetlb", nil, true},
 	{"cpu_avx_x87", "cpu", nil, true},
 	{"cpu_avx512", "cpu", []string{"avx512"}, true},
+	{"cpu_amx", "vector", []string{"amx"}, true},
+	{"cpu_pkru", "vector", []string{"pkru"}, true},
 	{"signals", "signals", nil, true},
 	{"timers", "timers", nil, false},
 	{"robust_rseq", "robust", nil, true},
@@ -47,6 +49,8 @@ var programs = []program{
 	{"share", "share", nil, true},
 	{"deleted", "deleted", nil, false},
 	{"blocked", "blocked", nil, true},
+	{"handler", "handler", nil, false},
+	{"handler_alt", "handler", []string{"alt"}, false},
 	{"lonely", "lonely", nil, false},
 	// Real programs.
 	{"counter", "counter", nil, false},
