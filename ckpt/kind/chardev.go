@@ -8,8 +8,13 @@ import (
 )
 
 // charDev is a character device without any state of its own: null, zero, full, random and
-// urandom, see null(4), full(4) and random(4).
+// urandom, see null(4), full(4) and random(4); and kmsg opened for writing only, where every
+// write is a line of the kernel's log. Who reads from kmsg has a place in that log, which
+// cannot be asked for.
 type charDev struct{}
+
+// devKmsg is /dev/kmsg (Documentation/ABI/testing/dev-kmsg).
+var devKmsg = unix.Mkdev(1, 11)
 
 func (charDev) Name() string { return "chardev" }
 
@@ -20,6 +25,8 @@ func (charDev) Match(f *Found) bool {
 	switch f.Stat.Rdev {
 	case unix.Mkdev(1, 3), unix.Mkdev(1, 5), unix.Mkdev(1, 7), unix.Mkdev(1, 8), unix.Mkdev(1, 9):
 		return true
+	case devKmsg:
+		return !readable(f.Flags)
 	}
 	return false
 }

@@ -46,6 +46,7 @@ var programs = []program{
 	{"files_devices", "files", []string{"devices"}, true},
 	{"files_owner", "files", []string{"owner"}, true},
 	{"files_all", "files", nil, true},
+	{"files_writers", "writers", nil, false},
 	{"share", "share", nil, true},
 	{"deleted", "deleted", nil, false},
 	{"blocked", "blocked", nil, true},

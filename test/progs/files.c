@@ -182,7 +182,7 @@ static void events(int after)
 
 static void devices(int after)
 {
-	static int null, zero, full, random, urandom;
+	static int null, zero, full, random, urandom, kmsg;
 	char b[8] = "xxxxxxx";
 	if (!after) {
 		null = MUST(open("/dev/null", O_WRONLY));
@@ -190,11 +190,13 @@ static void devices(int after)
 		full = MUST(open("/dev/full", O_RDWR));
 		random = MUST(open("/dev/random", O_RDONLY | O_NONBLOCK));
 		urandom = MUST(open("/dev/urandom", O_RDONLY));
+		kmsg = MUST(open("/dev/kmsg", O_WRONLY | O_APPEND));
 		return;
 	}
 	CHECK(write(null, b, 8) == 8, "/dev/null");
 	CHECK(read(zero, b, 8) == 8 && b[0] == 0, "/dev/zero");
 	CHECK(write(full, b, 8) == -1 && errno == ENOSPC, "/dev/full");
+	CHECK(write(kmsg, "<7>ckptfs test\n", 15) == 15, "/dev/kmsg");
 	CHECK(read(urandom, b, 8) == 8 && read(random, b, 1) == 1, "/dev/random");
 }
 
