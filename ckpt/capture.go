@@ -75,7 +75,9 @@ func identity(st *procfs.Stat) image.Task {
 
 // captureProc reads one process: first from outside, then by ptrace, then by remote system
 // calls in each of its threads, and last it makes the snapshot of its memory.
-func (c *Checkpoint) captureProc(p *proc, undo *undoStack) error {
+func (c *Checkpoint) captureProc(p *proc, undo *undoStack) (err error) {
+	step := c.op.Step("capture", p.pid).Count("threads", int64(len(p.threads)))
+	defer func() { step.End(err) }()
 	status, err := readStatus(p.pid)
 	if err != nil {
 		return fmt.Errorf("pid %d: %w", p.pid, err)
@@ -92,7 +94,7 @@ func (c *Checkpoint) captureProc(p *proc, undo *undoStack) error {
 	if p.remote, err = ptrace.NewRemote(p.pid); err != nil {
 		return err
 	}
-	undo.push(func() error { return ignoreGone(p.remote.Close()) })
+	undo.push("undo:calls", p.pid, func() error { return ignoreGone(p.remote.Close()) })
 	c.procs = append(c.procs, p)
 	ref := image.ObjRef(len(c.m.MMs) + 1) // one record of each per process, used or not
 	c.refs[p.pid] = ref
@@ -207,7 +209,11 @@ func (c *Checkpoint) enterThread(p *proc, th *thread, queue func(b *ptrace.Batch
 //
 // locked is how many bytes mlock(2) holds: a fork does not pass those flags on, so what the
 // look knows of them has to be still true, or they are read now.
-func (c *Checkpoint) captureMemory(p *proc, locked uint64) error {
+func (c *Checkpoint) captureMemory(p *proc, locked uint64) (err error) {
+	step := c.op.Step("snapshot", p.pid)
+	if step != nil {
+		defer func() { step.Count("vmas", int64(len(p.mem.areas))).Count("copied", p.mem.copied()).End(err) }()
+	}
 	if err := p.readAreas(!c.snapshots()); err != nil || !c.snapshots() {
 		return err
 	}
@@ -267,9 +273,15 @@ func (c *Checkpoint) captureFiles(s *survey, pids []int) <-chan captured {
 
 func (c *Checkpoint) readFiles(s *survey, pids []int) (got captured, err error) {
 	owners := slices.DeleteFunc(slices.Clone(pids), func(pid int) bool { return c.tables[pid] != 0 })
+	step := c.op.Step("files", s.root)
+	fds := 0
+	defer func() { step.Count("fds", int64(fds)).Count("files", int64(len(got.files))).End(err) }()
 	set, err := collectFiles(owners, true)
 	if err != nil {
 		return got, err
+	}
+	for _, slots := range set.slots {
+		fds += len(slots)
 	}
 	defer set.close()
 	sc := s.scene(set) // with the answers about other processes that the look has got

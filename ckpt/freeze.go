@@ -41,8 +41,12 @@ type freezer struct {
 }
 
 // freezeTree stops the tree below root and returns its processes, zombies too.
-func freezeTree(ctx context.Context, tr *ptrace.Tracer, root int, deadline time.Time, undo *undoStack) ([]*proc, error) {
+func freezeTree(ctx context.Context, tr *ptrace.Tracer, root int, deadline time.Time, undo *undoStack) (procs []*proc, err error) {
+	step := undo.op.Step("freeze", root)
 	f := &freezer{tr: tr, undo: undo, deadline: deadline}
+	defer func() {
+		step.Count("processes", int64(len(f.procs))).Count("threads", int64(len(f.seized))).End(err)
+	}()
 	if err := f.freeze(ctx, root); err != nil {
 		return nil, err
 	}
@@ -83,23 +87,37 @@ func (f *freezer) pass(root int) (fresh int, err error) {
 		return 0, err
 	}
 	for _, pid := range pids {
-		waiting, err := f.seize(pid, pid == root)
+		step := f.undo.op.Step("stop", pid)
+		n, err := f.stop(pid, pid == root)
+		if n > 0 || err != nil {
+			step.Count("threads", int64(n)).End(err)
+		}
 		if err != nil {
 			return 0, err
 		}
-		for _, th := range waiting {
-			if th.stop, err = f.wait(th); err != nil {
-				var g *ptrace.GoneError
-				if errors.As(err, &g) {
-					f.forget(th)
-					continue
-				}
-				return 0, err
-			}
-		}
-		fresh += len(waiting)
+		fresh += n
 	}
 	return fresh, nil
+}
+
+// stop seizes the threads of one process that are not seized yet, waits until they stop, and
+// returns how many they were.
+func (f *freezer) stop(pid int, root bool) (int, error) {
+	waiting, err := f.seize(pid, root)
+	if err != nil {
+		return 0, err
+	}
+	for _, th := range waiting {
+		if th.stop, err = f.wait(th); err != nil {
+			var g *ptrace.GoneError
+			if errors.As(err, &g) {
+				f.forget(th)
+				continue
+			}
+			return 0, err
+		}
+	}
+	return len(waiting), nil
 }
 
 // vforkPatience is how long a thread may wait in vfork(2) while its tree is being stopped.
@@ -153,7 +171,7 @@ func (f *freezer) seize(pid int, root bool) ([]*thread, error) {
 		if err != nil {
 			return nil, err
 		}
-		f.undo.push(func() error { return ignoreGone(th.Detach()) })
+		f.undo.push("undo:detach", tid, func() error { return ignoreGone(th.Detach()) })
 		f.seized[tid] = true
 		t := &thread{Thread: th}
 		p.threads = append(p.threads, t)

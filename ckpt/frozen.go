@@ -68,18 +68,19 @@ func (z *Frozen) Take(ctx context.Context, o Options) (*Checkpoint, error) {
 		o.Timeout = DefaultTimeout
 	}
 	raiseNoFile()
-	s, err := lookAccepted(z.root)
+	op := o.Steps.Begin("dump")
+	s, err := lookAccepted(op, z.root)
 	if err != nil {
 		return nil, err
 	}
-	c := newCheckpoint(o, z.tr)
+	c := newCheckpoint(o, op, z.tr)
 	if c.m.Host, err = hostInfo(s.root); err != nil {
 		return c.complete(s, err)
 	}
 	c.sleepers = findSleepers(nil)
 	err = z.tr.Do(func() error {
 		defer z.tr.Lend()()
-		var undo undoStack
+		undo := undoStack{op: op}
 		err := c.captureAll(ctx, s, z.all, &undo)
 		return join(err, undo.run())
 	})

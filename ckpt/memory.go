@@ -27,6 +27,16 @@ type memory struct {
 	pid   int              // whose pagemap and smaps tell the rest: the snapshot, or the process
 }
 
+// copied is how many bytes were copied while the process was frozen.
+func (m *memory) copied() (n int64) {
+	for _, h := range m.held {
+		for _, e := range h.extents {
+			n += int64(e.Len)
+		}
+	}
+	return n
+}
+
 // held is a copy of some pages, made while the process was frozen.
 type held struct {
 	extents []image.Extent

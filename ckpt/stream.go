@@ -37,7 +37,9 @@ const batchLen = 64 << 10
 // Stream gives the whole image to a sink in file order; the trailer comes last, cut like the
 // rest. It reads ahead on all cores, which also hash and do what the sink's blocks do in Ready.
 // Stream returns the root hash, the image's identity. It can be called once.
-func (c *Checkpoint) Stream(ctx context.Context, sink image.Sink) (image.Hash, error) {
+func (c *Checkpoint) Stream(ctx context.Context, sink image.Sink) (root image.Hash, err error) {
+	step := c.op.Step("stream", int(c.m.Tasks[0].PID)).Count("bytes", c.layout.Total)
+	defer func() { step.End(err) }()
 	if c.streamed {
 		return image.Hash{}, errors.New("the checkpoint has been streamed already")
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/steplog"
 	"golang.org/x/sys/unix"
 )
 
@@ -55,12 +56,14 @@ type Options struct {
 	After   After
 	Version string       // of the writer, for Manifest.Tool
 	Log     func(string) // a line for NAME.log; may be nil
+	Steps   *steplog.Log // gets a line about each step; may be nil
 }
 
 // Checkpoint is a checkpoint whose state is captured and whose pages wait to be streamed.
 // Its methods are for one goroutine; Close must be called in the end.
 type Checkpoint struct {
 	o         Options
+	op        *steplog.Op
 	m         image.Manifest
 	layout    *image.Layout
 	head      []byte
@@ -138,11 +141,12 @@ func inVfork(err error) bool {
 }
 
 func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
-	s, err := lookAccepted(pid)
+	op := o.Steps.Begin("dump")
+	s, err := lookAccepted(op, pid)
 	if err != nil {
 		return nil, err
 	}
-	c := newCheckpoint(o, ptrace.NewTracer())
+	c := newCheckpoint(o, op, ptrace.NewTracer())
 	c.ownTracer = true
 	if c.m.Host, err = hostInfo(s.root); err != nil {
 		return c.complete(s, err)
@@ -154,23 +158,30 @@ func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 
 // lookAccepted looks at a tree and fails if anything in it is refused. A vfork(2) is left to
 // the freeze, which can wait for its end.
-func lookAccepted(pid int) (*survey, error) {
-	s, err := steadyLook(pid)
+func lookAccepted(op *steplog.Op, pid int) (s *survey, err error) {
+	step := op.Step("look", pid)
+	defer func() { step.End(err) }()
+	s, err = steadyLook(pid)
 	if err != nil {
 		return nil, err
 	}
+	step.Count("processes", int64(len(s.procs)))
 	s.findings = slices.DeleteFunc(s.findings, func(f image.Finding) bool { return f.Kind == vforkKind })
 	return s, image.Refusals(s.findings)
 }
 
-func newCheckpoint(o Options, tr *ptrace.Tracer) *Checkpoint {
-	return &Checkpoint{o: o, tr: tr, segs: newSegments(), refs: map[int]image.ObjRef{}, ttys: map[int32]int{}}
+func newCheckpoint(o Options, op *steplog.Op, tr *ptrace.Tracer) *Checkpoint {
+	return &Checkpoint{o: o, op: op, undo: undoStack{op: op}, tr: tr, segs: newSegments(), refs: map[int]image.ObjRef{}, ttys: map[int32]int{}}
 }
 
 // complete ends a capture, or cleans up after one that failed.
 func (c *Checkpoint) complete(s *survey, err error) (*Checkpoint, error) {
 	if err == nil {
-		err = c.finishManifest(s)
+		step := c.op.Step("layout", s.root)
+		if err = c.finishManifest(s); err == nil {
+			step.Count("bytes", c.layout.Total)
+		}
+		step.End(err)
 	}
 	if err != nil {
 		if cerr := c.Close(); cerr != nil {
@@ -185,14 +196,14 @@ func (c *Checkpoint) complete(s *survey, err error) (*Checkpoint, error) {
 // stays frozen only for this checkpoint.
 func (c *Checkpoint) still(ctx context.Context, s *survey) error {
 	defer c.tr.Hurry()()
-	var undo undoStack
+	undo := undoStack{op: c.op}
 	start := time.Now()
 	procs, err := freezeTree(ctx, c.tr, s.root, time.Now().Add(c.o.Timeout), &undo)
 	if err == nil {
 		err = c.captureAll(ctx, s, procs, &undo)
 	}
 	if err != nil || c.o.After == Resume {
-		uerr := undo.run()
+		uerr := c.op.Do("resume", s.root, undo.run)
 		c.Pause = time.Since(start)
 		c.log("pid %d: %d processes were still for %.1f ms", s.root, len(procs), float64(c.Pause.Microseconds())/1000)
 		return join(err, uerr)

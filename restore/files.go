@@ -31,11 +31,12 @@ type mapKey struct {
 }
 
 // planFiles finds out who opens which file: the main thread of the first process that has it.
+// Those of a process come together, by their numbers: they are placed in this order.
 func (j *job) planFiles() {
 	j.holder = map[image.ObjRef]slot{}
 	for i := range j.m.Tasks {
 		t := &j.m.Tasks[i]
-		if len(t.Threads) == 0 {
+		if len(t.Threads) == 0 || t.State == image.TaskZombie {
 			continue
 		}
 		creds := &t.Threads[0].Creds
@@ -44,12 +45,11 @@ func (j *job) planFiles() {
 				continue
 			}
 			j.holder[fd.File] = slot{int(t.PID), int(fd.Num)}
-			u := slices.IndexFunc(j.users, func(u fileUser) bool { return sameAccess(u.creds, creds) })
-			if u < 0 {
-				u = len(j.users)
+			if n := len(j.users); n == 0 || !sameAccess(j.users[n-1].creds, creds) {
 				j.users = append(j.users, fileUser{creds: creds})
 			}
-			j.users[u].files = append(j.users[u].files, fd.File)
+			u := &j.users[len(j.users)-1]
+			u.files = append(u.files, fd.File)
 		}
 	}
 }
@@ -82,44 +82,58 @@ func (j *job) openAll() error {
 	if err := j.openMapped(); err != nil {
 		return err
 	}
-	j.files = slices.Repeat([]int{-1}, len(j.m.Files))
 	if err := j.eachUser(j.openFiles); err != nil {
 		return err
 	}
-	for ref := range j.m.Files { // files that no table has: terminals of sessions
-		if j.files[ref] < 0 {
-			if err := j.openFiles([]image.ObjRef{image.ObjRef(ref + 1)}); err != nil {
-				return err
-			}
+	for i := range j.m.Tasks { // files that no table has: terminals of sessions
+		ref := j.m.Tasks[i].CtlTTY
+		_, held := j.holder[ref]
+		if _, open := j.ttys[ref]; ref == 0 || held || open {
+			continue
 		}
+		fd, err := j.openFile(ref)
+		if err != nil {
+			return err
+		}
+		j.ttys[ref] = fd
+	}
+	if err := j.depot.flush(); err != nil {
+		return err
 	}
 	return j.closeShared()
 }
 
-// openFiles opens files with the credentials of the calling thread.
+// openFiles opens files with the credentials of the calling thread and puts them by.
 func (j *job) openFiles(refs []image.ObjRef) error {
 	for _, ref := range refs {
-		if j.files[ref-1] >= 0 {
-			continue
-		}
-		rec := &j.m.Files[ref-1]
-		k := kind.ByName(rec.Kind)
-		if k == nil {
-			return j.fileError(ref, fmt.Sprintf("this version does not know files of kind %q", rec.Kind), "restore it with the version that took the image", nil)
-		}
-		fd, err := k.Open(rec, j.env)
-		if errors.Is(err, os.ErrPermission) && j.mayHelp() {
-			err = asUser(&image.Creds{Eff: ^uint64(0)}, func() (err error) {
-				fd, err = k.Open(rec, j.env)
-				return err
-			})
-		}
+		fd, err := j.openFile(ref)
 		if err != nil {
-			return j.fileError(ref, "", openRemedy(err), err)
+			return err
 		}
-		j.files[ref-1] = fd
+		if err := j.depot.put(ref, fd); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+func (j *job) openFile(ref image.ObjRef) (int, error) {
+	rec := &j.m.Files[ref-1]
+	k := kind.ByName(rec.Kind)
+	if k == nil {
+		return -1, j.fileError(ref, fmt.Sprintf("this version does not know files of kind %q", rec.Kind), "restore it with the version that took the image", nil)
+	}
+	fd, err := k.Open(rec, j.env)
+	if errors.Is(err, os.ErrPermission) && j.mayHelp() {
+		err = asUser(&image.Creds{Eff: ^uint64(0)}, func() (err error) {
+			fd, err = k.Open(rec, j.env)
+			return err
+		})
+	}
+	if err != nil {
+		return -1, j.fileError(ref, "", openRemedy(err), err)
+	}
+	return fd, nil
 }
 
 func openRemedy(err error) string {
@@ -220,7 +234,8 @@ func (j *job) closeShared() error {
 
 // closeFiles closes every file of ours; the processes have their own descriptors.
 func (j *job) closeFiles() {
-	for _, fd := range j.files {
+	j.depot.close()
+	for _, fd := range j.ttys {
 		closeFD(fd)
 	}
 	for _, fd := range j.segs {
@@ -232,5 +247,5 @@ func (j *job) closeFiles() {
 	for _, fd := range j.mapped {
 		closeFD(fd)
 	}
-	j.files, j.segs, j.readable, j.mapped = nil, nil, nil, nil
+	j.ttys, j.segs, j.readable, j.mapped = nil, nil, nil, nil
 }

@@ -15,8 +15,12 @@ import (
 // would undo and what starts a clock, and scheduling, which could slow the rest down. After it
 // nothing of ours is left in the processes, and they are only held by ptrace.
 func (j *job) finish(alive []*proc) error {
-	for _, stage := range []func(p *proc) error{j.writeLimits, j.writeCreds} {
-		if err := each(alive, stage); err != nil {
+	type stage struct {
+		name string
+		f    func(p *proc) error
+	}
+	for _, s := range []stage{{"limits", j.writeLimits}, {"credentials", j.writeCreds}} {
+		if err := j.each(s.name, alive, s.f); err != nil {
 			return err
 		}
 	}
@@ -25,16 +29,16 @@ func (j *job) finish(alive []*proc) error {
 	if err := j.byNode[seed].kill(j.deadline); err != nil {
 		return err
 	}
-	for _, stage := range []func(p *proc) error{j.stop, j.writeLast, j.writeSched, j.verify} {
-		if err := each(alive, stage); err != nil {
+	for _, s := range []stage{{"stop", j.stop}, {"signals", j.writeLast}, {"scheduling", j.writeSched}, {"verify", j.verify}} {
+		if err := j.each(s.name, alive, s.f); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// each runs a stage for every process before the next one begins.
-func each(ps []*proc, stage func(p *proc) error) error {
+// eachProc runs a stage for every process before the next one begins.
+func eachProc(ps []*proc, stage func(p *proc) error) error {
 	for _, p := range ps {
 		if err := stage(p); err != nil {
 			return err
@@ -74,7 +78,7 @@ func (j *job) writeCreds(p *proc) error {
 // F_SETSIG of fcntl(2)). The kernel remembers the credentials of who sets it, so the process
 // does that itself, when it has its own.
 func (j *job) writeOwners(p *proc) error {
-	for _, fd := range j.m.FDTables[p.task.Threads[0].FDTable-1].FDs {
+	for _, fd := range j.table(p) {
 		o := j.m.Files[fd.File-1].Owner
 		if j.holder[fd.File] != (slot{p.pid, int(fd.Num)}) || o == (image.FOwner{}) {
 			continue

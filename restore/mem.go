@@ -57,14 +57,14 @@ func (f *feeder) flush() error {
 	return nil
 }
 
-// each adds calls for every VMA of mm.
-func (f *feeder) each(mm *image.MM, add func(b *ptrace.Batch, i int, v *image.VMA)) error {
-	for i := range mm.VMAs {
+// each adds calls for every VMA.
+func (f *feeder) each(vmas []image.VMA, add func(b *ptrace.Batch, v *image.VMA)) error {
+	for i := range vmas {
 		b, err := f.batch()
 		if err != nil {
 			return err
 		}
-		add(b, i, &mm.VMAs[i])
+		add(b, &vmas[i])
 	}
 	return f.flush()
 }
@@ -75,51 +75,66 @@ func (j *job) buildMemory(ctx context.Context, p *proc) error {
 		return fmt.Errorf("restore pid %d: %w", p.pid, err)
 	}
 	mm := &j.m.MMs[p.task.MM-1]
-	fds, own := j.mapFiles(mm)
-	areas, err := j.openAreas(p, j.highestFD(p.task), len(own))
-	if err != nil {
-		return err
-	}
-	nums, err := j.pass(p, areas, own)
-	if err != nil {
-		return err
-	}
 	if err := j.clear(p, mm); err != nil {
 		return err
 	}
-	f := &feeder{p: p}
-	err = f.each(mm, func(b *ptrace.Batch, _ int, v *image.VMA) {
-		mapVMA(b, v, func() uint64 { return uint64(nums[fds[fdKey(v)]]) })
-	})
-	if err != nil {
+	if err := j.mapAll(p, mm); err != nil {
 		return err
 	}
 	if err := j.fill(ctx, p, int(p.task.MM-1)); err != nil {
 		return err
 	}
-	if err := f.each(mm, func(b *ptrace.Batch, _ int, v *image.VMA) { adviseVMA(b, v) }); err != nil {
+	f := &feeder{p: p}
+	if err := f.each(mm.VMAs, func(b *ptrace.Batch, v *image.VMA) { adviseVMA(b, v) }); err != nil {
 		return err
 	}
-	b, err := f.batch()
+	exe := []int{j.mapped[mapKey{mm.Exe.Path, false}]}
+	return j.arrive(p, 0, nil, exe, 0, func(b *ptrace.Batch, at []int) {
+		task.WriteMM(b, mm, at[0])
+		b.Call(unix.SYS_CLOSE, uint64(at[0])).Label("close the executable")
+	})
+}
+
+// mapAll maps every VMA at its place, some at a time: as many as map no more files than
+// fit into a message and into the limit of open files.
+func (j *job) mapAll(p *proc, mm *image.MM) error {
+	room, err := roomFor(p.pid, 1+maxRights)
 	if err != nil {
 		return err
 	}
-	task.WriteMM(b, mm, nums[fds[mmKey{path: mm.Exe.Path}]])
-	if err := f.flush(); err != nil {
-		return err
+	for vmas := mm.VMAs; len(vmas) > 0; {
+		nums := map[mmKey]int{}
+		var fds []int
+		n := 0
+		for ; n < len(vmas) && len(fds) < room-1; n++ {
+			v := &vmas[n]
+			if _, ok := nums[fdKey(v)]; ok || !backed(v) {
+				continue
+			}
+			fds = append(fds, j.mapFile(v))
+			nums[fdKey(v)] = len(fds) // the channel is 0
+		}
+		if n == 0 {
+			return noRoom(p.pid, 2, room)
+		}
+		if len(fds) > 0 {
+			if err := j.arrive(p, 0, nil, fds, 0, func(*ptrace.Batch, []int) {}); err != nil {
+				return err
+			}
+		}
+		f := &feeder{p: p}
+		err := f.each(vmas[:n], func(b *ptrace.Batch, v *image.VMA) {
+			mapVMA(b, v, func() uint64 { return uint64(nums[fdKey(v)]) })
+		})
+		if err != nil {
+			return err
+		}
+		if _, err := p.call("close mapped files", unix.SYS_CLOSE_RANGE, 1, ^uint64(0)>>32, 0); err != nil {
+			return err
+		}
+		vmas = vmas[n:]
 	}
-	if err := areas.closeArea(p, true); err != nil {
-		return err
-	}
-	return j.channelBack(p, areas)
-}
-
-// channelBack makes the channel descriptor 0 again, as a fresh stub has it.
-func (j *job) channelBack(p *proc, a *fdAreas) error {
-	return p.batch(func(b *ptrace.Batch) {
-		b.Call(unix.SYS_DUP3, uint64(a.base), 0, unix.O_CLOEXEC).Label("move the channel")
-		b.Call(unix.SYS_CLOSE, uint64(a.base))
-	})
+	return nil
 }
 
 // mmKey is what a VMA maps: a file or a segment.
@@ -136,31 +151,20 @@ func fdKey(v *image.VMA) mmKey {
 	return mmKey{path: v.File.Path, write: writes(v)}
 }
 
-// mapFiles lists our descriptors of all that an address space maps, each once, and of its
-// executable, and where in the list each of them stands.
-func (j *job) mapFiles(mm *image.MM) (index map[mmKey]int, fds []int) {
-	index = map[mmKey]int{}
-	add := func(k mmKey, fd int) {
-		if _, ok := index[k]; !ok {
-			index[k] = len(fds)
-			fds = append(fds, fd)
-		}
+// backed reports whether a VMA maps a file or a segment.
+func backed(v *image.VMA) bool {
+	return v.Kind == image.VMASegment || v.Kind == image.VMAFilePrivate || v.Kind == image.VMAFileShared
+}
+
+// mapFile is our descriptor of what a VMA maps.
+func (j *job) mapFile(v *image.VMA) int {
+	if v.Kind != image.VMASegment {
+		return j.mapped[mapKey{v.File.Path, writes(v)}]
 	}
-	add(mmKey{path: mm.Exe.Path}, j.mapped[mapKey{mm.Exe.Path, false}])
-	for i := range mm.VMAs {
-		v := &mm.VMAs[i]
-		switch v.Kind {
-		case image.VMASegment:
-			fd := j.segs[v.Segment-1]
-			if ro, ok := j.readable[v.Segment]; ok && !writes(v) {
-				fd = ro
-			}
-			add(fdKey(v), fd)
-		case image.VMAFilePrivate, image.VMAFileShared:
-			add(fdKey(v), j.mapped[mapKey{v.File.Path, writes(v)}])
-		}
+	if ro, ok := j.readable[v.Segment]; ok && !writes(v) {
+		return ro
 	}
-	return index, fds
+	return j.segs[v.Segment-1]
 }
 
 // clear takes everything out of a stub's address space but its own memory, and maps the
@@ -307,15 +311,6 @@ func (j *job) fill(ctx context.Context, p *proc, mm int) error {
 		}
 	}
 	return nil
-}
-
-// highestFD is the highest descriptor number of a task, -1 if it has none.
-func (j *job) highestFD(t *image.Task) int {
-	fds := j.m.FDTables[t.Threads[0].FDTable-1].FDs
-	if len(fds) == 0 {
-		return -1
-	}
-	return int(fds[len(fds)-1].Num)
 }
 
 // le is the byte order of an image and of the processes in it.

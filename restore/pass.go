@@ -1,79 +1,35 @@
 package restore
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 
+	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"golang.org/x/sys/unix"
 )
 
+// How descriptors come to their numbers. What arrives in a message gets the lowest free
+// numbers in order (unix(7)), so the numbers of a table are filled from below, and each file
+// arrives at its number or below it, whence it is moved up, the last of a message first: then
+// its number is free. The channel stands on a number that the table does not use. So no number
+// is needed but these and the channel's, and that is above the table only if the table has
+// no gap. If such a table ends where the limit does, see inject.go.
+
 // maxRights is SCM_MAX_FD: how many descriptors one message carries.
 const maxRights = 253
 
-// fdAreas is how the descriptor numbers of a stub are used while its files arrive: below
-// base stand the final ones, or, before there are any, those of the message just received;
-// base is the channel, and above stand the descriptors that have arrived.
-type fdAreas struct {
-	base int
-	next int // the first free number above base
-}
-
-// openAreas moves the channel of a stub, which is its descriptor 0, above every number that
-// the process will have, and raises its limit so that n more fit.
-func (j *job) openAreas(p *proc, highest, n int) (*fdAreas, error) {
-	a := &fdAreas{base: max(highest+1, maxRights+1)}
-	a.next = a.base + 1
-	if err := raiseNoFile(p.pid, uint64(a.next+n)); err != nil {
-		return nil, err
-	}
-	return a, p.batch(func(b *ptrace.Batch) {
-		b.Call(unix.SYS_DUP3, 0, uint64(a.base), unix.O_CLOEXEC).Label("move the channel")
-		b.Call(unix.SYS_CLOSE, 0)
-	})
-}
-
-// raiseNoFile makes sure that a process may have descriptors below n. Its own limits are
-// set when it has its files.
-func raiseNoFile(pid int, n uint64) error {
-	var have unix.Rlimit
-	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &have); err != nil {
-		return fmt.Errorf("restore pid %d: read its limit of open files: %w", pid, err)
-	}
-	if have.Cur >= n {
-		return nil
-	}
-	want := unix.Rlimit{Cur: n, Max: max(n, have.Max)}
-	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &want, nil); err != nil {
-		return &HostError{What: fmt.Sprintf("pid %d needs descriptors up to %d while it is restored, twice what it has open; the hard limit is %d", pid, n, have.Max),
-			Err: err, Remedy: "run the restore with CAP_SYS_RESOURCE or raise its limit (ulimit -Hn)"}
-	}
-	return nil
-}
-
-// pass sends descriptors of ours to a stub and returns the numbers they have there.
-func (j *job) pass(p *proc, a *fdAreas, fds []int) ([]int, error) {
-	var nums []int
-	for len(fds) > 0 {
-		n := min(len(fds), maxRights)
-		got, err := j.passSome(p, a, fds[:n])
-		if err != nil {
-			return nil, err
-		}
-		nums = append(nums, got...)
-		fds = fds[n:]
-	}
-	return nums, nil
-}
-
-// passSome is pass for one message. The kernel gives what arrives the lowest free numbers
-// in order, and all below base are free.
-func (j *job) passSome(p *proc, a *fdAreas, fds []int) ([]int, error) {
+// arrive sends descriptors of ours to a stub, whose numbers in use are those of placed, which
+// ascend, and the channel. With queue it adds more calls to the batch, and is told where
+// the files will stand.
+func (j *job) arrive(p *proc, channel int, placed []image.FD, fds []int, flags uint64, queue func(b *ptrace.Batch, at []int)) error {
 	if err := unix.Sendmsg(j.channel[0], []byte{0}, unix.UnixRights(fds...), nil, 0); err != nil {
-		return nil, fmt.Errorf("restore pid %d: send it %d files: %w", p.pid, len(fds), err)
+		return fmt.Errorf("restore pid %d: send it %d files: %w", p.pid, len(fds), err)
 	}
 	b, err := p.rem.NewBatch()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	const cmsgHead = 16
 
@@ -88,35 +44,155 @@ func (j *job) passSome(p *proc, a *fdAreas, fds []int) ([]int, error) {
 	le.PutUint64(hdr[32:], control.Addr())
 	le.PutUint64(hdr[40:], uint64(cmsgHead+4*len(fds)))
 	msg := b.Put(hdr)
-	b.Call(unix.SYS_RECVMSG, uint64(a.base), msg.Addr(), unix.MSG_DONTWAIT).Label("receive files")
-	nums := make([]int, len(fds))
-	for i := range fds {
-		b.Call(unix.SYS_FCNTL, uint64(i), unix.F_DUPFD_CLOEXEC, uint64(a.next)).Label("move a received file")
-		nums[i] = a.next
-		a.next++
-	}
-	b.Call(unix.SYS_CLOSE_RANGE, 0, uint64(len(fds)-1), 0).Label("close the received numbers")
+	b.Call(unix.SYS_RECVMSG, uint64(channel), msg.Addr(), unix.MSG_DONTWAIT|flags).Label("receive files")
+	at := lowestFree(placed, channel, len(fds))
+	queue(b, at)
 	if err := b.Run(); err != nil {
-		return nil, fmt.Errorf("restore pid %d: receive %d files: %w", p.pid, len(fds), err)
+		return fmt.Errorf("restore pid %d: receive %d files: %w", p.pid, len(fds), err)
 	}
 	if flags := le.Uint32(msg.Bytes()[48:]); flags&unix.MSG_CTRUNC != 0 {
-		return nil, fmt.Errorf("restore pid %d: not all of %d files arrived: its limit of open files is too low", p.pid, len(fds))
+		return fmt.Errorf("restore pid %d: not all of %d files arrived: its limit of open files is too low", p.pid, len(fds))
 	}
 	for i := range fds {
-		if got := le.Uint32(control.Bytes()[cmsgHead+4*i:]); int(got) != i {
-			return nil, fmt.Errorf("restore pid %d: file %d arrived as descriptor %d", p.pid, i, got)
+		if got := le.Uint32(control.Bytes()[cmsgHead+4*i:]); int(got) != at[i] {
+			return fmt.Errorf("restore pid %d: file %d arrived as descriptor %d, should be %d", p.pid, i, got, at[i])
 		}
 	}
-	return nums, nil
+	return nil
 }
 
-// closeArea closes the numbers from the channel, or from above it, upwards.
-func (a *fdAreas) closeArea(p *proc, keepChannel bool) error {
-	from := a.base
-	if keepChannel {
-		from++
+// lowestFree returns the n lowest numbers that are neither in placed, which ascends, nor the
+// channel.
+func lowestFree(placed []image.FD, channel, n int) []int {
+	out := make([]int, 0, n)
+	for x := 0; len(out) < n; x++ {
+		if len(placed) > 0 && int(placed[0].Num) == x {
+			placed = placed[1:]
+		} else if x != channel {
+			out = append(out, x)
+		}
 	}
-	_, err := p.call("close its temporary descriptors", unix.SYS_CLOSE_RANGE, uint64(from), ^uint64(0)>>32, 0)
-	a.next = a.base + 1
-	return err
+	return out
+}
+
+// place gives the next numbers of a table, at most maxRights, the files of fds.
+func (j *job) place(p *proc, channel int, placed, next []image.FD, fds []int) error {
+	closing := 0
+	for _, fd := range next {
+		if fd.CloExec {
+			closing++
+		}
+	}
+	flags, arrivesClosing := uint64(0), closing > len(next)/2
+	if arrivesClosing {
+		flags = unix.MSG_CMSG_CLOEXEC
+	}
+	return j.arrive(p, channel, placed, fds, flags, func(b *ptrace.Batch, at []int) {
+		for i, fd := range slices.Backward(next) {
+			label := fmt.Sprintf("place descriptor %d", fd.Num)
+			switch {
+			case at[i] != int(fd.Num):
+				set := uint64(0)
+				if fd.CloExec {
+					set = unix.O_CLOEXEC
+				}
+				b.Call(unix.SYS_DUP3, uint64(at[i]), uint64(fd.Num), set).Label(label)
+				b.Call(unix.SYS_CLOSE, uint64(at[i])).Label(label)
+			case fd.CloExec != arrivesClosing:
+				set := uint64(0)
+				if fd.CloExec {
+					set = unix.FD_CLOEXEC
+				}
+				b.Call(unix.SYS_FCNTL, uint64(fd.Num), unix.F_SETFD, set).Label(label)
+			}
+		}
+	})
+}
+
+// channelFor returns the lowest number that a table does not use.
+func channelFor(table []image.FD) int { return lowestFree(table, -1, 1)[0] }
+
+// moveChannel moves the channel of a stub away from 0, where it is at first.
+func (p *proc) moveChannel(to int) error {
+	if to == 0 {
+		return nil
+	}
+	return p.batch(func(b *ptrace.Batch) {
+		b.Call(unix.SYS_DUP3, 0, uint64(to), unix.O_CLOEXEC).Label("move the channel")
+		b.Call(unix.SYS_CLOSE, 0).Label("move the channel")
+	})
+}
+
+// roomFor lets a process have descriptors below n, or as many as its hard limit and
+// our privileges allow, and returns how many those are. Its own limits are set when it has
+// its files.
+func roomFor(pid, n int) (int, error) {
+	var have unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &have); err != nil {
+		return 0, fmt.Errorf("restore pid %d: read its limit of open files: %w", pid, err)
+	}
+	want := unix.Rlimit{Cur: uint64(n), Max: max(uint64(n), have.Max)}
+	if have.Cur >= want.Cur {
+		return n, nil
+	}
+	err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &want, nil)
+	if errors.Is(err, unix.EPERM) && have.Max < want.Cur {
+		want = unix.Rlimit{Cur: have.Max, Max: have.Max}
+		err = unix.Prlimit(pid, unix.RLIMIT_NOFILE, &want, nil)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("restore pid %d: raise its limit of open files to %d: %w", pid, want.Cur, err)
+	}
+	return int(want.Cur), nil
+}
+
+// fileSource finds our descriptors of the files of a process.
+type fileSource struct {
+	j      *job
+	pidfds map[int]int // of processes that have files which this one has too
+}
+
+// get returns our descriptor of the file of each slot, and those that are to be closed.
+func (s *fileSource) get(slots []image.FD) (fds, own []int, err error) {
+	have := map[image.ObjRef]int{}
+	for _, fd := range slots {
+		if _, ok := have[fd.File]; !ok {
+			n, err := s.one(fd.File)
+			if err != nil {
+				closeAll(own)
+				return nil, nil, err
+			}
+			have[fd.File], own = n, append(own, n)
+		}
+		fds = append(fds, have[fd.File])
+	}
+	return fds, own, nil
+}
+
+// one returns a descriptor of a file: from the depot for the first who gets it, then
+// from him.
+func (s *fileSource) one(ref image.ObjRef) (int, error) {
+	if s.j.depot.holds(ref) {
+		return s.j.depot.take(ref)
+	}
+	at := s.j.holder[ref]
+	pidfd, ok := s.pidfds[at.pid]
+	if !ok {
+		var err error
+		if pidfd, err = unix.PidfdOpen(at.pid, 0); err != nil {
+			return -1, fmt.Errorf("restore pid %d: pidfd_open: %w", at.pid, err)
+		}
+		s.pidfds[at.pid] = pidfd
+	}
+	fd, err := unix.PidfdGetfd(pidfd, at.num, 0)
+	if err != nil {
+		return -1, s.j.fileError(ref, "hand it to the next process that has it: pidfd_getfd", openRemedy(err), err)
+	}
+	return fd, nil
+}
+
+func (s *fileSource) close() {
+	for _, fd := range s.pidfds {
+		closeFD(fd)
+	}
 }

@@ -5,14 +5,14 @@
 //  1. Everything that can be checked is checked (check.go): this machine and its kernel, who
 //     asks, mapped and open files, and that the ids of all processes and threads are free.
 //  2. Every file is opened once, here, with the filesystem credentials of the user it belongs
-//     to (files.go), and shared memory is made and filled (segments.go).
+//     to (files.go), and put by (depot.go). Shared memory is made and filled (segments.go).
 //  3. A stub, a static program of a few bytes linked at an address that is free in all address
 //     spaces of the image (hole.go, stub_amd64.go), is started and seized. It is the seed: the
 //     tree of processes grows from it by clone3(2) with set_tid (plan.go, tree.go), so every
 //     process begins as a copy of the stub.
 //  4. In each process everything but the stub's own memory is unmapped, and the vdso, then
 //     every VMA is mapped at its place and filled (mem.go, fill.go). The files are sent over
-//     and moved to their numbers (pass.go), and the rest of its state is set (state.go).
+//     to their numbers (pass.go, inject.go), and the rest of its state is set (state.go).
 //  5. Threads are cloned (threads.go), credentials and timers come last (finish.go), the stub's
 //     memory is unmapped, and what stands there now is compared with the image (verify.go).
 //  6. When all of them are ready, all get their registers and are let go.
@@ -30,6 +30,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/kind"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/steplog"
 	"golang.org/x/sys/unix"
 )
 
@@ -53,6 +54,8 @@ type Options struct {
 	Stopped bool
 	// Log gets a line about each stage; nil: nobody.
 	Log func(string)
+	// Steps gets a line about each step; may be nil.
+	Steps *steplog.Log
 }
 
 // Result tells what a restore has made.
@@ -86,11 +89,13 @@ type job struct {
 	r        *image.Reader
 	m        *image.Manifest
 	opt      Options
+	op       *steplog.Op
 	deadline time.Time
 	warnings []string
 
 	env      *kind.Env
-	files    []int                 // our descriptors of m.Files; -1: not open
+	depot    *depot                // m.Files that are open and that no process has yet
+	ttys     map[image.ObjRef]int  // our descriptors of terminals that no process has open
 	users    []fileUser            // who opens which files
 	holder   map[image.ObjRef]slot // where each file is found first
 	segs     []int                 // our descriptors of m.Segments, for reading and writing
@@ -110,8 +115,8 @@ func newJob(r *image.Reader, o Options) *job {
 	if o.Timeout <= 0 {
 		o.Timeout = DefaultTimeout
 	}
-	j := &job{r: r, m: r.Manifest, opt: o, deadline: time.Now().Add(o.Timeout + copyTime(r.Manifest)), channel: [2]int{-1, -1},
-		mapped: map[mapKey]int{}, readable: map[image.ObjRef]int{}, byNode: map[int]*proc{}}
+	j := &job{r: r, m: r.Manifest, opt: o, op: o.Steps.Begin("restore"), deadline: time.Now().Add(o.Timeout + copyTime(r.Manifest)), channel: [2]int{-1, -1},
+		depot: newDepot(), ttys: map[image.ObjRef]int{}, mapped: map[mapKey]int{}, readable: map[image.ObjRef]int{}, byNode: map[int]*proc{}}
 	j.env = &kind.Env{Manifest: j.m, Blob: r.Blob, Segment: j.segment, Out: j.openOut, Strict: o.Strict, Warn: j.warn, Shared: map[string]any{}}
 	return j
 }
@@ -120,18 +125,13 @@ func newJob(r *image.Reader, o Options) *job {
 func copyTime(m *image.Manifest) time.Duration {
 	const perSecond = 32 << 20
 	bytes := uint64(0)
-	add := func(es []image.Extent) {
-		for _, e := range es {
-			bytes += e.Len
-		}
-	}
 	for i := range m.MMs {
-		for k := range m.MMs[i].VMAs {
-			add(m.MMs[i].VMAs[k].Extents)
-		}
+		bytes += storedBytes(&m.MMs[i])
 	}
 	for i := range m.Segments {
-		add(m.Segments[i].Extents)
+		for _, e := range m.Segments[i].Extents {
+			bytes += e.Len
+		}
 	}
 	return time.Duration(bytes/perSecond) * time.Second
 }
@@ -148,7 +148,9 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	j.planFiles()
-	if err := j.guard(ctx, "checking", func() error { return j.checkAll(ctx, j.deadline) }); err != nil {
+	if err := j.step("check", func() error {
+		return j.guard(ctx, "checking", func() error { return j.checkAll(ctx, j.deadline) })
+	}); err != nil {
 		return err
 	}
 	at, err := pickHole(j.m.MMs, holeLen)
@@ -164,7 +166,9 @@ func (j *job) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := j.guard(ctx, "opening its files", j.openAll); err != nil {
+	step := j.op.Step("open", j.root()).Count("files", int64(len(j.m.Files))).Count("segments", int64(len(j.m.Segments)))
+	err = j.guard(ctx, "opening its files", j.openAll)
+	if step.End(err); err != nil {
 		return err
 	}
 	j.log("checked: %d processes, %d open files", len(j.m.Tasks), len(j.m.Files))
@@ -173,7 +177,7 @@ func (j *job) run(ctx context.Context) error {
 		defer j.tr.Lend()()
 		err := j.build(ctx, p)
 		if err != nil {
-			j.killAll()
+			_ = j.step("undo:kill", func() error { j.killAll(); return nil })
 		}
 		return err
 	})
@@ -202,22 +206,24 @@ func (j *job) guard(ctx context.Context, doing string, f func() error) error {
 
 // build makes the processes and lets them go. It runs on the tracing thread.
 func (j *job) build(ctx context.Context, p *plan) error {
-	if err := j.plant(); err != nil {
-		return err
+	step := j.op.Step("tree", j.root()).Count("processes", int64(len(j.m.Tasks)))
+	err := j.plant()
+	if err == nil {
+		err = j.grow(ctx, p)
 	}
-	if err := j.grow(ctx, p); err != nil {
+	if step.End(err); err != nil {
 		return err
 	}
 	j.log("made %d processes", len(j.m.Tasks))
 	alive := j.alive()
-	if err := each(alive, func(p *proc) error { return j.buildMemory(ctx, p) }); err != nil {
+	if err := j.each("memory", alive, func(p *proc) error { return j.buildMemory(ctx, p) }); err != nil {
 		return err
 	}
 	j.log("restored memory")
-	if err := j.sealSegments(); err != nil {
+	if err := j.step("seal", j.sealSegments); err != nil {
 		return err
 	}
-	if err := each(alive, func(p *proc) error { return j.buildState(ctx, p) }); err != nil {
+	if err := eachProc(alive, func(p *proc) error { return j.buildState(ctx, p) }); err != nil {
 		return err
 	}
 	j.log("restored files and threads")
@@ -227,7 +233,40 @@ func (j *job) build(ctx context.Context, p *plan) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
-	return j.letGo(alive)
+	return j.step("go", func() error { return j.letGo(alive) })
+}
+
+// root is the pid of the tree's root.
+func (j *job) root() int { return int(j.m.Tasks[0].PID) }
+
+// step runs f as a step about the whole tree.
+func (j *job) step(name string, f func() error) error { return j.op.Do(name, j.root(), f) }
+
+// each runs a step for every process before the next step begins.
+func (j *job) each(name string, ps []*proc, f func(p *proc) error) error {
+	return eachProc(ps, func(p *proc) error {
+		step := j.op.Step(name, p.pid).Count("threads", int64(len(p.task.Threads)))
+		if step != nil {
+			mm := &j.m.MMs[p.task.MM-1]
+			step.Count("vmas", int64(len(mm.VMAs))).Count("fds", int64(len(j.table(p)))).Count("bytes", int64(storedBytes(mm)))
+		}
+		err := f(p)
+		step.End(err)
+		return err
+	})
+}
+
+// table is the descriptor table of a process.
+func (j *job) table(p *proc) []image.FD { return j.m.FDTables[p.task.Threads[0].FDTable-1].FDs }
+
+// storedBytes is how much of an address space the image holds.
+func storedBytes(mm *image.MM) (n uint64) {
+	for i := range mm.VMAs {
+		for _, e := range mm.VMAs[i].Extents {
+			n += e.Len
+		}
+	}
+	return n
 }
 
 func (j *job) result() *Result {

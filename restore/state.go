@@ -17,12 +17,20 @@ func (j *job) buildState(ctx context.Context, p *proc) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("restore pid %d: %w", p.pid, err)
 	}
-	if err := j.placeFiles(p); err != nil {
+	err := j.each("files", []*proc{p}, func(p *proc) error {
+		if err := j.placeFiles(p); err != nil {
+			return err
+		}
+		return j.finishFiles(p)
+	})
+	if err != nil {
 		return err
 	}
-	if err := j.finishFiles(p); err != nil {
-		return err
-	}
+	return j.each("threads", []*proc{p}, j.buildThreads)
+}
+
+// buildThreads gives a process its directories and threads.
+func (j *job) buildThreads(p *proc) error {
 	err := p.batch(func(b *ptrace.Batch) { task.WriteFS(b, &j.m.FSs[p.task.Threads[0].FS-1]) })
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
@@ -67,63 +75,125 @@ func (j *job) placeFiles(p *proc) error {
 	if j.sharing(pidNode(j.m.Tasks, p.task.PPID), p.node)&unix.CLONE_FILES != 0 {
 		return nil
 	}
-	table := j.m.FDTables[p.task.Threads[0].FDTable-1].FDs
-	index := map[image.ObjRef]int{}
-	var fds []int
-	add := func(ref image.ObjRef) {
-		if _, ok := index[ref]; !ok && ref != 0 {
-			index[ref] = len(fds)
-			fds = append(fds, j.files[ref-1])
+	table := j.table(p)
+	tty := slices.IndexFunc(table, func(fd image.FD) bool { return fd.File == p.task.CtlTTY })
+	if ref := p.task.CtlTTY; ref != 0 && tty < 0 {
+		if err := j.lendTerminal(p, ref); err != nil {
+			return err
 		}
 	}
-	for _, fd := range table {
-		add(fd.File)
+	if err := j.fillTable(p, table); err != nil {
+		return err
 	}
-	add(p.task.CtlTTY)
-	areas, err := j.openAreas(p, j.highestFD(p.task), len(fds))
+	if tty >= 0 {
+		return j.takeTerminal(p, p.task.CtlTTY, int(table[tty].Num))
+	}
+	return nil
+}
+
+// fillTable gives a stub the descriptors of a table, and takes the channel away.
+func (j *job) fillTable(p *proc, table []image.FD) error {
+	channel, highest := channelFor(table), -1
+	if len(table) > 0 {
+		highest = int(table[len(table)-1].Num)
+	}
+	room, err := roomFor(p.pid, max(channel, highest)+1)
 	if err != nil {
 		return err
 	}
-	nums, err := j.pass(p, areas, fds)
-	if err != nil {
+	if room <= highest {
+		return noRoom(p.pid, highest+1, room)
+	}
+	var in *injector
+	if channel >= room { // every number is used
+		if in, err = j.newInjector(p); err != nil {
+			return err
+		}
+		channel = 0
+	}
+	if err := p.moveChannel(channel); err != nil {
 		return err
 	}
-	f := &feeder{p: p}
-	for _, fd := range table {
-		b, err := f.batch()
+	src := &fileSource{j: j, pidfds: map[int]int{}}
+	defer src.close()
+	todo := table
+	if in != nil {
+		todo = table[1:]
+	}
+	for done := 0; done < len(todo); done += j.depot.size {
+		next := todo[done:min(len(todo), done+j.depot.size)]
+		fds, own, err := src.get(next)
 		if err != nil {
 			return err
 		}
-		flags := uint64(0)
-		if fd.CloExec {
-			flags = unix.O_CLOEXEC
+		err = j.place(p, channel, todo[:done], next, fds)
+		closeAll(own)
+		if err != nil {
+			return err
 		}
-		b.Call(unix.SYS_DUP3, uint64(nums[index[fd.File]]), uint64(fd.Num), flags).Label(fmt.Sprintf("place descriptor %d", fd.Num))
 	}
-	if err := f.flush(); err != nil {
+	if _, err := p.call("close the channel", unix.SYS_CLOSE, uint64(channel)); err != nil || in == nil {
 		return err
 	}
-	if ref := p.task.CtlTTY; ref != 0 {
-		j.takeTerminal(p, ref, nums[index[ref]])
+	fds, own, err := src.get(table[:1])
+	if err != nil {
+		return err
 	}
-	return areas.closeArea(p, false)
+	defer closeAll(own)
+	return j.inject(in, p, table[0], fds[0])
 }
 
-// takeTerminal makes a terminal the controlling one of the session that p leads, if what
-// was opened is a terminal and nobody else has it.
-func (j *job) takeTerminal(p *proc, ref image.ObjRef, num int) {
-	if _, err := unix.IoctlGetTermios(j.files[ref-1], unix.TCGETS); err != nil {
-		return // it is gone, which the list of losses says
+// noRoom is the error for a process that cannot have the numbers it needs.
+func noRoom(pid, want, room int) error {
+	return &HostError{What: fmt.Sprintf("pid %d needs descriptors up to %d, and the hard limit of open files allows only those below %d", pid, want-1, room),
+		Remedy: "raise the limit of ckptfs (ulimit -Hn), or run it with CAP_SYS_RESOURCE"}
+}
+
+// lendTerminal makes a terminal the controlling one of a session whose leader does not have it open.
+func (j *job) lendTerminal(p *proc, ref image.ObjRef) error {
+	fd, ok := j.ttys[ref]
+	var own []int
+	if !ok {
+		src := &fileSource{j: j, pidfds: map[int]int{}}
+		defer src.close()
+		var err error
+		if fd, err = src.one(ref); err != nil {
+			return err
+		}
+		own = []int{fd}
+	}
+	defer closeAll(own)
+	err := j.arrive(p, 0, nil, []int{fd}, 0, func(*ptrace.Batch, []int) {})
+	if err != nil {
+		return err
+	}
+	if err := j.takeTerminal(p, ref, 1); err != nil {
+		return err
+	}
+	_, err = p.call("close the terminal", unix.SYS_CLOSE, 1)
+	return err
+}
+
+// takeTerminal makes a terminal, descriptor num of p, the controlling one of the session that
+// p leads, if what was opened is a terminal and nobody else has it.
+func (j *job) takeTerminal(p *proc, ref image.ObjRef, num int) error {
+	addr, err := j.put(p, 0, make([]byte, 64)) // struct termios
+	if err != nil {
+		return err
+	}
+	if _, err := p.rem.Syscall(unix.SYS_IOCTL, uint64(num), unix.TCGETS, addr); err != nil {
+		return nil // it is gone, which the list of losses says
 	}
 	if _, err := p.rem.Syscall(unix.SYS_IOCTL, uint64(num), unix.TIOCSCTTY, 0); err != nil {
 		j.warn("pid %d: terminal %s does not control its session any more: %v", p.pid, j.m.Files[ref-1].Path, err)
 	}
+	return nil
 }
 
 // finishFiles takes the late steps of p's files: each kind says for which processes.
 func (j *job) finishFiles(p *proc) error {
 	done := map[image.ObjRef]bool{} // a file may have several numbers here
-	for _, fd := range j.m.FDTables[p.task.Threads[0].FDTable-1].FDs {
+	for _, fd := range j.table(p) {
 		rec := &j.m.Files[fd.File-1]
 		f, ok := kind.ByName(rec.Kind).(kind.Finisher)
 		if !ok || done[fd.File] {

@@ -146,7 +146,7 @@ func (j *job) compareFDs(p *proc) error {
 		}
 		got = append(got, num)
 	}
-	for _, fd := range j.m.FDTables[p.task.Threads[0].FDTable-1].FDs {
+	for _, fd := range j.table(p) {
 		want = append(want, int(fd.Num))
 	}
 	slices.Sort(got)

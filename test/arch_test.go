@@ -25,13 +25,14 @@ var mayImport = map[string][]string{
 	"store/s3test":  {},
 	"ckpt/procfs":   {},
 	"ckpt/ptrace":   {},
+	"ckpt/steplog":  {},
 	"ckpt/image":    {"store"},
 	"ckpt/kind":     {"ckpt/image", "ckpt/procfs"},
 	"ckpt/task":     {"ckpt/image", "ckpt/procfs", "ckpt/ptrace"},
-	"ckpt":          {"ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/task", "store"},
-	"restore":       {"ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/task", "store"},
+	"ckpt":          {"ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/task", "ckpt/steplog", "store"},
+	"restore":       {"ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/task", "ckpt/steplog", "store"},
 	"fusefs":        {"ckpt/image", "store"},
-	"cmd/ckptfs":    {"fusefs", "ckpt", "ckpt/image", "ckpt/kind", "ckpt/procfs", "ckpt/ptrace", "ckpt/task", "restore", "store"},
+	"cmd/ckptfs":    {"fusefs", "ckpt", "ckpt/image", "ckpt/kind", "ckpt/procfs", "ckpt/ptrace", "ckpt/steplog", "ckpt/task", "restore", "store"},
 	"test":          {"store/s3test"},
 
 	"test/bench/chunks": {"ckpt/image", "ckpt/procfs", "store"},
@@ -41,7 +42,7 @@ var mayImport = map[string][]string{
 var testOnly = []string{"store/lossyfs", "store/s3test"}
 
 // topLevel is everything that may stand in the root of the tree.
-var topLevel = []string{"cmd", "fusefs", "ckpt", "restore", "store", "test", "go.mod", "go.sum", "README.md", "LICENSE",
+var topLevel = []string{"cmd", "fusefs", "ckpt", "restore", "store", "test", "go.mod", "go.sum", "README.md", "CONTRIBUTING.md", "LICENSE",
 	"CHANGELOG.md", "Makefile", ".ci", ".git", ".gitignore", ".gitattributes", "ckptfs"} // the last is what make build makes
 
 // badNames are names of packages that say nothing.

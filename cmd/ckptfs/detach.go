@@ -59,7 +59,7 @@ func (f *mountFlags) detach(c *console, dir string) error {
 	cmd := exec.Command("/proc/self/exe", append(f.again(), "--", dir)...)
 	cmd.Args[0] = "ckptfs"
 	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), readyEnv+"=3")
+	cmd.Env = append(append(os.Environ(), absoluteDebug()...), readyEnv+"=3")
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.Stderr = c.Err // until its log is open
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -58,7 +58,12 @@ func (f *dumpFlags) run(ctx context.Context, c *console, pid int) error {
 	if f.output == "-" && isTerminal(c.Out) {
 		return usagef("dump: an image on a terminal helps nobody; redirect standard output or name a file with -o")
 	}
-	o := ckpt.Options{Version: version, Timeout: f.timeout, Log: c.verbose(f.verbose)}
+	steps, end, err := c.steps()
+	if err != nil {
+		return err
+	}
+	defer end()
+	o := ckpt.Options{Version: version, Timeout: f.timeout, Log: c.verbose(f.verbose), Steps: steps}
 	switch {
 	case f.kill:
 		o.After = ckpt.Kill

@@ -9,17 +9,20 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt"
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/steplog"
 	"github.com/ckptfs/ckptfs/fusefs"
 	"github.com/ckptfs/ckptfs/restore"
 )
 
 // engine is packages ckpt and restore as the filesystem wants them.
-type engine struct{}
+type engine struct {
+	steps *steplog.Log // may be nil
+}
 
 var _ fusefs.Engine = engine{}
 
-func (engine) Take(ctx context.Context, pid int, log func(string)) (fusefs.Checkpoint, error) {
-	return checkpoint(ckpt.Take(ctx, pid, ckpt.Options{Version: version, Log: log}))
+func (e engine) Take(ctx context.Context, pid int, log func(string)) (fusefs.Checkpoint, error) {
+	return checkpoint(ckpt.Take(ctx, pid, ckpt.Options{Version: version, Log: log, Steps: e.steps}))
 }
 
 func (engine) Estimate(pid int) (int64, error) {
@@ -37,16 +40,16 @@ func (engine) Tree(pid int) ([]int, error) {
 	return pids, withErrno(err)
 }
 
-func (engine) Freeze(ctx context.Context, pid int) (fusefs.Frozen, error) {
+func (e engine) Freeze(ctx context.Context, pid int) (fusefs.Frozen, error) {
 	z, err := ckpt.Freeze(ctx, pid, 0)
 	if err != nil {
 		return nil, withErrno(err)
 	}
-	return frozen{z}, nil
+	return frozen{z, e.steps}, nil
 }
 
-func (engine) Restore(ctx context.Context, r *image.Reader, o fusefs.RestoreOptions) (*fusefs.Restored, error) {
-	ro := restore.Options{OutPath: o.OutPath, CallerUID: o.CallerUID, Log: o.Log}
+func (e engine) Restore(ctx context.Context, r *image.Reader, o fusefs.RestoreOptions) (*fusefs.Restored, error) {
+	ro := restore.Options{OutPath: o.OutPath, CallerUID: o.CallerUID, Log: o.Log, Steps: e.steps}
 	if end, ok := ctx.Deadline(); ok {
 		ro.Timeout = time.Until(end)
 	}
@@ -58,10 +61,13 @@ func (engine) Restore(ctx context.Context, r *image.Reader, o fusefs.RestoreOpti
 }
 
 // frozen is a tree that is held still.
-type frozen struct{ *ckpt.Frozen }
+type frozen struct {
+	*ckpt.Frozen
+	steps *steplog.Log
+}
 
 func (z frozen) Take(ctx context.Context, log func(string)) (fusefs.Checkpoint, error) {
-	return checkpoint(z.Frozen.Take(ctx, ckpt.Options{Version: version, Log: log}))
+	return checkpoint(z.Frozen.Take(ctx, ckpt.Options{Version: version, Log: log, Steps: z.steps}))
 }
 
 // checkpoint avoids the interface that is not nil although it holds a nil pointer.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/ckptfs/ckptfs/ckpt/steplog"
 	"github.com/ckptfs/ckptfs/fusefs"
 	"github.com/ckptfs/ckptfs/store"
 	"github.com/spf13/pflag"
@@ -23,6 +24,7 @@ type mountFlags struct {
 	foreground bool
 	timeout    time.Duration
 	flags      *pflag.FlagSet
+	steps      *steplog.Log // may be nil
 }
 
 func newMountFlags() *mountFlags {
@@ -74,6 +76,12 @@ func (f *mountFlags) run(ctx context.Context, c *console, dir string) error {
 	} else if f.log, err = filepath.Abs(f.log); err != nil {
 		return err
 	}
+	steps, end, err := c.steps()
+	if err != nil {
+		return err
+	}
+	defer end()
+	f.steps = steps
 	ready, err := readyPipe()
 	switch {
 	case err != nil:
@@ -135,7 +143,7 @@ func (f *mountFlags) serve(ctx context.Context, dir string, l *log.Logger, up fu
 	if err != nil {
 		return err
 	}
-	srv, err := fusefs.Mount(fusefs.Options{Dir: dir, Source: f.at.place, Engine: engine{}, Store: st, Keep: keep, Spool: spool, Private: f.at.keyFile != "",
+	srv, err := fusefs.Mount(fusefs.Options{Dir: dir, Source: f.at.place, Engine: engine{f.steps}, Store: st, Keep: keep, Spool: spool, Private: f.at.keyFile != "",
 		RestoreTimeout: f.timeout, Logf: l.Printf})
 	if err != nil {
 		return err

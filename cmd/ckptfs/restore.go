@@ -53,6 +53,11 @@ func (f *restoreFlags) run(ctx context.Context, c *console, name string) error {
 	if name == "-" && f.out == "" {
 		f.out = "restored.out"
 	}
+	steps, end, err := c.steps()
+	if err != nil {
+		return err
+	}
+	defer end()
 	im, err := openImage(c, name)
 	if err != nil {
 		return err
@@ -63,7 +68,7 @@ func (f *restoreFlags) run(ctx context.Context, c *console, name string) error {
 	}
 	res, err := restore.Run(ctx, im.Reader, restore.Options{
 		OutPath: f.outPath(name), Strict: f.strict, Timeout: f.timeout, CallerUID: callerUID(), Stopped: f.stopped,
-		Log: c.verbose(f.verbose),
+		Log: c.verbose(f.verbose), Steps: steps,
 	})
 	if err != nil {
 		return fmt.Errorf("restore of %s: %w", label(name), err)
