@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/kind"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"github.com/ckptfs/ckptfs/ckpt/task"
@@ -87,7 +88,7 @@ func (c *Checkpoint) captureProc(p *proc, undo *undoStack) (err error) {
 	if err := task.ReadTaskOutside(p.pid, &t, &mm); err != nil {
 		return err
 	}
-	fs, err := task.ReadFS(p.pid, p.pid)
+	fs, err := readFS(p.pid)
 	if err != nil {
 		return err
 	}
@@ -114,6 +115,19 @@ func (c *Checkpoint) captureProc(p *proc, undo *undoStack) (err error) {
 	c.m.Sighands = append(c.m.Sighands, sh)
 	c.m.FSs = append(c.m.FSs, fs)
 	return nil
+}
+
+// readFS reads the directories of a process; a working directory that was deleted becomes a
+// record like that of an open one.
+func readFS(pid int) (image.FS, error) {
+	fs, gone, err := task.ReadFS(pid, pid)
+	if err == nil && gone {
+		fs.CwdFile, err = kind.GoneDirectory(procPath(pid, "cwd"), fs.Cwd)
+	}
+	if err != nil {
+		return fs, fmt.Errorf("pid %d: working directory: %w", pid, err)
+	}
+	return fs, nil
 }
 
 // captureTraced reads what ptrace and /proc tell of each thread.

@@ -145,6 +145,9 @@ func (d *depot) receive() error {
 
 // close closes all that is there.
 func (d *depot) close() {
+	if d == nil {
+		return // no file was ever put by
+	}
 	closeAll(d.fds)
 	for _, fd := range d.loose {
 		closeFD(fd)

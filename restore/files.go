@@ -97,6 +97,9 @@ func (j *job) openAll() error {
 		}
 		j.ttys[ref] = fd
 	}
+	if err := j.openCwds(); err != nil {
+		return err
+	}
 	if err := j.depot.flush(); err != nil {
 		return err
 	}
@@ -123,6 +126,15 @@ func (j *job) openFile(ref image.ObjRef) (int, error) {
 	if k == nil {
 		return -1, j.fileError(ref, fmt.Sprintf("this version does not know files of kind %q", rec.Kind), "restore it with the version that took the image", nil)
 	}
+	fd, err := j.openRecord(k, rec)
+	if err != nil {
+		return -1, j.fileError(ref, "", openRemedy(err), err)
+	}
+	return fd, nil
+}
+
+// openRecord opens what a record describes, if need be and allowed with our own credentials.
+func (j *job) openRecord(k kind.Kind, rec *image.File) (int, error) {
 	fd, err := k.Open(rec, j.env)
 	if errors.Is(err, os.ErrPermission) && j.mayHelp() {
 		err = asUser(&image.Creds{Eff: ^uint64(0)}, func() (err error) {
@@ -130,10 +142,7 @@ func (j *job) openFile(ref image.ObjRef) (int, error) {
 			return err
 		})
 	}
-	if err != nil {
-		return -1, j.fileError(ref, "", openRemedy(err), err)
-	}
-	return fd, nil
+	return fd, err
 }
 
 func openRemedy(err error) string {
@@ -222,6 +231,9 @@ func (j *job) openOut() (int, error) {
 
 // closeShared closes what the kinds shared while they opened the files.
 func (j *job) closeShared() error {
+	if j.env == nil {
+		return nil // nothing was opened
+	}
 	var errs []error
 	for _, v := range j.env.Shared {
 		if c, ok := v.(io.Closer); ok {
@@ -234,7 +246,13 @@ func (j *job) closeShared() error {
 
 // closeFiles closes every file of ours; the processes have their own descriptors.
 func (j *job) closeFiles() {
+	if err := j.closeShared(); err != nil { // nothing is left in it unless the restore failed
+		j.log("%v", err)
+	}
 	j.depot.close()
+	for _, fd := range j.cwds {
+		closeFD(fd)
+	}
 	for _, fd := range j.ttys {
 		closeFD(fd)
 	}
@@ -247,5 +265,5 @@ func (j *job) closeFiles() {
 	for _, fd := range j.mapped {
 		closeFD(fd)
 	}
-	j.ttys, j.segs, j.readable, j.mapped = nil, nil, nil, nil
+	j.ttys, j.cwds, j.segs, j.readable, j.mapped = nil, nil, nil, nil, nil
 }

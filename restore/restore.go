@@ -96,6 +96,7 @@ type job struct {
 	env      *kind.Env
 	depot    *depot                // m.Files that are open and that no process has yet
 	ttys     map[image.ObjRef]int  // our descriptors of terminals that no process has open
+	cwds     map[image.ObjRef]int  // our descriptors of working directories that were deleted, by FS
 	users    []fileUser            // who opens which files
 	holder   map[image.ObjRef]slot // where each file is found first
 	segs     []int                 // our descriptors of m.Segments, for reading and writing
@@ -116,7 +117,7 @@ func newJob(r *image.Reader, o Options) *job {
 		o.Timeout = DefaultTimeout
 	}
 	j := &job{r: r, m: r.Manifest, opt: o, op: o.Steps.Begin("restore"), deadline: time.Now().Add(o.Timeout + copyTime(r.Manifest)), channel: [2]int{-1, -1},
-		depot: newDepot(), ttys: map[image.ObjRef]int{}, mapped: map[mapKey]int{}, readable: map[image.ObjRef]int{}, byNode: map[int]*proc{}}
+		depot: newDepot(), ttys: map[image.ObjRef]int{}, cwds: map[image.ObjRef]int{}, mapped: map[mapKey]int{}, readable: map[image.ObjRef]int{}, byNode: map[int]*proc{}}
 	j.env = &kind.Env{Manifest: j.m, Blob: r.Blob, Segment: j.segment, Out: j.openOut, Strict: o.Strict, Warn: j.warn, Shared: map[string]any{}}
 	return j
 }

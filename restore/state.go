@@ -31,7 +31,8 @@ func (j *job) buildState(ctx context.Context, p *proc) error {
 
 // buildThreads gives a process its directories and threads.
 func (j *job) buildThreads(p *proc) error {
-	err := p.batch(func(b *ptrace.Batch) { task.WriteFS(b, &j.m.FSs[p.task.Threads[0].FS-1]) })
+	ref := p.task.Threads[0].FS
+	err := p.batch(func(b *ptrace.Batch) { task.WriteFS(b, &j.m.FSs[ref-1], j.cwdPath(ref)) })
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}

@@ -116,6 +116,8 @@ func TestValidate(t *testing.T) {
 		{"fd_tables[0].fds[0].num", func(m *M) { m.FDTables[0].FDs[0].Num = -1 }},
 		{"fd_tables[0].fds[1].file", func(m *M) { m.FDTables[0].FDs[1].File = 3 }},
 		{"fss[0].cwd", func(m *M) { m.FSs[0].Cwd = "tmp" }},
+		{"fss[0].cwd_file.path", func(m *M) { m.FSs[0].CwdFile = image.File{Kind: "dir", Path: "/other"} }},
+		{"fss[0].cwd_file", func(m *M) { m.FSs[0].CwdFile = image.File{Kind: "dir", Path: m.FSs[0].Cwd, Blob: 1} }},
 		{"fss[0].root", func(m *M) { m.FSs[0].Root = "" }},
 		{"fss[0].umask", func(m *M) { m.FSs[0].Umask = 0o1000 }},
 		{"sighands[0].actions[0].signal", func(m *M) { m.Sighands[0].Actions[0].Signal = 9 }},

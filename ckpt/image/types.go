@@ -323,6 +323,8 @@ type FS struct {
 	Cwd   string `cbor:"1,keyasint" json:"cwd"`
 	Root  string `cbor:"2,keyasint" json:"root"`
 	Umask uint32 `cbor:"3,keyasint" json:"umask"`
+
+	CwdFile File `cbor:"4,keyasint,omitzero" json:"cwd_file,omitzero"` // a working directory that was deleted: as if it were open, of kind dir
 }
 
 // Sighand is one table of signal actions; signals that have the default action are not in it.

@@ -263,6 +263,14 @@ func (f *FS) validate() error {
 			return err
 		}
 	}
+	if c := &f.CwdFile; c.Kind != "" {
+		switch {
+		case c.Path != f.Cwd:
+			return bad("cwd_file.path", "is %q, the working directory %q", c.Path, f.Cwd)
+		case c.Blob != 0 || c.Segment != 0:
+			return bad("cwd_file", "a directory has neither blob nor segment")
+		}
+	}
 	return within("umask", int64(f.Umask), 0, 0o777)
 }
 

@@ -1,7 +1,6 @@
 package kind
 
 import (
-	"crypto/rand"
 	"fmt"
 	"path/filepath"
 
@@ -153,7 +152,11 @@ func (g *ghost) Close() error {
 
 // makeGhost creates and fills the file; fresh is the descriptor for rec.
 func makeGhost(rec *image.File, r *regularRec, e *Env) (g *ghost, fresh int, err error) {
-	if fresh, err = createUnnamed(rec); err != nil {
+	dir, err := placeFor(rec.Path, e)
+	if err != nil {
+		return nil, -1, err
+	}
+	if fresh, err = createUnnamed(rec, dir); err != nil {
 		return nil, -1, err
 	}
 	fd, err := reopen(fresh, unix.O_RDWR)
@@ -170,31 +173,25 @@ func makeGhost(rec *image.File, r *regularRec, e *Env) (g *ghost, fresh int, err
 	return &ghost{fd: fd, mode: r.Mode, times: times}, fresh, nil
 }
 
-// createUnnamed makes an empty file without a name, opened with the flags of rec: under its old
-// name, so that its link reads as before, or another one where that is taken.
-func createUnnamed(rec *image.File) (int, error) {
-	dir := filepath.Dir(rec.Path)
+// createUnnamed makes an empty file without a name in dir, opened with the flags of rec.
+func createUnnamed(rec *image.File, dir string) (int, error) {
 	flags := openFlags(rec.Flags)
 	if rec.Flags&tmpFile != 0 {
 		return unix.Open(dir, flags|unix.O_TMPFILE, 0o600)
 	}
-	name := rec.Path
-	for range 8 {
-		fd, err := unix.Open(name, flags|unix.O_CREAT|unix.O_EXCL, 0o600)
-		if err == unix.EEXIST || err == unix.ENAMETOOLONG {
-			name = filepath.Join(dir, ".ckptfs-"+rand.Text())
-			continue
-		}
-		if err != nil {
-			return -1, fmt.Errorf("making it in %s: %w", dir, err)
-		}
-		if err := unix.Unlink(name); err != nil {
-			unix.Close(fd) // never used
-			return -1, fmt.Errorf("unlinking it again: %w", err)
-		}
-		return fd, nil
+	fd := -1
+	name, err := underFreeName(dir, filepath.Base(rec.Path), func(name string) (err error) {
+		fd, err = unix.Open(name, flags|unix.O_CREAT|unix.O_EXCL, 0o600)
+		return err
+	})
+	if err != nil {
+		return -1, err
 	}
-	return -1, fmt.Errorf("no free name in %s", dir)
+	if err := unix.Unlink(name); err != nil {
+		unix.Close(fd) // never used
+		return -1, fmt.Errorf("unlinking it again: %w", err)
+	}
+	return fd, nil
 }
 
 // fillGhost puts the carried data, owner and attributes into the new file fd.
@@ -253,15 +250,6 @@ func carrier(rec *image.File, r *regularRec, e *Env) (*cargo, error) {
 		return c, err
 	}
 	return nil, fmt.Errorf("the image does not hold its content")
-}
-
-// checkCarried tells whether a deleted file can be made where it was.
-func checkCarried(rec *image.File) error {
-	dir := filepath.Dir(rec.Path)
-	if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
-		return fmt.Errorf("deleted file %s cannot be made again in its folder; make the folder writable: %w", rec.Path, err)
-	}
-	return nil
 }
 
 // giveTo sets the owner of fd if it has another one.

@@ -230,21 +230,6 @@ func TestCarriedHostile(t *testing.T) {
 	}
 }
 
-func TestCarriedFolderGone(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "d")
-	must(t, os.Mkdir(dir, 0o700))
-	fd := open(t, file(t, filepath.Join(dir, "f"), "x"), unix.O_RDWR)
-	must(t, os.RemoveAll(dir))
-	s := newStage(t)
-	s.add(fd)
-	recs := s.dump()
-	_, err := regular{}.CheckOpen(&recs[0], s.env)
-	if err == nil {
-		t.Fatal("no error")
-	}
-	wantWords(t, err.Error(), "cannot be made again in its folder")
-}
-
 // mapFile is the path in map_files of a mapping of ours.
 func mapFile(t *testing.T, mem []byte) string {
 	t.Helper()

@@ -19,11 +19,7 @@ func (directory) Match(f *Found) bool {
 
 func (directory) Check(f *Found, s *Scene) []image.Finding { return checkByPath(f, s, "directory") }
 
-func (directory) Dump(f *Found, s *Scene, rec *image.File) error {
-	id := identify(&f.Stat)
-	rec.Path, _ = locate(f, s.Root)
-	return encodeRec(rec, &id)
-}
+func (directory) Dump(f *Found, s *Scene, rec *image.File) error { return dumpByPath(f, s, rec) }
 
 func (d directory) Open(rec *image.File, e *Env) (int, error) { return openByPath(rec, e, d.judge) }
 
@@ -54,18 +50,38 @@ func checkByPath(f *Found, s *Scene, what string) []image.Finding {
 	case hidden:
 		all = append(all, hiddenFinding(f, path))
 	case deleted:
+		if f.Stat.Mode&unix.S_IFMT == unix.S_IFDIR {
+			return append(all, carryDirFindings(f)...)
+		}
 		all = append(all, f.refuse("the "+what+" was deleted while open", "close it, or make it again under its name and open it anew"))
 	}
 	return all
 }
 
+// dumpByPath is Dump of the kinds that may be directories.
+func dumpByPath(f *Found, s *Scene, rec *image.File) (err error) {
+	r := dirRec{identity: identify(&f.Stat)}
+	path, where := locate(f, s.Root)
+	rec.Path = path
+	if where == deleted {
+		if r.Carried, err = carryDir(f); err != nil {
+			return fmt.Errorf("deleted directory %s: %w", path, err)
+		}
+	}
+	return encodeRec(rec, &r)
+}
+
 // openByPath is Open of these kinds.
 func openByPath(rec *image.File, e *Env, j judge) (int, error) {
-	var id identity
-	if err := decodeRec(rec, &id); err != nil {
+	var r dirRec
+	if err := decodeRec(rec, &r); err != nil {
 		return -1, err
 	}
-	fd, now, err := openPath(rec, &id)
+	if r.Carried != nil {
+		return openGoneDir(rec, &r, e)
+	}
+	id := &r.identity
+	fd, now, err := openPath(rec, id)
 	if err != nil {
 		return -1, err
 	}
@@ -85,10 +101,14 @@ func openByPath(rec *image.File, e *Env, j judge) (int, error) {
 
 // checkOpenByPath is CheckOpen of these kinds.
 func checkOpenByPath(rec *image.File, e *Env, j judge) (string, error) {
-	var id identity
-	if err := decodeRec(rec, &id); err != nil {
+	var r dirRec
+	if err := decodeRec(rec, &r); err != nil {
 		return "", err
 	}
+	if r.Carried != nil {
+		return "", checkPlace("deleted directory", rec.Path)
+	}
+	id := &r.identity
 	var st unix.Stat_t
 	if err := statPath(rec.Path, id.Mode, &st); err != nil {
 		return "", missing(rec.Path, err)

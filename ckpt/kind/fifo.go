@@ -3,6 +3,7 @@ package kind
 import (
 	"bytes"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -81,7 +82,7 @@ func (fifo) CheckOpen(rec *image.File, e *Env) (string, error) {
 		return "", err
 	}
 	if r.Deleted {
-		return "", checkCarried(rec)
+		return "", checkPlace("deleted fifo", rec.Path)
 	}
 	var st unix.Stat_t
 	if err := statPath(rec.Path, r.Mode, &st); err != nil {
@@ -133,7 +134,7 @@ func holdFifo(rec *image.File, r *pipeRec, ends pipeEnds, e *Env) (*fifoHolder, 
 
 func openHolder(rec *image.File, r *pipeRec, e *Env) (*fifoHolder, error) {
 	if r.Deleted {
-		return makeUnnamedFifo(rec, r)
+		return makeUnnamedFifo(rec, e)
 	}
 	var st unix.Stat_t
 	if err := statPath(rec.Path, r.Mode, &st); err != nil {
@@ -156,18 +157,24 @@ func openHolder(rec *image.File, r *pipeRec, e *Env) (*fifoHolder, error) {
 	return &fifoHolder{fd: fd}, nil
 }
 
-// makeUnnamedFifo makes a fifo under the old name and unlinks it.
-func makeUnnamedFifo(rec *image.File, r *pipeRec) (*fifoHolder, error) {
-	if err := unix.Mkfifo(rec.Path, 0o600); err != nil {
-		return nil, fmt.Errorf("was deleted while open and cannot be made again; make its folder writable and its name free: %w", err)
+// makeUnnamedFifo makes a fifo under the old name, or one that is free, and unlinks it.
+func makeUnnamedFifo(rec *image.File, e *Env) (*fifoHolder, error) {
+	const again = "was deleted while open and cannot be made again: %w"
+	dir, err := placeFor(rec.Path, e)
+	if err != nil {
+		return nil, fmt.Errorf(again, err)
 	}
-	fd, err := unix.Open(rec.Path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err2 := unix.Unlink(rec.Path); err == nil && err2 != nil {
+	name, err := underFreeName(dir, filepath.Base(rec.Path), func(name string) error { return unix.Mkfifo(name, 0o600) })
+	if err != nil {
+		return nil, fmt.Errorf(again, err)
+	}
+	fd, err := unix.Open(name, unix.O_RDWR|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err2 := unix.Unlink(name); err == nil && err2 != nil {
 		unix.Close(fd) // never used
 		err = err2
 	}
 	if err != nil {
-		return nil, fmt.Errorf("was deleted while open and cannot be made again: %w", err)
+		return nil, fmt.Errorf(again, err)
 	}
 	return &fifoHolder{fd: fd, unnamed: true}, nil
 }

@@ -21,11 +21,7 @@ func (pathOnly) Check(f *Found, s *Scene) []image.Finding {
 	return checkByPath(f, s, "file opened with O_PATH")
 }
 
-func (pathOnly) Dump(f *Found, s *Scene, rec *image.File) error {
-	id := identify(&f.Stat)
-	rec.Path, _ = locate(f, s.Root)
-	return encodeRec(rec, &id)
-}
+func (pathOnly) Dump(f *Found, s *Scene, rec *image.File) error { return dumpByPath(f, s, rec) }
 
 func (p pathOnly) Open(rec *image.File, e *Env) (int, error) { return openByPath(rec, e, p.judge) }
 

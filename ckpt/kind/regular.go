@@ -91,7 +91,7 @@ func (regular) CheckOpen(rec *image.File, e *Env) (string, error) {
 		return "", err
 	}
 	if r.Carried != nil {
-		return "", checkCarried(rec)
+		return "", checkPlace("deleted file", rec.Path)
 	}
 	var st unix.Stat_t
 	if err := statPath(rec.Path, r.Mode, &st); err != nil {

@@ -87,8 +87,9 @@ func (c *checker) check() (err error) {
 
 // dirs finds directories that no path leads to.
 func (c *checker) dirs() error {
-	for _, d := range [...]struct{ link, kind string }{{"cwd", "working directory"}, {"root", "root directory"}} {
-		_, err := dirPath(c.pid, 0, d.link, d.kind)
+	_, _, cwd := cwdPath(c.pid, 0)
+	_, root := dirPath(c.pid, 0, "root", "root directory")
+	for _, err := range [...]error{cwd, root} {
 		var r *image.RefusedError
 		switch {
 		case errors.As(err, &r):

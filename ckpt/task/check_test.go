@@ -57,9 +57,11 @@ func TestCheckFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	pid, _ := start(t, "cwd="+dir, "rmdir="+dir)
-	one(t, check(t, pid), "(working directory)", dir, "deleted")
-	if _, err := ReadFS(pid, 0); err == nil {
-		t.Error("ReadFS of a deleted directory succeeded")
+	if all := check(t, pid); len(all) != 0 { // it is kept
+		t.Errorf("a deleted working directory: %q", all)
+	}
+	if fs, gone, err := ReadFS(pid, 0); err != nil || !gone || fs.Cwd != dir {
+		t.Errorf("ReadFS of a deleted directory: %+v, %v, %v", fs, gone, err)
 	}
 
 	bin, err := fixture()

@@ -3,6 +3,7 @@ package task
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
@@ -10,20 +11,40 @@ import (
 )
 
 // ReadFS reads working directory, root directory and umask of a thread; tid may be 0 for the
-// leader. Both paths are as seen from here. It returns *image.RefusedError for a directory that no
-// path leads to any more.
-func ReadFS(pid, tid int) (image.FS, error) {
-	var f image.FS
+// leader. Both paths are as seen from here. A working directory that was deleted is reported by
+// gone: its path is as it was. It returns *image.RefusedError for another directory that no path
+// leads to any more.
+func ReadFS(pid, tid int) (f image.FS, gone bool, err error) {
 	st, err := readStatus(pid, tid)
 	if err != nil {
-		return f, fmt.Errorf("pid %d: %w", pid, err)
+		return f, false, fmt.Errorf("pid %d: %w", pid, err)
 	}
 	f.Umask = st.Umask
-	if f.Cwd, err = dirPath(pid, tid, "cwd", "working directory"); err != nil {
-		return f, err
+	if f.Cwd, gone, err = cwdPath(pid, tid); err != nil {
+		return f, gone, err
 	}
 	f.Root, err = dirPath(pid, tid, "root", "root directory")
-	return f, err
+	return f, gone, err
+}
+
+// cwdPath returns the working directory of a thread, and whether it was deleted.
+func cwdPath(pid, tid int) (path string, gone bool, err error) {
+	magic := taskPath(pid, tid, "cwd")
+	var st unix.Stat_t
+	if err := unix.Stat(magic, &st); err != nil {
+		return "", false, fmt.Errorf("pid %d: %w", pid, &os.PathError{Op: "stat", Path: magic, Err: err})
+	}
+	if st.Nlink == 0 {
+		link, err := os.Readlink(magic)
+		if path, marked := strings.CutSuffix(link, " (deleted)"); marked {
+			return path, true, nil
+		}
+		if err != nil {
+			return "", false, fmt.Errorf("pid %d: %w", pid, err)
+		}
+	}
+	path, err = dirPath(pid, tid, "cwd", "working directory")
+	return path, false, err
 }
 
 // dirPath reads a link of /proc and makes sure that its path leads back to the same directory:
@@ -59,9 +80,10 @@ func leadsTo(path, magic string) (bool, error) {
 
 // WriteFS queues working directory, root directory and umask, while the process still has our
 // credentials and our root. The working directory comes first: both paths are ours, and chroot(2)
-// leaves it where it is.
-func WriteFS(b *ptrace.Batch, fs *image.FS) {
-	b.Call(unix.SYS_CHDIR, b.Put(append([]byte(fs.Cwd), 0)).Addr()).Label("change to the working directory " + fs.Cwd)
+// leaves it where it is. cwd is a path that leads to the working directory, which may have none
+// of its own.
+func WriteFS(b *ptrace.Batch, fs *image.FS, cwd string) {
+	b.Call(unix.SYS_CHDIR, b.Put(append([]byte(cwd), 0)).Addr()).Label("change to the working directory " + fs.Cwd)
 	if fs.Root != "/" {
 		b.Call(unix.SYS_CHROOT, b.Put(append([]byte(fs.Root), 0)).Addr()).Label("change to the root directory " + fs.Root)
 	}

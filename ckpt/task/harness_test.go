@@ -173,7 +173,7 @@ func (e *everything) read(s *stopped) (err error) {
 	if err := ReadTaskOutside(s.pid, &e.Task, &e.MM); err != nil {
 		return err
 	}
-	if e.FS, err = ReadFS(s.pid, 0); err != nil {
+	if e.FS, _, err = ReadFS(s.pid, 0); err != nil {
 		return err
 	}
 	for i, th := range s.threads {
@@ -236,7 +236,7 @@ func (e *everything) write(t *testing.T, pid int) error {
 				return s.batch(0, func(b *ptrace.Batch) {
 					b.Call(syscall.SYS_SETSID).Label("setsid")
 					WriteSighand(b, &e.Sighand)
-					WriteFS(b, &e.FS)
+					WriteFS(b, &e.FS, e.FS.Cwd)
 					WriteMM(b, &e.MM, -1)
 					th.Rseq = image.Rseq{} // the fixture's libc has registered its own already
 					WriteThread(b, th)

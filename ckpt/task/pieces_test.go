@@ -260,13 +260,13 @@ func wantLimits(t *testing.T, e *everything) {
 }
 
 func wantCwd(t *testing.T, e *everything) {
-	if e.FS != (image.FS{Cwd: "/usr/lib", Root: "/", Umask: 0o27}) {
+	if !reflect.DeepEqual(e.FS, image.FS{Cwd: "/usr/lib", Root: "/", Umask: 0o27}) {
 		t.Errorf("fs %+v", e.FS)
 	}
 }
 
 func wantChroot(t *testing.T, e *everything) {
-	if e.FS != (image.FS{Cwd: "/usr/bin", Root: "/usr", Umask: 0o27}) {
+	if !reflect.DeepEqual(e.FS, image.FS{Cwd: "/usr/bin", Root: "/usr", Umask: 0o27}) {
 		t.Errorf("fs %+v", e.FS)
 	}
 }
