@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"runtime"
 	"slices"
@@ -25,26 +26,29 @@ const kcmpFile = 0 // KCMP_FILE of linux/kcmp.h
 type slot struct {
 	pid, num int
 	cloexec  bool
-	fd       int // our duplicate; -1 once it is known to be the same as another
+	fd       int   // our duplicate; -1 once it is known to be the same as another
+	same     *slot // that other
 	stat     unix.Stat_t
 	found    *kind.Found
 }
 
 // fileSet is every open file description of a tree, each once.
 type fileSet struct {
-	found []*kind.Found
-	slots map[int][]*slot // by pid, ascending numbers
-	owner map[*kind.Found]image.FOwner
+	found  []*kind.Found
+	slots  map[int][]*slot // by pid, ascending numbers
+	owner  map[*kind.Found]image.FOwner
+	held   int // duplicates that are open
+	foldAt int // how many of them are too many; -1: that cannot be helped
 }
 
 // collectFiles fetches the descriptors of the processes and finds out which of them share an
 // open file description. With frozen false, descriptors and processes that vanish meanwhile
 // are left out. The caller closes the set.
 func collectFiles(pids []int, frozen bool) (*fileSet, error) {
-	s := &fileSet{slots: map[int][]*slot{}, owner: map[*kind.Found]image.FOwner{}}
+	s := &fileSet{foldAt: roomForFiles(), slots: map[int][]*slot{}, owner: map[*kind.Found]image.FOwner{}}
 	var all []*slot
 	for _, pid := range pids {
-		got, err := fetchFDs(pid, frozen)
+		got, err := s.fetchFDs(pid, frozen, all)
 		s.slots[pid] = got
 		all = append(all, got...)
 		if err != nil {
@@ -79,8 +83,9 @@ func (s *fileSet) close() {
 	}
 }
 
-// fetchFDs duplicates every descriptor of a process into this one.
-func fetchFDs(pid int, frozen bool) ([]*slot, error) {
+// fetchFDs duplicates every descriptor of a process into this one. When there are
+// very many, those of descriptions that are here already, also through others, are closed again.
+func (s *fileSet) fetchFDs(pid int, frozen bool, others []*slot) ([]*slot, error) {
 	nums, err := listNumbers(procPath(pid, "fd"))
 	if gone(err) && !frozen {
 		return nil, nil
@@ -98,6 +103,11 @@ func fetchFDs(pid int, frozen bool) ([]*slot, error) {
 	defer unix.Close(pidfd)
 	out := make([]*slot, 0, len(nums))
 	for _, n := range nums {
+		if s.held == s.foldAt {
+			if err := s.makeRoom(slices.Concat(others, out)); err != nil {
+				return out, err
+			}
+		}
 		fd, err := unix.PidfdGetfd(pidfd, n, 0)
 		if gone(err) && !frozen {
 			continue
@@ -106,12 +116,34 @@ func fetchFDs(pid int, frozen bool) ([]*slot, error) {
 			return out, fmt.Errorf("pid %d fd %d: pidfd_getfd: %w; %s", pid, n, err, getfdRemedy(err))
 		}
 		sl := &slot{pid: pid, num: n, fd: fd}
+		s.held++
 		out = append(out, sl)
 		if err := unix.Fstat(fd, &sl.stat); err != nil {
 			return out, fmt.Errorf("pid %d fd %d: fstat: %w", pid, n, err)
 		}
 	}
 	return out, nil
+}
+
+// makeRoom closes the duplicates of what is here already. If they are few it is not worth
+// comparing all of them again.
+func (s *fileSet) makeRoom(all []*slot) error {
+	closed, err := fold(all)
+	s.held -= closed
+	if closed < s.foldAt/8 {
+		s.foldAt = -1
+	}
+	return err
+}
+
+// roomForFiles is how many duplicates may be held before those are looked for that are
+// not needed: the rest of the checkpoint, and other work of this process, opens files meanwhile.
+func roomForFiles() int {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return -1
+	}
+	return int(min(l.Cur/4*3, math.MaxInt32))
 }
 
 func getfdRemedy(err error) string {
@@ -121,44 +153,55 @@ func getfdRemedy(err error) string {
 	return "run ckptfs as root"
 }
 
-// share sorts the slots so that those of one open file description come together, and keeps
-// one duplicate of each. kcmp(2) orders struct files, which makes it n log n comparisons.
+// share finds out which slots share an open file description, and keeps one duplicate of each.
 func (s *fileSet) share(all []*slot) error {
-	var failed error
-	sorted := slices.Clone(all)
+	_, err := fold(all)
+	for _, sl := range all { // in tree order, so that Slots[0] is where a reader would look first
+		kept := sl
+		for kept.same != nil {
+			kept = kept.same
+		}
+		if kept.found == nil {
+			kept.found = &kind.Found{FD: kept.fd, Stat: kept.stat}
+			s.found = append(s.found, kept.found)
+			kept.found.Ref = image.ObjRef(len(s.found))
+		}
+		sl.found = kept.found
+		sl.found.Slots = append(sl.found.Slots, kind.Slot{PID: int32(sl.pid), Num: int32(sl.num)})
+	}
+	return err
+}
+
+// fold sorts the slots so that those of one open file description come together, closes all
+// duplicates but one of each, and returns how many it closed. kcmp(2) orders struct files, which
+// makes it n log n comparisons.
+func fold(all []*slot) (closed int, err error) {
+	sorted := slices.DeleteFunc(slices.Clone(all), func(sl *slot) bool { return sl.same != nil })
 	slices.SortStableFunc(sorted, func(a, b *slot) int {
 		if c := cmp.Or(cmp.Compare(a.stat.Dev, b.stat.Dev), cmp.Compare(a.stat.Ino, b.stat.Ino), cmp.Compare(a.stat.Mode, b.stat.Mode)); c != 0 {
 			return c
 		}
-		c, err := kcmp(a.fd, b.fd)
-		if err != nil && failed == nil {
-			failed = fmt.Errorf("compare pid %d fd %d with pid %d fd %d: kcmp: %w; it needs CONFIG_KCMP in the kernel", a.pid, a.num, b.pid, b.num, err)
+		c, kerr := kcmp(a.fd, b.fd)
+		if kerr != nil && err == nil {
+			err = fmt.Errorf("compare pid %d fd %d with pid %d fd %d: kcmp: %w; it needs CONFIG_KCMP in the kernel", a.pid, a.num, b.pid, b.num, kerr)
 		}
 		return c
 	})
 	for i, sl := range sorted {
-		if i > 0 && failed == nil && sameStat(&sl.stat, &sorted[i-1].stat) {
-			prev := sorted[i-1].found
-			c, err := kcmp(prev.FD, sl.fd)
-			if err == nil && c == 0 {
-				closeFD(sl.fd)
-				sl.fd, sl.found = -1, prev
-				continue
-			}
+		if i == 0 || err != nil || !sameStat(&sl.stat, &sorted[i-1].stat) {
+			continue
 		}
-		sl.found = &kind.Found{FD: sl.fd, Stat: sl.stat}
-		s.found = append(s.found, sl.found)
-	}
-	s.found = s.found[:0]
-	for _, sl := range all { // in tree order, so that Slots[0] is where a reader would look first
-		f := sl.found
-		if len(f.Slots) == 0 {
-			s.found = append(s.found, f)
-			f.Ref = image.ObjRef(len(s.found))
+		kept := sorted[i-1]
+		for kept.same != nil {
+			kept = kept.same
 		}
-		f.Slots = append(f.Slots, kind.Slot{PID: int32(sl.pid), Num: int32(sl.num)})
+		if c, err := kcmp(kept.fd, sl.fd); err == nil && c == 0 {
+			closeFD(sl.fd)
+			sl.fd, sl.same = -1, kept
+			closed++
+		}
 	}
-	return failed
+	return closed, err
 }
 
 func sameStat(a, b *unix.Stat_t) bool { return a.Dev == b.Dev && a.Ino == b.Ino && a.Mode == b.Mode }

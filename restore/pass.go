@@ -89,6 +89,9 @@ func (j *job) place(p *proc, channel int, placed, next []image.FD, fds []int) er
 	}
 	return j.arrive(p, channel, placed, fds, flags, func(b *ptrace.Batch, at []int) {
 		for i, fd := range slices.Backward(next) {
+			if at[i] == int(fd.Num) && fd.CloExec == arrivesClosing {
+				continue
+			}
 			label := fmt.Sprintf("place descriptor %d", fd.Num)
 			switch {
 			case at[i] != int(fd.Num):
@@ -98,7 +101,7 @@ func (j *job) place(p *proc, channel int, placed, next []image.FD, fds []int) er
 				}
 				b.Call(unix.SYS_DUP3, uint64(at[i]), uint64(fd.Num), set).Label(label)
 				b.Call(unix.SYS_CLOSE, uint64(at[i])).Label(label)
-			case fd.CloExec != arrivesClosing:
+			default:
 				set := uint64(0)
 				if fd.CloExec {
 					set = unix.FD_CLOEXEC

@@ -45,7 +45,7 @@ func liveJob(t *testing.T, shape []image.Task) (*job, hostIDs) {
 		s.PID, s.PPID, s.PGID, s.SID = id(s.PID), id(s.PPID), id(s.PGID), id(s.SID)
 		m.Tasks = append(m.Tasks, s)
 	}
-	j := &job{m: m, deadline: time.Now().Add(20 * time.Second), hole: holeMin, channel: [2]int{-1, -1}, byNode: map[int]*proc{}, tr: ptrace.NewTracer()}
+	j := &job{m: m, depot: newDepot(), deadline: time.Now().Add(20 * time.Second), hole: holeMin, channel: [2]int{-1, -1}, byNode: map[int]*proc{}, tr: ptrace.NewTracer()}
 	j.opt.Log = func(s string) { t.Log(s) }
 	t.Cleanup(j.close)
 	return j, own

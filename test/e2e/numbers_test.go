@@ -58,7 +58,7 @@ func TestDescriptorNumbersPlain(t *testing.T) {
 
 // TestDescriptorAboveLimit: a number that this machine does not allow is refused by name.
 func TestDescriptorAboveLimit(t *testing.T) {
-	r := harness.Start(t, "numbers", "high", "700")
+	r := harness.Start(t, "numbers", "lowered", "700")
 	image := r.Dump()
 	r.Kill()
 	r.Again()
