@@ -85,13 +85,11 @@ func (j *job) openAll() error {
 	if err := j.eachUser(j.openFiles); err != nil {
 		return err
 	}
-	for i := range j.m.Tasks { // files that no table has: terminals of sessions
-		ref := j.m.Tasks[i].CtlTTY
-		_, held := j.holder[ref]
-		if _, open := j.ttys[ref]; ref == 0 || held || open {
+	for ref, fd := range j.ttys {
+		if fd >= 0 {
 			continue
 		}
-		fd, err := j.openFile(ref)
+		fd, err := j.openFile(ref) // no table has it
 		if err != nil {
 			return err
 		}
@@ -113,7 +111,9 @@ func (j *job) openFiles(refs []image.ObjRef) error {
 		if err != nil {
 			return err
 		}
-		if err := j.depot.put(ref, fd); err != nil {
+		if _, ok := j.ttys[ref]; ok {
+			j.ttys[ref] = fd
+		} else if err := j.depot.put(ref, fd); err != nil {
 			return err
 		}
 	}

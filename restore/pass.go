@@ -173,8 +173,15 @@ func (s *fileSource) get(slots []image.FD) (fds, own []int, err error) {
 }
 
 // one returns a descriptor of a file: from the depot for the first who gets it, then
-// from him.
+// from him; terminals of sessions are always here.
 func (s *fileSource) one(ref image.ObjRef) (int, error) {
+	if fd, ok := s.j.ttys[ref]; ok {
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return -1, s.j.fileError(ref, "duplicate it", openRemedy(err), err)
+		}
+		return dup, nil
+	}
 	if s.j.depot.holds(ref) {
 		return s.j.depot.take(ref)
 	}

@@ -9,7 +9,7 @@
 //  3. A stub, a static program of a few bytes linked at an address that is free in all address
 //     spaces of the image (hole.go, stub_amd64.go), is started and seized. It is the seed: the
 //     tree of processes grows from it by clone3(2) with set_tid (plan.go, tree.go), so every
-//     process begins as a copy of the stub.
+//     process begins as a copy of the stub. Sessions get their terminals (terminal.go).
 //  4. In each process everything but the stub's own memory is unmapped, and the vdso, then
 //     every VMA is mapped at its place and filled (mem.go, fill.go). The files are sent over
 //     to their numbers (pass.go, inject.go), and the rest of its state is set (state.go).
@@ -95,7 +95,7 @@ type job struct {
 
 	env      *kind.Env
 	depot    *depot                // m.Files that are open and that no process has yet
-	ttys     map[image.ObjRef]int  // our descriptors of terminals that no process has open
+	ttys     map[image.ObjRef]int  // our descriptors of the terminals of sessions
 	cwds     map[image.ObjRef]int  // our descriptors of working directories that were deleted, by FS
 	users    []fileUser            // who opens which files
 	holder   map[image.ObjRef]slot // where each file is found first
@@ -149,6 +149,7 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	j.planFiles()
+	j.planTerminals()
 	if err := j.step("check", func() error {
 		return j.guard(ctx, "checking", func() error { return j.checkAll(ctx, j.deadline) })
 	}); err != nil {

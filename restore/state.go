@@ -76,20 +76,7 @@ func (j *job) placeFiles(p *proc) error {
 	if j.sharing(pidNode(j.m.Tasks, p.task.PPID), p.node)&unix.CLONE_FILES != 0 {
 		return nil
 	}
-	table := j.table(p)
-	tty := slices.IndexFunc(table, func(fd image.FD) bool { return fd.File == p.task.CtlTTY })
-	if ref := p.task.CtlTTY; ref != 0 && tty < 0 {
-		if err := j.lendTerminal(p, ref); err != nil {
-			return err
-		}
-	}
-	if err := j.fillTable(p, table); err != nil {
-		return err
-	}
-	if tty >= 0 {
-		return j.takeTerminal(p, p.task.CtlTTY, int(table[tty].Num))
-	}
-	return nil
+	return j.fillTable(p, j.table(p))
 }
 
 // fillTable gives a stub the descriptors of a table, and takes the channel away.
@@ -148,47 +135,6 @@ func (j *job) fillTable(p *proc, table []image.FD) error {
 func noRoom(pid, want, room int) error {
 	return &HostError{What: fmt.Sprintf("pid %d needs descriptors up to %d, and the hard limit of open files allows only those below %d", pid, want-1, room),
 		Remedy: "raise the limit of ckptfs (ulimit -Hn), or run it with CAP_SYS_RESOURCE"}
-}
-
-// lendTerminal makes a terminal the controlling one of a session whose leader does not have it open.
-func (j *job) lendTerminal(p *proc, ref image.ObjRef) error {
-	fd, ok := j.ttys[ref]
-	var own []int
-	if !ok {
-		src := &fileSource{j: j, pidfds: map[int]int{}}
-		defer src.close()
-		var err error
-		if fd, err = src.one(ref); err != nil {
-			return err
-		}
-		own = []int{fd}
-	}
-	defer closeAll(own)
-	err := j.arrive(p, 0, nil, []int{fd}, 0, func(*ptrace.Batch, []int) {})
-	if err != nil {
-		return err
-	}
-	if err := j.takeTerminal(p, ref, 1); err != nil {
-		return err
-	}
-	_, err = p.call("close the terminal", unix.SYS_CLOSE, 1)
-	return err
-}
-
-// takeTerminal makes a terminal, descriptor num of p, the controlling one of the session that
-// p leads, if what was opened is a terminal and nobody else has it.
-func (j *job) takeTerminal(p *proc, ref image.ObjRef, num int) error {
-	addr, err := j.put(p, 0, make([]byte, 64)) // struct termios
-	if err != nil {
-		return err
-	}
-	if _, err := p.rem.Syscall(unix.SYS_IOCTL, uint64(num), unix.TCGETS, addr); err != nil {
-		return nil // it is gone, which the list of losses says
-	}
-	if _, err := p.rem.Syscall(unix.SYS_IOCTL, uint64(num), unix.TIOCSCTTY, 0); err != nil {
-		j.warn("pid %d: terminal %s does not control its session any more: %v", p.pid, j.m.Files[ref-1].Path, err)
-	}
-	return nil
 }
 
 // finishFiles takes the late steps of p's files: each kind says for which processes.

@@ -148,8 +148,11 @@ func (j *job) take(pl *plan, st step, spare *spares) error {
 		n.ExitSignal = 0 // the kernel wants it so: the child has the signal of its sibling
 		return j.born(st.Node, from, unix.CLONE_PARENT, n, spare)
 	case stepSetsid:
-		_, err := j.byNode[st.Node].call("setsid", unix.SYS_SETSID)
-		return err
+		p := j.byNode[st.Node]
+		if _, err := p.call("setsid", unix.SYS_SETSID); err != nil {
+			return err
+		}
+		return j.takeTerminal(p)
 	case stepGroup:
 		id := j.byNode[st.Group].pid
 		if st.Group == seed {
