@@ -85,6 +85,9 @@ func (c *Checkpoint) captureProc(p *proc, undo *undoStack) (err error) {
 	}
 	t, mm, sh := identity(&p.stat), image.MM{}, image.Sighand{}
 	c.ttys[t.PID] = p.stat.TTY
+	if p.stat.TPGID > 0 && p.stat.TPGID != p.stat.PGID {
+		t.Foreground = int32(p.stat.TPGID)
+	}
 	if err := task.ReadTaskOutside(p.pid, &t, &mm); err != nil {
 		return err
 	}
@@ -320,6 +323,9 @@ func (c *Checkpoint) addFiles(got captured) {
 	for i := range c.m.Tasks {
 		if t := &c.m.Tasks[i]; t.SID == t.PID && c.ttys[t.PID] != 0 {
 			t.CtlTTY = got.ttys[ttyDev(c.ttys[t.PID])]
+		}
+		if t := &c.m.Tasks[i]; t.CtlTTY == 0 {
+			t.Foreground = 0
 		}
 	}
 }

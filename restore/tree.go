@@ -127,6 +127,9 @@ func (j *job) grow(ctx context.Context, pl *plan) error {
 		if err := j.plainSignals(p); err != nil {
 			return err
 		}
+		if err := j.setForeground(p); err != nil {
+			return err
+		}
 	}
 	return j.endZombies()
 }

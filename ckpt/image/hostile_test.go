@@ -44,6 +44,8 @@ func TestValidate(t *testing.T) {
 		{"tasks[2].sighand", func(m *M) { m.Tasks[2].Sighand = 1 }},
 		{"tasks[1].ctl_tty", func(m *M) { m.Tasks[1].CtlTTY = 1 }},
 		{"tasks[0].ctl_tty", func(m *M) { m.Tasks[0].CtlTTY = 3 }},
+		{"tasks[0].tty_pgid", func(m *M) { m.Tasks[0].CtlTTY, m.Tasks[0].Foreground = 1, -1 }},
+		{"tasks[0].tty_pgid", func(m *M) { m.Tasks[0].CtlTTY, m.Tasks[0].Foreground = 0, 7 }},
 		{"tasks[0].pending[0]", func(m *M) { m.Tasks[0].Pending[0] = make([]byte, 127) }},
 		{"tasks[0].pending[0]", func(m *M) { m.Tasks[0].Pending[0] = make([]byte, 128) }},
 		{"tasks[0].itimers[1]", func(m *M) { m.Tasks[0].ITimers[1].Value = -1 }},

@@ -92,6 +92,7 @@ type Task struct {
 	CtlTTY      ObjRef       `cbor:"20,keyasint,omitempty" json:"ctl_tty,omitempty"` // session leaders: File whose terminal controls the session
 	AutoNice    int32        `cbor:"21,keyasint,omitempty" json:"autogroup_nice,omitempty"`
 	XCompPerm   uint64       `cbor:"22,keyasint,omitempty" json:"xcomp_perm,omitempty"` // vector state that it asked for with ARCH_REQ_XCOMP_PERM: AMX tiles
+	Foreground  int32        `cbor:"23,keyasint,omitempty" json:"tty_pgid,omitempty"`   // with CtlTTY: its foreground process group (tcgetpgrp(3)); 0: that of the leader
 }
 
 // Thread is one task_struct.

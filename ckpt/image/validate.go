@@ -140,12 +140,16 @@ func (v *validator) task(t *Task, root bool) error {
 		pending(t.Pending),
 		t.timers(),
 		optional("ctl_tty", t.CtlTTY, len(v.m.Files)),
+		within("tty_pgid", int64(t.Foreground), 0, maxPID),
 	)
 	if err != nil {
 		return err
 	}
 	if t.CtlTTY != 0 && t.SID != t.PID {
 		return bad("ctl_tty", "stands in a task that leads no session")
+	}
+	if t.Foreground != 0 && t.CtlTTY == 0 {
+		return bad("tty_pgid", "stands in a task without a controlling terminal")
 	}
 	if t.State == TaskZombie {
 		return t.zombie()

@@ -134,11 +134,12 @@ func TestEarlierMoment(t *testing.T) {
 	}
 }
 
-// TestGenerations carries three programs through eight checkpoints, kills and restores in a row.
+// TestGenerations carries programs through eight checkpoints, kills and restores in a row.
 func TestGenerations(t *testing.T) {
 	for _, p := range []program{
 		{name: "python", prog: "daemon.py"},
 		{name: "threads", prog: "threads", args: []string{"16"}},
+		{name: "break", prog: "brk"},
 		{name: "go", prog: "godaemon"},
 	} {
 		t.Run(p.name, func(t *testing.T) {

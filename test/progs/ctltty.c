@@ -1,5 +1,5 @@
 // A session whose leader does not have its controlling terminal open, only another process has:
-// its child (MODE later) or its parent (MODE earlier).
+// its child (MODE later), whose process group is the foreground one, or its parent (MODE earlier).
 //
 //	MODE TTY
 #include "prog.h"
@@ -56,14 +56,18 @@ int main(int argc, char **argv)
 	}
 	turn(from[0]);
 	if (later) {
+		MUST(setpgid(child, child));
+		MUST(tcsetpgrp(tty, child));
 		close(tty);
 		check_tty("leader");
 	}
 	ready();
 	wait_go();
-	if (later)
+	if (later) {
 		check_tty("leader");
-	else
+		int fd = MUST(open("/dev/tty", O_RDWR));
+		CHECK(tcgetpgrp(fd) == child, "the foreground process group is %d, not %d", tcgetpgrp(fd), child);
+	} else
 		check_open(tty, "parent");
 	MUST(write(to[1], "x", 1));
 	int s;
