@@ -82,8 +82,9 @@ func compare(t *testing.T, want, got *everything) {
 	differ(t, "fs", want.FS, got.FS)
 }
 
-// about rounds the time left of a timer up to 10 of its units.
-func about(v, unit int64) int64 { return (v + 10*unit - 1) / (10 * unit) }
+// about rounds the time left of a timer to tens of its units: up, but for the tick that the kernel
+// may have added.
+func about(v, unit int64) int64 { return (v + 9*unit) / (10 * unit) }
 
 // differ reports each field of two structs that differs.
 func differ(t *testing.T, name string, want, got any) {
