@@ -146,7 +146,7 @@ func (s *survey) lookAt(pid int) (*looked, error) {
 	var bad []image.Finding
 	l.areas, bad = areas(pid, smaps)
 	s.findings = append(s.findings, bad...)
-	return l, s.checkGuards(l)
+	return l, nil
 }
 
 // vforkKind is the kind of a finding that goes away by itself, as a rule at once.
@@ -205,34 +205,6 @@ func wchan(pid, tid int) string {
 		return ""
 	}
 	return string(b)
-}
-
-// checkGuards refuses guard regions: a restored page would be readable again.
-func (s *survey) checkGuards(l *looked) error {
-	sc, err := newScanner(l.pid)
-	if err != nil {
-		return err
-	}
-	defer sc.close()
-	for i := range l.areas {
-		a := &l.areas[i]
-		if !a.hasPages() {
-			continue
-		}
-		at, err := sc.guard(a)
-		if err != nil {
-			return err
-		}
-		if at != 0 {
-			s.findings = append(s.findings, guardFinding(l.pid, at))
-		}
-	}
-	return nil
-}
-
-func guardFinding(pid int, at uint64) image.Finding {
-	return image.Finding{Severity: image.Refuse, PID: int32(pid), FD: image.NoFD, Addr: at,
-		Kind: "guard region", What: "guard pages of madvise(2) cannot be made anew yet", Remedy: "let the program use mprotect(2) for guards"}
 }
 
 // pids lists the processes of the survey that have files and memory.

@@ -54,29 +54,25 @@ func (c *Checkpoint) addVMAs(mm *image.MM, p *proc) error {
 				return fmt.Errorf("pid %d: shared memory at %#x was not captured: %w", p.pid, a.Start, errRaced)
 			}
 		}
-		if h := p.mem.held[a.Start]; h != nil {
-			v.Extents = h.extents
-		} else if a.hasPages() {
-			if v.Extents, err = p.stored(sc, a); err != nil {
-				return err
-			}
+		if v.Extents, v.Guards, err = p.pagesOf(sc, a); err != nil {
+			return err
 		}
 		mm.VMAs = append(mm.VMAs, v)
 	}
 	return nil
 }
 
-// stored finds the pages of an area that go into the image. The snapshot has the guard pages
-// that the process had in the freeze, so one that the look could not see yet is met here.
-func (p *proc) stored(sc *scanner, a *area) ([]image.Extent, error) {
-	at, err := sc.guard(a)
-	if err != nil {
-		return nil, err
+// pagesOf finds the pages of an area that go into the image, and its guard regions: in the
+// freeze, if a fork did not pass them on, or else in the snapshot.
+func (p *proc) pagesOf(sc *scanner, a *area) (extents, guards []image.Extent, err error) {
+	if h := p.mem.held[a.Start]; h != nil {
+		return h.extents, h.guards, nil
 	}
-	if at != 0 {
-		return nil, &image.RefusedError{Findings: []image.Finding{guardFinding(p.pid, at)}}
+	if a.hasPages() {
+		return sc.pages(a)
 	}
-	return sc.extents(a)
+	guards, err = sc.guardsOf(a)
+	return nil, guards, err
 }
 
 // Estimate is an upper estimate, in bytes and never 0, of the image that a checkpoint of the

@@ -40,6 +40,7 @@ func (m *memory) copied() (n int64) {
 // held is a copy of some pages, made while the process was frozen.
 type held struct {
 	extents []image.Extent
+	guards  []image.Extent // guard regions, which are no pages
 	data    []byte // anonymous memory of ours, the extents one after the other
 }
 
@@ -148,7 +149,7 @@ func (p *proc) copyFrozen(all bool) error {
 	}()
 	for i := range p.mem.areas {
 		a := &p.mem.areas[i]
-		if !a.hasPages() || !all && !a.frozenOnly() {
+		if !all && !a.HasFlag("dc") && (!a.hasPages() || !a.frozenOnly()) {
 			continue
 		}
 		if sc == nil {
@@ -157,7 +158,7 @@ func (p *proc) copyFrozen(all bool) error {
 				return err
 			}
 		}
-		es, err := p.stored(sc, a)
+		es, guards, err := p.pagesOf(sc, a)
 		if err != nil {
 			return err
 		}
@@ -165,6 +166,7 @@ func (p *proc) copyFrozen(all bool) error {
 		if err != nil {
 			return err
 		}
+		h.guards = guards
 		p.mem.held[a.Start] = h
 		if err := h.fill(p.remote.Mem()); err != nil {
 			return fmt.Errorf("pid %d: %w", p.pid, err)

@@ -75,31 +75,44 @@ func (s *scanner) scan(start, end uint64, arg *pmScanArg, f func(pageRegion)) er
 	}
 }
 
-// extents returns the pages of an area that an image has to hold: those that are present or
+// pages returns the pages of an area that an image has to hold: those that are present or
 // swapped out, but not the shared zero page and, in a private file mapping, not those that
-// are still the file's own.
-func (s *scanner) extents(a *area) ([]image.Extent, error) {
+// are still the file's own. And it returns the guard regions of the area, which count as
+// swapped out.
+func (s *scanner) pages(a *area) (extents, guards []image.Extent, err error) {
 	if a.HasFlag("ht") {
-		return s.hugeExtents(a)
+		extents, err = s.hugeExtents(a)
+		return extents, nil, err
 	}
 	arg := pmScanArg{anyOf: pageIsPresent | pageIsSwapped, inverted: pageIsPfnZero, mask: pageIsPfnZero,
 		returned: pageIsPresent | pageIsSwapped}
+	if s.guards {
+		arg.returned |= pageIsGuard
+	}
 	if a.kind != image.VMAAnon {
 		arg.inverted |= pageIsFile
 		arg.mask |= pageIsFile
 	}
-	var out []image.Extent
-	err := s.scan(a.Start, a.End, &arg, func(r pageRegion) {
-		if n := len(out); n > 0 && out[n-1].Start+out[n-1].Len == r.start {
-			out[n-1].Len += r.end - r.start
-			return
+	err = s.scan(a.Start, a.End, &arg, func(r pageRegion) {
+		if r.categories&pageIsGuard != 0 {
+			guards = appendExtent(guards, r)
+		} else {
+			extents = appendExtent(extents, r)
 		}
-		out = append(out, image.Extent{Start: r.start, Len: r.end - r.start})
 	})
-	return out, err
+	return extents, guards, err
 }
 
-// hugeExtents is extents for hugetlb, whose pages PAGEMAP_SCAN reports as file pages.
+// appendExtent adds a region, which may go on where the last one ends.
+func appendExtent(to []image.Extent, r pageRegion) []image.Extent {
+	if n := len(to); n > 0 && to[n-1].Start+to[n-1].Len == r.start {
+		to[n-1].Len += r.end - r.start
+		return to
+	}
+	return append(to, image.Extent{Start: r.start, Len: r.end - r.start})
+}
+
+// hugeExtents is pages for hugetlb, whose pages PAGEMAP_SCAN reports as file pages.
 func (s *scanner) hugeExtents(a *area) ([]image.Extent, error) {
 	var out []image.Extent
 	arg := pmScanArg{anyOf: pageIsPresent | pageIsSwapped, returned: pageIsPresent}
@@ -109,18 +122,15 @@ func (s *scanner) hugeExtents(a *area) ([]image.Extent, error) {
 	return out, err
 }
 
-// guard returns the first guard page (MADV_GUARD_INSTALL) of an area, or 0.
-func (s *scanner) guard(a *area) (uint64, error) {
-	if !s.guards {
-		return 0, nil
+// guardsOf returns the guard regions (MADV_GUARD_INSTALL) of an area that has no pages of its own.
+func (s *scanner) guardsOf(a *area) (out []image.Extent, err error) {
+	if !s.guards || a.HasFlag("ht") || a.kind == image.VMAVDSO || a.kind == image.VMAVvar {
+		return nil, nil
 	}
-	first := uint64(0)
-	err := s.scan(a.Start, a.End, &pmScanArg{mask: pageIsGuard, returned: pageIsGuard}, func(r pageRegion) {
-		if first == 0 {
-			first = r.start
-		}
+	err = s.scan(a.Start, a.End, &pmScanArg{mask: pageIsGuard, returned: pageIsGuard}, func(r pageRegion) {
+		out = appendExtent(out, r)
 	})
-	return first, err
+	return out, err
 }
 
 // extentsLen is the number of bytes in extents.

@@ -19,7 +19,6 @@ var refusedFlags = map[string][2]string{
 	"pf": {"device memory", "its pages belong to a driver"},
 	"sf": {"DAX mapping", "MAP_SYNC mappings cannot be made anew yet"},
 	"ss": {"shadow stack", "shadow stacks cannot be made anew yet"},
-	"dp": {"MAP_DROPPABLE memory", "droppable mappings cannot be made anew yet"},
 	"sl": {"sealed mapping", "mseal(2) cannot be undone on the way back"},
 }
 
@@ -184,9 +183,13 @@ func (a *area) vma() image.VMA {
 			v.Prot |= p.bit
 		}
 	}
-	v.Flags = unix.MAP_PRIVATE
-	if a.Shared {
+	switch {
+	case a.Shared:
 		v.Flags = unix.MAP_SHARED
+	case a.HasFlag("dp"):
+		v.Flags = unix.MAP_DROPPABLE
+	default:
+		v.Flags = unix.MAP_PRIVATE
 	}
 	if a.HasFlag("gd") {
 		v.Flags |= unix.MAP_GROWSDOWN

@@ -29,6 +29,9 @@ func (j *job) checkAll(ctx context.Context, deadline time.Time) error {
 	if err := checkTasks(j.m); err != nil {
 		return err
 	}
+	if err := checkMemory(j.m); err != nil {
+		return err
+	}
 	if err := checkMapped(j.m); err != nil {
 		return err
 	}

@@ -18,6 +18,9 @@ const (
 	archMapVDSO  = 0x2003           // ARCH_MAP_VDSO_64 of asm/prctl.h
 	prSetVMA     = 0x53564d41       // PR_SET_VMA of linux/prctl.h
 	prSetVMAName = 0                // PR_SET_VMA_ANON_NAME
+
+	madvGuardInstall = 102 // MADV_GUARD_INSTALL of asm-generic/mman-common.h (Linux 6.13)
+	madvGuardRemove  = 103
 )
 
 // feeder runs calls in batches as large as fit.
@@ -228,6 +231,11 @@ func mapVMA(b *ptrace.Batch, v *image.VMA, fd func() uint64) {
 			advise(b, v, unix.MADV_HUGEPAGE)
 		case "nh":
 			advise(b, v, unix.MADV_NOHUGEPAGE)
+		case "gu": // it had guard pages once; the kernel remembers, and nothing depends on it
+			if len(v.Guards) == 0 {
+				b.Call(unix.SYS_MADVISE, v.Start, pageSize, madvGuardInstall).Ignore()
+				b.Call(unix.SYS_MADVISE, v.Start, pageSize, madvGuardRemove).Ignore()
+			}
 		}
 	}
 }
@@ -273,13 +281,16 @@ func adviseVMA(b *ptrace.Batch, v *image.VMA) {
 		b.Call(unix.SYS_PRCTL, prSetVMA, prSetVMAName, v.Start, v.End-v.Start, b.Put(append([]byte(name), 0)).Addr()).
 			Label(fmt.Sprintf("name the memory at %#x %q", v.Start, name))
 	}
+	for _, g := range v.Guards { // locked memory takes none
+		b.Call(unix.SYS_MADVISE, g.Start, g.Len, madvGuardInstall).Label(fmt.Sprintf("make guard pages at %#x-%#x", g.Start, g.Start+g.Len))
+	}
 	if slices.Contains(v.VMFlags, "lo") {
 		flags := uint64(0)
 		if slices.Contains(v.VMFlags, "lf") {
 			flags = unix.MLOCK_ONFAULT
 		}
 		c := b.Call(unix.SYS_MLOCK2, v.Start, v.End-v.Start, flags).Label(fmt.Sprintf("lock %#x-%#x", v.Start, v.End))
-		if v.Prot&unix.PROT_READ == 0 {
+		if v.Prot&unix.PROT_READ == 0 || len(v.Guards) > 0 {
 			c.Ignore() // it is locked, and ENOMEM says that its pages cannot be brought in
 		}
 	}

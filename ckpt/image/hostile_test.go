@@ -109,6 +109,12 @@ func TestValidate(t *testing.T) {
 		{"mms[0].vmas[1].extents[2]", func(m *M) { anon(m).Extents[2].Len = 1 << 40 }},
 		{"mms[0].vmas[1].extents[2]", func(m *M) { anon(m).Extents[2].Len = 1<<64 - 4096 }},
 		{"mms[0].vmas[1].extents[0]", func(m *M) { anon(m).Extents[0].Start -= 4096 }},
+		{"mms[0].vmas[1].guards[0]", func(m *M) { anon(m).Guards = []image.Extent{{Start: anon(m).Start + 1, Len: 4096}} }},
+		{"mms[0].vmas[1].guards[0]", func(m *M) { anon(m).Guards = []image.Extent{{Start: anon(m).End, Len: 4096}} }},
+		{"mms[0].vmas[1].guards[1]", func(m *M) {
+			anon(m).Guards = []image.Extent{{Start: anon(m).Start, Len: 8192}, {Start: anon(m).Start + 4096, Len: 4096}}
+		}},
+		{"mms[0].vmas[0].flags", func(m *M) { m.MMs[0].VMAs[0].Flags = 8 }},
 		{"segments[0].extents[1]", func(m *M) { m.Segments[0].Size = 296 << 10 }},
 		{"segments[0].size", func(m *M) { m.Segments[0].Size = -1 }},
 		{"segments[0].size", func(m *M) { m.Segments[0].Size = 1<<62 + 1 }},

@@ -262,7 +262,7 @@ type VMA struct {
 	End     uint64     `cbor:"2,keyasint" json:"end"`
 	Kind    VMAKind    `cbor:"3,keyasint" json:"kind"`
 	Prot    uint32     `cbor:"4,keyasint" json:"prot"`              // PROT_*
-	Flags   uint32     `cbor:"5,keyasint" json:"flags"`             // MAP_SHARED or MAP_PRIVATE, MAP_GROWSDOWN, MAP_NORESERVE, MAP_HUGETLB|size
+	Flags   uint32     `cbor:"5,keyasint" json:"flags"`             // MAP_SHARED, MAP_PRIVATE or MAP_DROPPABLE, MAP_GROWSDOWN, MAP_NORESERVE, MAP_HUGETLB|size
 	VMFlags []string   `cbor:"6,keyasint,omitempty" json:"vmflags"` // VmFlags of smaps, as the kernel names them
 	Offset  uint64     `cbor:"7,keyasint,omitempty" json:"offset"`  // into File or Segment, bytes
 	File    MappedFile `cbor:"8,keyasint,omitzero" json:"file,omitzero"`
@@ -270,6 +270,7 @@ type VMA struct {
 	Name    string     `cbor:"10,keyasint,omitempty" json:"name,omitempty"` // "[heap]", "[stack]", "[anon:NAME]"; for people, and for PR_SET_VMA_ANON_NAME
 	Extents []Extent   `cbor:"11,keyasint,omitempty" json:"extents,omitempty"`
 	THP     bool       `cbor:"12,keyasint,omitempty" json:"thp,omitempty"` // held huge pages: refilled with huge pages
+	Guards  []Extent   `cbor:"13,keyasint,omitempty" json:"guards,omitempty"` // guard regions (MADV_GUARD_INSTALL)
 }
 
 // Extent is a run of pages that the image holds. Start and Len are multiples of the

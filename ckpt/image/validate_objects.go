@@ -15,6 +15,8 @@ const (
 
 	mapShared  = 1 // MAP_SHARED and MAP_PRIVATE of mmap(2)
 	mapPrivate = 2
+
+	mapDroppable = 8
 	mapType    = 15
 
 	sigKill = 9
@@ -87,7 +89,8 @@ func (v *VMA) validate(after uint64, m *Manifest) error {
 		text("name", v.Name, maxPath),
 		v.File.validate("file"),
 		v.backing(m),
-		validExtents(v.Extents, v.Start, v.End),
+		validExtents("extents", v.Extents, v.Start, v.End),
+		validExtents("guards", v.Guards, v.Start, v.End),
 	)
 }
 
@@ -113,6 +116,7 @@ func (v *VMA) backing(m *Manifest) error {
 	shared := v.Flags&mapType == mapShared
 	switch kind := v.Kind; {
 	case kind == VMAVDSO || kind == VMAVvar: // the kernel made them, no mmap(2)
+	case v.Flags&mapType == mapDroppable && kind == VMAAnon:
 	case !shared && v.Flags&mapType != mapPrivate:
 		return bad("flags", "%#x are neither shared nor private", v.Flags)
 	case shared && (kind == VMAAnon || kind == VMAFilePrivate), !shared && kind == VMAFileShared:
@@ -126,13 +130,13 @@ func (v *VMA) backing(m *Manifest) error {
 }
 
 // validExtents checks that extents are whole pages between low and high, in order.
-func validExtents(all []Extent, low, high uint64) error {
+func validExtents(field string, all []Extent, low, high uint64) error {
 	for i, e := range all {
 		switch {
 		case e.Start%PageSize != 0 || e.Len%PageSize != 0 || e.Len == 0:
-			return at(bad("", "%#x bytes at %#x are not whole pages", e.Len, e.Start), "extents[%d]", i)
+			return at(bad("", "%#x bytes at %#x are not whole pages", e.Len, e.Start), "%s[%d]", field, i)
 		case e.Start < low || e.Start > high || e.Len > high-e.Start:
-			return at(bad("", "%#x bytes at %#x do not lie between %#x and %#x", e.Len, e.Start, low, high), "extents[%d]", i)
+			return at(bad("", "%#x bytes at %#x do not lie between %#x and %#x", e.Len, e.Start, low, high), "%s[%d]", field, i)
 		}
 		low = e.Start + e.Len
 	}
@@ -198,7 +202,7 @@ func (s *Segment) validate() error {
 	if err != nil {
 		return err
 	}
-	return validExtents(s.Extents, 0, uint64(padded(s.Size)))
+	return validExtents("extents", s.Extents, 0, uint64(padded(s.Size)))
 }
 
 // validTables checks the smaller tables that tasks share.

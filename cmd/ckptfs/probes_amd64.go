@@ -26,6 +26,7 @@ func probes() []probe {
 		{"clone3 with set_tid", true, "restored processes cannot have their old pids: needs CAP_CHECKPOINT_RESTORE", probeSetTID},
 		{"/dev/fuse", false, "no mount; dump and restore work without", probeFuse},
 		{"userfaultfd", false, "memory is restored by copying, which is slower", probeUserfaultfd},
+		{"guard regions", false, "a program's guard regions (MADV_GUARD_INSTALL) cannot be seen and are lost: Linux 6.13 and 6.14 have them and do not show them", probeGuards},
 		{"/proc/timer_list", false, "interrupted sleeps are restored in full instead of what was left of them", probeTimerList},
 		{"timers with chosen ids", false, "a POSIX timer gets its old id only by trying (Linux 6.15 has a call)", probeTimerIDs},
 		{"exit codes through a pidfd", false, "ckptfs restore --wait exits with 0 whatever the tree does (Linux 6.15 tells)", probePidfdInfo},
@@ -140,6 +141,32 @@ func probePagemapScan(child int) (string, error) {
 	}
 	defer f.Close()
 	arg := pmScanArg{}
+	arg.size = uint64(unsafe.Sizeof(arg))
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), pagemapScan, uintptr(unsafe.Pointer(&arg))); errno != 0 {
+		return "", fmt.Errorf("PAGEMAP_SCAN: %w", errno)
+	}
+	return "works", nil
+}
+
+// probeGuards makes a guard page, if the kernel can, and looks whether it is shown.
+func probeGuards(int) (string, error) {
+	const guardInstall, pageIsGuard = 102, 1 << 8 // asm-generic/mman-common.h, linux/fs.h
+	page := os.Getpagesize()
+	b, err := unix.Mmap(-1, 0, page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Munmap(b) // it cannot fail for a mapping of our own
+	addr := uintptr(unsafe.Pointer(&b[0]))
+	if _, _, errno := unix.Syscall(unix.SYS_MADVISE, addr, uintptr(page), guardInstall); errno != 0 {
+		return "this kernel has none", nil
+	}
+	f, err := os.Open("/proc/self/pagemap")
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	arg := pmScanArg{start: uint64(addr), end: uint64(addr) + uint64(page), mask: pageIsGuard, returned: pageIsGuard}
 	arg.size = uint64(unsafe.Sizeof(arg))
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), pagemapScan, uintptr(unsafe.Pointer(&arg))); errno != 0 {
 		return "", fmt.Errorf("PAGEMAP_SCAN: %w", errno)

@@ -25,6 +25,7 @@ var programs = []program{
 	{"mem_shared", "mem_shared", nil, true},
 	{"mem_flags", "mem_flags", nil, true},
 	{"mem_hugetlb", "mem_hugetlb", nil, true},
+	{"mem_guard", "mem_guard", nil, true},
 	{"cpu_avx_x87", "cpu", nil, true},
 	{"cpu_avx512", "cpu", []string{"avx512"}, true},
 	{"cpu_amx", "vector", []string{"amx"}, true},
