@@ -9,37 +9,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// depot keeps files that are open and that no process has yet. They wait as messages in the
-// queues of unix sockets (SCM_RIGHTS of unix(7)), where they have no descriptor numbers: a tree
-// may have more files than we may have descriptors. They are to be taken in the order in which
-// they were put; another order costs numbers, as what comes before is taken out with it.
+// depot keeps files that are open and that no process has yet. A few keep their descriptors. The
+// others wait as messages in the queues of unix sockets (SCM_RIGHTS of unix(7)), where they
+// have no descriptor numbers: a tree may have more files than we may have descriptors. They are
+// to be taken in the order in which they were put; another order costs numbers, as what comes
+// before is taken out with it.
 type depot struct {
-	size     int                   // how many files are one message
+	keep     int                   // how many keep their descriptors
+	size     int                   // how many of the others are one message
 	queues   [][2]int              // the two ends of each; the first is read until it is empty
 	messages [][]image.ObjRef      // what is in the queues, message by message
 	in       map[image.ObjRef]bool // what is there at all
 	refs     []image.ObjRef        // the next message
-	fds      []int                 //
+	fds      []int                 // and its descriptors
 	loose    map[image.ObjRef]int  // descriptors of ours, for what is in no queue
 }
 
 func newDepot() *depot {
-	return &depot{size: chunkSize(), in: map[image.ObjRef]bool{}, loose: map[image.ObjRef]int{}}
-}
-
-// chunkSize is how many files are handled together: as many as one message carries, or
-// fewer if we may only have a few descriptors ourselves.
-func chunkSize() int {
+	d := &depot{size: 1, in: map[image.ObjRef]bool{}, loose: map[image.ObjRef]int{}}
 	var l unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
-		return 1
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err == nil {
+		d.keep = int(min(l.Cur/4, 1<<16))
+		d.size = int(min(max(l.Cur/8, 1), maxRights)) // two messages are in our hands at times
 	}
-	return int(min(max(l.Cur/8, 1), maxRights))
+	return d
 }
 
 // put takes over our descriptor of a file.
 func (d *depot) put(ref image.ObjRef, fd int) error {
 	d.in[ref] = true
+	if len(d.loose) < d.keep {
+		d.loose[ref] = fd
+		return nil
+	}
 	d.refs, d.fds = append(d.refs, ref), append(d.fds, fd)
 	if len(d.fds) < d.size {
 		return nil

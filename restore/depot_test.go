@@ -45,7 +45,7 @@ func which(t *testing.T, fd int) string {
 func TestDepot(t *testing.T) {
 	before := ownFDs(t)
 	d := newDepot()
-	d.size = 50
+	d.keep, d.size = 10, 50
 	const n = 1020
 	for i := range n {
 		if err := d.put(image.ObjRef(i+1), numbered(t, i)); err != nil {
@@ -55,7 +55,7 @@ func TestDepot(t *testing.T) {
 	if err := d.flush(); err != nil {
 		t.Fatal(err)
 	}
-	if have := ownFDs(t) - before; have > 50 {
+	if have := ownFDs(t) - before; have > 60 {
 		t.Errorf("%d descriptors are open for %d files", have, n)
 	}
 	for _, i := range []int{0, 1, 700, 2, 699, 701, 3} {
@@ -84,7 +84,7 @@ func TestDepot(t *testing.T) {
 func TestDepotQueues(t *testing.T) {
 	before := ownFDs(t)
 	d := newDepot()
-	d.size = 1 // a message each
+	d.keep, d.size = 0, 1 // a message each
 	const n = 2000
 	for i := range n {
 		if err := d.put(image.ObjRef(i+1), numbered(t, i)); err != nil {
