@@ -19,8 +19,9 @@ type Frozen struct {
 	all  []*proc
 }
 
-// Freeze stops the tree below pid and holds it. A timeout of 0 means DefaultTimeout.
-func Freeze(ctx context.Context, pid int, timeout time.Duration) (*Frozen, error) {
+// Freeze stops the tree below pid and holds it. Of the options it needs Timeout and Steps.
+func Freeze(ctx context.Context, pid int, o Options) (*Frozen, error) {
+	timeout := o.Timeout
 	if timeout <= 0 {
 		timeout = DefaultTimeout
 	}
@@ -31,7 +32,7 @@ func Freeze(ctx context.Context, pid int, timeout time.Duration) (*Frozen, error
 	if err := refuseSelf(pid, pids); err != nil {
 		return nil, err
 	}
-	z := &Frozen{root: pid, tr: ptrace.NewTracer()}
+	z := &Frozen{root: pid, tr: ptrace.NewTracer(), undo: undoStack{op: o.Steps.Begin("hold")}}
 	err = z.tr.Do(func() error {
 		defer z.tr.Hurry()()
 		var err error
@@ -89,7 +90,7 @@ func (z *Frozen) Take(ctx context.Context, o Options) (*Checkpoint, error) {
 
 // Thaw lets the tree go on.
 func (z *Frozen) Thaw() error {
-	err := z.tr.Do(z.undo.run)
+	err := z.tr.Do(func() error { return z.undo.op.Do("resume", z.root, z.undo.run) })
 	z.tr.Close()
 	return err
 }

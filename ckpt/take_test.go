@@ -299,7 +299,7 @@ func cgroupIn(t *testing.T, base string) string {
 
 func TestFrozen(t *testing.T) {
 	pid := startSleep(t)
-	z, err := Freeze(context.Background(), pid, 0)
+	z, err := Freeze(context.Background(), pid, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,7 +320,7 @@ func TestFrozen(t *testing.T) {
 		t.Error(err)
 	}
 	runs(t, pid)
-	if z, err = Freeze(context.Background(), pid, 0); err != nil {
+	if z, err = Freeze(context.Background(), pid, Options{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := z.Kill(); err != nil {

@@ -125,6 +125,7 @@ func mainHelp(all []*command) string {
 	for _, e := range exitTexts {
 		fmt.Fprintf(&b, "  %3d  %s\n", e.code, e.text)
 	}
+	fmt.Fprintf(&b, "\n%s=1 (or a file) logs each step of a checkpoint and a restore with its time.\n", debugEnv)
 	return b.String()
 }
 

@@ -41,7 +41,7 @@ func (engine) Tree(pid int) ([]int, error) {
 }
 
 func (e engine) Freeze(ctx context.Context, pid int) (fusefs.Frozen, error) {
-	z, err := ckpt.Freeze(ctx, pid, 0)
+	z, err := ckpt.Freeze(ctx, pid, ckpt.Options{Steps: e.steps})
 	if err != nil {
 		return nil, withErrno(err)
 	}
