@@ -40,10 +40,10 @@ func look(root int) (*survey, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := refuseSelf(root, pids); err != nil {
+	s := &survey{root: root}
+	if pids, err = s.leaveOutSelf(pids); err != nil {
 		return nil, err
 	}
-	s := &survey{root: root}
 	for _, pid := range pids {
 		l, err := s.lookAt(pid)
 		if err != nil && pid != root && ending(pid) {
@@ -62,6 +62,21 @@ func look(root int) (*survey, error) {
 	}
 	s.findings = unique(s.findings)
 	return s, nil
+}
+
+// leaveOutSelf takes this process out of the tree, and says so: who asks about his shell wants to
+// know of the rest.
+func (s *survey) leaveOutSelf(pids []int) ([]int, error) {
+	self := os.Getpid()
+	if s.root == self {
+		return nil, refuseSelf(s.root, pids)
+	}
+	if i := slices.Index(pids, self); i >= 0 {
+		pids = slices.Delete(pids, i, i+1)
+		s.findings = append(s.findings, image.Finding{Severity: image.Refuse, PID: int32(self), FD: image.NoFD, Kind: "ckptfs itself",
+			What: "it runs in the tree and is left out of this list, but a checkpoint has to be taken from outside", Remedy: fromOutside(s.root)})
+	}
+	return pids, nil
 }
 
 // ending reports whether a process has ended or is about to: what is read of it then fails in

@@ -161,7 +161,13 @@ func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 func lookAccepted(op *steplog.Op, pid int) (s *survey, err error) {
 	step := op.Step("look", pid)
 	defer func() { step.End(err) }()
-	s, err = steadyLook(pid)
+	pids, err := Tree(pid)
+	if err == nil {
+		err = refuseSelf(pid, pids)
+	}
+	if err == nil {
+		s, err = steadyLook(pid)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -147,9 +147,15 @@ func rootAllowed(pid int) error {
 // refuseSelf fails if this process is part of the tree: it would stop itself.
 func refuseSelf(root int, pids []int) error {
 	if slices.Contains(pids, os.Getpid()) {
-		return &TargetError{root, ErrSelf, "run ckptfs from outside the tree, for example with setsid from another shell"}
+		return &TargetError{root, ErrSelf, fromOutside(root)}
 	}
 	return nil
+}
+
+// fromOutside says how to take a checkpoint of a tree that ckptfs was started in. setsid(1) alone
+// makes it no other's child; with -f it forks and ends, and ckptfs goes to init.
+func fromOutside(root int) string {
+	return fmt.Sprintf("start it with setsid -f, or from another shell: setsid -f ckptfs dump %d -o FILE", root)
 }
 
 // readFile reads a whole file of /proc. os.ReadFile starts with 512 bytes and asks the

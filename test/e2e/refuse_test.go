@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -191,4 +192,32 @@ func TestCheck(t *testing.T) {
 	got := harness.Must(t, harness.Binary(), "check")
 	harness.Say(t, "check", got.Stdout, "ptrace", "fuse")
 	harness.Must(t, harness.Binary(), "check", "--json")
+}
+
+// TestExplainOwnShell asks a shell about itself: ckptfs leaves itself out, says so and how a
+// checkpoint is taken, and tells the rest.
+func TestExplainOwnShell(t *testing.T) {
+	dir := harness.TempDir(t)
+	script := `exec 9</dev/kmsg
+"$0" explain $$ >text; echo $? >code
+"$0" explain --json $$ >json
+"$0" dump $$ -o image 2>dump; echo $? >>code
+exec 9<&-
+setsid -f "$0" dump $$ -o image 2>dump2
+for i in $(seq 600); do [ -s image ] && break; sleep 0.1; done
+"$0" show image >shown; echo $? >>code`
+	r := harness.RunIn(t, dir, nil, "setsid", "bash", "-c", script, harness.Binary())
+	if r.Code != 0 {
+		t.Fatal(r)
+	}
+	file := func(name string) string { return string(read(t, filepath.Join(dir, name))) }
+	harness.Say(t, "explain", file("text"), "(ckptfs itself)", "it runs in the tree and is left out of this list", "setsid -f ckptfs dump", "fd 9")
+	harness.Say(t, "dump", file("dump"), "the tree contains ckptfs itself", "setsid -f ckptfs dump")
+	var found []struct{ Kind, What, Remedy string }
+	if err := json.Unmarshal([]byte(file("json")), &found); err != nil || len(found) < 2 || found[0].Kind == "" {
+		t.Errorf("JSON: %v, %+v", err, found)
+	}
+	if got := strings.Fields(file("code")); len(got) != 3 || got[0] != "1" || got[1] == "0" || got[2] != "0" {
+		t.Errorf("exit codes %q; the detached dump said %q", got, file("dump2"))
+	}
 }
