@@ -134,14 +134,7 @@ func (f *filesystem) collect() {
 // prune removes the images that the policy does not keep.
 func (f *filesystem) prune() {
 	rep, err := f.store.Prune(f.ctx, f.collector.keep)
-	for i := range rep.Removed {
-		r := &rep.Removed[i]
-		f.logf("image %s removed: %s", r.Name, r.Why)
-		f.saved.forget(r.Name)
-	}
-	if len(rep.Removed) > 0 {
-		f.collector.garbage()
-	}
+	f.removed(&rep, "")
 	switch {
 	case f.ctx.Err() != nil:
 	case err != nil:

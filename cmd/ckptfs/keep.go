@@ -49,7 +49,7 @@ func (f *keepFlags) check() error {
 }
 
 // policy makes the rules for a store that is open.
-func (f *keepFlags) policy(at *storeFlags, st *store.Store) (p store.Policy, err error) {
+func (f *keepFlags) policy(at *storeFlags, st storeAPI) (p store.Policy, err error) {
 	p = store.Policy{KeepLast: f.last, KeepWithin: time.Duration(f.within), Expire: time.Duration(f.expire),
 		AllHosts: !store.IsBucket(at.place)} // a folder has one user at a time, and a machine may get another name
 	if f.size.percent == 0 {

@@ -151,6 +151,14 @@ func (f *mountFlags) serve(ctx context.Context, dir string, l *log.Logger, up fu
 	protect(l)
 	l.Printf("ckptfs %s: mounted on %s, store %s, pid %d", version, dir, f.at.place, os.Getpid())
 	l.Printf("keeping %s", policyText(&keep))
+	ctl := &control{st: st, srv: srv, dir: f.at.folder(), name: f.at.place, logf: l.Printf}
+	if ctl.key, err = f.at.key(); err == nil {
+		err = ctl.listen()
+	}
+	if err != nil {
+		return errors.Join(err, srv.Unmount())
+	}
+	defer func() { err = errors.Join(err, ctl.close()) }()
 	if err := up(); err != nil {
 		return errors.Join(err, srv.Unmount())
 	}

@@ -107,10 +107,16 @@ func (f *storeFlags) open(log func(string)) (*store.Store, error) {
 	if o.Host, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("what is this machine called? %w", err)
 	}
-	if f.keyFile != "" {
-		if o.Key, err = store.ReadKeyFile(f.keyFile); err != nil {
-			return nil, err
-		}
+	if o.Key, err = f.key(); err != nil {
+		return nil, err
 	}
 	return store.Open(f.place, o)
+}
+
+// key reads the key that was given; nil: none was.
+func (f *storeFlags) key() (*store.Key, error) {
+	if f.keyFile == "" {
+		return nil, nil
+	}
+	return store.ReadKeyFile(f.keyFile)
 }

@@ -12,7 +12,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// storeCommand is a subcommand that works on a store which no mount has open.
+// storeCommand is a subcommand that works on a store, also on one that a mount has: then it asks
+// the mount.
 type storeCommand struct {
 	at     storeFlags
 	asJSON bool
@@ -27,7 +28,7 @@ func newStoreCommand(name string) *storeCommand {
 }
 
 // command makes the subcommand. run gets the open store.
-func (s *storeCommand) command(short, long string, run func(ctx context.Context, c *console, st *store.Store) error) *command {
+func (s *storeCommand) command(short, long string, run func(ctx context.Context, c *console, st storeAPI) error) *command {
 	return &command{
 		name: s.flags.Name(), short: short, long: long, flags: s.flags, nargs: [2]int{0, 0},
 		run: func(ctx context.Context, c *console, _ []string) (err error) {
@@ -37,7 +38,7 @@ func (s *storeCommand) command(short, long string, run func(ctx context.Context,
 			if err := s.at.exists(); err != nil {
 				return err
 			}
-			st, err := s.at.open(func(s string) { c.notef("%s", s) })
+			st, err := s.at.openOrAsk(ctx, c)
 			if err != nil {
 				return err
 			}
@@ -50,8 +51,7 @@ func (s *storeCommand) command(short, long string, run func(ctx context.Context,
 func lsCommand() *command {
 	s := newStoreCommand("ls")
 	return s.command("list the checkpoints in a store", `Each line has: when it was taken, its size as a file, what it brought into the store, how many
-times less that is, "kept" if it was renamed, and its name. While a mount has the store open, look
-into its images/ instead.
+times less that is, "kept" if it was renamed, and its name. A mount that has the store is asked.
 
 Examples:
   ckptfs ls
@@ -64,7 +64,7 @@ type listed struct {
 	Ratio float64 // Size / Unique; 0 if it brought nothing
 }
 
-func (s *storeCommand) list(_ context.Context, c *console, st *store.Store) error {
+func (s *storeCommand) list(_ context.Context, c *console, st storeAPI) error {
 	list, err := st.List()
 	if err != nil {
 		return err
@@ -98,12 +98,12 @@ checkpoints it damages; the exit code is 1 if there is one, in both cases.
 
 Examples:
   ckptfs verify
-  ckptfs verify --read-data --store /srv/ckpt`, func(ctx context.Context, c *console, st *store.Store) error {
+  ckptfs verify --read-data --store /srv/ckpt`, func(ctx context.Context, c *console, st storeAPI) error {
 		return s.verify(ctx, c, st, readData)
 	})
 }
 
-func (s *storeCommand) verify(ctx context.Context, c *console, st *store.Store, readData bool) error {
+func (s *storeCommand) verify(ctx context.Context, c *console, st storeAPI, readData bool) error {
 	faults := []string{}
 	err := st.Verify(ctx, readData, func(s string) { faults = append(faults, s) })
 	if err != nil && !errors.Is(err, store.ErrDamaged) {
@@ -136,7 +136,7 @@ Checkpoints are stored fast and compressed better later: it does that too, for a
 Examples:
   ckptfs gc
   ckptfs gc --store /srv/ckpt --json
-  ckptfs gc --keep-last 3 --keep-within 7d --max-size 50GB`, func(ctx context.Context, c *console, st *store.Store) error {
+  ckptfs gc --keep-last 3 --keep-within 7d --max-size 50GB`, func(ctx context.Context, c *console, st storeAPI) error {
 		return s.collect(ctx, c, st, keep)
 	})
 }
@@ -148,7 +148,7 @@ type collected struct {
 	Over    int64          // bytes beyond --max-size that had to stay
 }
 
-func (s *storeCommand) collect(ctx context.Context, c *console, st *store.Store, keep *keepFlags) error {
+func (s *storeCommand) collect(ctx context.Context, c *console, st storeAPI, keep *keepFlags) error {
 	if err := keep.check(); err != nil {
 		return err
 	}
@@ -207,7 +207,7 @@ func (s *storeCommand) collect(ctx context.Context, c *console, st *store.Store,
 
 // settleAll compresses what checkpoints have stored fast, with all processors, and adds what
 // that did to a report.
-func settleAll(ctx context.Context, st *store.Store, sum *store.GCReport) error {
+func settleAll(ctx context.Context, st storeAPI, sum *store.GCReport) error {
 	for {
 		rep, err := st.Settle(ctx, runtime.GOMAXPROCS(0))
 		addSettled(sum, &rep)
@@ -236,7 +236,7 @@ func statsCommand() *command {
   ckptfs stats --json | jq .Ratio`, s.stats)
 }
 
-func (s *storeCommand) stats(_ context.Context, c *console, st *store.Store) error {
+func (s *storeCommand) stats(_ context.Context, c *console, st storeAPI) error {
 	t, err := st.Stats()
 	if err != nil {
 		return err

@@ -43,18 +43,23 @@ func TestBucket(t *testing.T) {
 	r.Pass(true)
 	harness.Must(t, "rm", "-r", filepath.Join(b.Dir, "images", names[0]))
 	a.WaitImages(1)
-	a.Unmount()
-	b.Unmount()
+	cache := ""
 	ckptfs := func(args ...string) harness.Result {
-		return harness.Run(t, append([]string{harness.Binary(), args[0], "--store", place, "--cache", filepath.Join(dir, "c")}, args[1:]...)...)
+		return harness.Run(t, append([]string{harness.Binary(), args[0], "--store", place, "--cache", filepath.Join(dir, cache)}, args[1:]...)...)
 	}
-	for _, args := range [][]string{{"ls"}, {"verify"}, {"verify", "--read-data"}, {"stats"}, {"gc"}} {
-		if got := ckptfs(append(args, "--key-file", key)...); got.Code != 0 {
-			t.Errorf("%v: %v", args, got)
+	for _, cache = range []string{"a", "b", "c"} { // "a" and "b" are in use by the mounts, which are asked
+		if cache == "c" {
+			a.Unmount()
+			b.Unmount()
 		}
-	}
-	if got := ckptfs("ls"); got.Code == 0 || !strings.Contains(got.Stderr, "--key-file") {
-		t.Errorf("without the key: %v", got)
+		for _, args := range [][]string{{"ls"}, {"verify"}, {"verify", "--read-data"}, {"stats"}, {"gc"}} {
+			if got := ckptfs(append(args, "--key-file", key)...); got.Code != 0 {
+				t.Errorf("%v with cache %s: %v", args, cache, got)
+			}
+		}
+		if got := ckptfs("ls"); got.Code == 0 || !strings.Contains(got.Stderr, "--key-file") {
+			t.Errorf("without the key, with cache %s: %v", cache, got)
+		}
 	}
 	noSecret(t, server.Dir, "mem_anon")
 	noSecret(t, dir, "mem_anon")
