@@ -41,7 +41,7 @@ func (m *memory) copied() (n int64) {
 type held struct {
 	extents []image.Extent
 	guards  []image.Extent // guard regions, which are no pages
-	data    []byte // anonymous memory of ours, the extents one after the other
+	data    []byte         // anonymous memory of ours, the extents one after the other
 }
 
 // newHeld makes room for a copy of the extents. It is unmapped by free.

@@ -1,73 +1,82 @@
 package restore
 
 import (
+	"errors"
 	"fmt"
-	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"golang.org/x/sys/unix"
 )
 
-// mapType is MAP_TYPE of linux/mman.h.
-const mapType = 0xf
+// memoryTrial is something about memory that not every kernel has.
+type memoryTrial struct {
+	needs  func(v *image.VMA) bool
+	what   string
+	try    func() error // with memory of ours
+	remedy string
+}
 
-// checkMemory asks this kernel whether it has the kinds of memory that the image holds.
+var memoryTrials = [...]memoryTrial{
+	{func(v *image.VMA) bool { return len(v.Guards) > 0 && v.Kind == image.VMAAnon },
+		"guard pages (MADV_GUARD_INSTALL)", func() error { return tryGuard(unix.MAP_PRIVATE) }, "restore it under Linux 6.13 or newer"},
+	{func(v *image.VMA) bool { return len(v.Guards) > 0 && v.Kind != image.VMAAnon },
+		"guard pages (MADV_GUARD_INSTALL) in a mapped file or in shared memory", func() error { return tryGuard(unix.MAP_SHARED) }, "restore it under Linux 6.15 or newer"},
+	{func(v *image.VMA) bool { return v.Flags&unix.MAP_TYPE == unix.MAP_DROPPABLE },
+		"droppable memory (MAP_DROPPABLE)", tryDroppable, "restore it under Linux 6.11 or newer"},
+}
+
+// checkMemory asks whether this kernel can make memory of the kinds that the image has, by
+// trying it out here.
 func checkMemory(m *image.Manifest) error {
-	var droppable, guards, fileGuards error
-	asked := false
-	ask := func() {
-		if !asked {
-			asked = true
-			droppable, guards, fileGuards = tryDroppable(), tryGuard(unix.MAP_PRIVATE), tryGuard(unix.MAP_SHARED)
+	for i := range memoryTrials {
+		if err := memoryTrials[i].check(m); err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+func (c *memoryTrial) check(m *image.Manifest) error {
+	pid, v := needs(m, c.needs)
+	if v == nil {
+		return nil
+	}
+	if err := c.try(); err != nil {
+		return &HostError{What: fmt.Sprintf("pid %d has %s at %#x, and this kernel makes none", pid, c.what, v.Start), Err: err, Remedy: c.remedy}
+	}
+	return nil
+}
+
+// needs finds the first VMA of an image of which f is true, or nil.
+func needs(m *image.Manifest, f func(v *image.VMA) bool) (pid int32, v *image.VMA) {
 	for i := range m.Tasks {
 		t := &m.Tasks[i]
 		if t.MM == 0 {
 			continue
 		}
-		for k := range m.MMs[t.MM-1].VMAs {
-			v := &m.MMs[t.MM-1].VMAs[k]
-			isDroppable := v.Flags&mapType == unix.MAP_DROPPABLE
-			if !isDroppable && len(v.Guards) == 0 {
-				continue
-			}
-			ask()
-			what, remedy, err := "is MAP_DROPPABLE", "restore it on Linux 6.11 or newer", error(nil)
-			switch {
-			case isDroppable && droppable != nil:
-				err = droppable
-			case len(v.Guards) > 0 && v.Kind == image.VMAAnon:
-				what, remedy, err = "has guard regions", "restore it on Linux 6.13 or newer", guards
-			case len(v.Guards) > 0:
-				what, remedy, err = "of a file has guard regions", "restore it on Linux 6.15 or newer", fileGuards
-			}
-			if err != nil {
-				return &HostError{What: fmt.Sprintf("pid %d: memory at %#x %s, which this kernel cannot make", t.PID, v.Start, what), Err: err, Remedy: remedy}
+		vmas := m.MMs[t.MM-1].VMAs
+		for k := range vmas {
+			if f(&vmas[k]) {
+				return t.PID, &vmas[k]
 			}
 		}
 	}
-	return nil
+	return 0, nil
 }
 
-// tryDroppable makes and drops a page of such memory.
-func tryDroppable() error {
-	b, err := unix.Mmap(-1, 0, pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_DROPPABLE|unix.MAP_ANONYMOUS)
+// tryGuard installs a guard page in anonymous memory, which is a file of the kernel's if it is shared.
+func tryGuard(typ int) error {
+	b, err := unix.Mmap(-1, 0, image.PageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANONYMOUS|typ)
 	if err != nil {
-		return err
+		return fmt.Errorf("mmap: %w", err)
+	}
+	return errors.Join(unix.Madvise(b, madvGuardInstall), unix.Munmap(b))
+}
+
+func tryDroppable() error {
+	b, err := unix.Mmap(-1, 0, image.PageSize, unix.PROT_READ, unix.MAP_ANONYMOUS|unix.MAP_DROPPABLE)
+	if err != nil {
+		return fmt.Errorf("mmap: %w", err)
 	}
 	return unix.Munmap(b)
-}
-
-// tryGuard makes a page of ours, private or shared, a guard page.
-func tryGuard(sharing int) error {
-	b, err := unix.Mmap(-1, 0, pageSize, unix.PROT_READ|unix.PROT_WRITE, sharing|unix.MAP_ANONYMOUS)
-	if err != nil {
-		return err
-	}
-	defer unix.Munmap(b) // it cannot fail for a mapping of our own
-	if _, _, errno := unix.Syscall(unix.SYS_MADVISE, uintptr(unsafe.Pointer(&b[0])), pageSize, madvGuardInstall); errno != 0 {
-		return errno
-	}
-	return nil
 }

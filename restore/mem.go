@@ -18,9 +18,6 @@ const (
 	archMapVDSO  = 0x2003           // ARCH_MAP_VDSO_64 of asm/prctl.h
 	prSetVMA     = 0x53564d41       // PR_SET_VMA of linux/prctl.h
 	prSetVMAName = 0                // PR_SET_VMA_ANON_NAME
-
-	madvGuardInstall = 102 // MADV_GUARD_INSTALL of asm-generic/mman-common.h (Linux 6.13)
-	madvGuardRemove  = 103
 )
 
 // feeder runs calls in batches as large as fit.
@@ -89,6 +86,9 @@ func (j *job) buildMemory(ctx context.Context, p *proc) error {
 	}
 	f := &feeder{p: p}
 	if err := f.each(mm.VMAs, func(b *ptrace.Batch, v *image.VMA) { adviseVMA(b, v) }); err != nil {
+		return err
+	}
+	if err := f.guard(mm); err != nil {
 		return err
 	}
 	exe := []int{j.mapped[mapKey{mm.Exe.Path, false}]}
@@ -262,8 +262,8 @@ var advices = map[string]uint64{
 	"sr": unix.MADV_SEQUENTIAL,
 }
 
-// adviseVMA queues what comes after a VMA is filled: its final protection, its flags, its
-// name, and its lock, which brings in pages that are missing.
+// adviseVMA queues what comes after a VMA is filled: its final protection, its flags and its
+// name. Its guards and its lock, which brings in pages that are missing, follow in feeder.guard.
 func adviseVMA(b *ptrace.Batch, v *image.VMA) {
 	if v.Kind == image.VMAVDSO || v.Kind == image.VMAVvar {
 		return
@@ -280,19 +280,6 @@ func adviseVMA(b *ptrace.Batch, v *image.VMA) {
 	if name, ok := anonName(v.Name); ok {
 		b.Call(unix.SYS_PRCTL, prSetVMA, prSetVMAName, v.Start, v.End-v.Start, b.Put(append([]byte(name), 0)).Addr()).
 			Label(fmt.Sprintf("name the memory at %#x %q", v.Start, name))
-	}
-	for _, g := range v.Guards { // locked memory takes none
-		b.Call(unix.SYS_MADVISE, g.Start, g.Len, madvGuardInstall).Label(fmt.Sprintf("make guard pages at %#x-%#x", g.Start, g.Start+g.Len))
-	}
-	if slices.Contains(v.VMFlags, "lo") {
-		flags := uint64(0)
-		if slices.Contains(v.VMFlags, "lf") {
-			flags = unix.MLOCK_ONFAULT
-		}
-		c := b.Call(unix.SYS_MLOCK2, v.Start, v.End-v.Start, flags).Label(fmt.Sprintf("lock %#x-%#x", v.Start, v.End))
-		if v.Prot&unix.PROT_READ == 0 || len(v.Guards) > 0 {
-			c.Ignore() // it is locked, and ENOMEM says that its pages cannot be brought in
-		}
 	}
 }
 

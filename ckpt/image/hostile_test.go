@@ -115,6 +115,17 @@ func TestValidate(t *testing.T) {
 			anon(m).Guards = []image.Extent{{Start: anon(m).Start, Len: 8192}, {Start: anon(m).Start + 4096, Len: 4096}}
 		}},
 		{"mms[0].vmas[0].flags", func(m *M) { m.MMs[0].VMAs[0].Flags = 8 }},
+		{"mms[0].vmas[1].guards[0]", func(m *M) { anon(m).Guards = []image.Extent{{Start: anon(m).End - 4096, Len: 1<<64 - 4096}} }},
+		{"mms[0].vmas[1].guards[0]", func(m *M) { anon(m).Guards = []image.Extent{{Start: anon(m).Start + 0x1000, Len: 0x8000}} }},
+		{"mms[0].vmas[1].guards[1]", func(m *M) {
+			anon(m).Guards = []image.Extent{{Start: anon(m).Start + 0x1000, Len: 0x2000}, {Start: anon(m).Start + 0x2000, Len: 0x1000}}
+		}},
+		{"mms[0].vmas[1].guards[1]", func(m *M) {
+			anon(m).Guards = []image.Extent{{Start: anon(m).Start + 0x1000, Len: 0x1000}, {Start: anon(m).Start + 0x2e000, Len: 0x2000}}
+		}},
+		{"mms[0].vmas[3].guards", func(m *M) {
+			m.MMs[0].VMAs[3].Guards = []image.Extent{{Start: m.MMs[0].VMAs[3].Start, Len: 4096}}
+		}},
 		{"segments[0].extents[1]", func(m *M) { m.Segments[0].Size = 296 << 10 }},
 		{"segments[0].size", func(m *M) { m.Segments[0].Size = -1 }},
 		{"segments[0].size", func(m *M) { m.Segments[0].Size = 1<<62 + 1 }},

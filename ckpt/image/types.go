@@ -269,7 +269,7 @@ type VMA struct {
 	Segment ObjRef     `cbor:"9,keyasint,omitempty" json:"segment,omitempty"`
 	Name    string     `cbor:"10,keyasint,omitempty" json:"name,omitempty"` // "[heap]", "[stack]", "[anon:NAME]"; for people, and for PR_SET_VMA_ANON_NAME
 	Extents []Extent   `cbor:"11,keyasint,omitempty" json:"extents,omitempty"`
-	THP     bool       `cbor:"12,keyasint,omitempty" json:"thp,omitempty"` // held huge pages: refilled with huge pages
+	THP     bool       `cbor:"12,keyasint,omitempty" json:"thp,omitempty"`    // held huge pages: refilled with huge pages
 	Guards  []Extent   `cbor:"13,keyasint,omitempty" json:"guards,omitempty"` // guard regions (MADV_GUARD_INSTALL)
 }
 

@@ -13,11 +13,10 @@ const (
 	maxVMFlags  = 64
 	protMask    = 7 // PROT_READ|PROT_WRITE|PROT_EXEC
 
-	mapShared  = 1 // MAP_SHARED and MAP_PRIVATE of mmap(2)
-	mapPrivate = 2
-
-	mapDroppable = 8
-	mapType    = 15
+	mapShared    = 1 // MAP_SHARED and MAP_PRIVATE of mmap(2)
+	mapPrivate   = 2
+	mapDroppable = 8 // MAP_DROPPABLE, Linux 6.11
+	mapType      = 15
 
 	sigKill = 9
 	sigStop = 19
@@ -90,8 +89,32 @@ func (v *VMA) validate(after uint64, m *Manifest) error {
 		v.File.validate("file"),
 		v.backing(m),
 		validExtents("extents", v.Extents, v.Start, v.End),
-		validExtents("guards", v.Guards, v.Start, v.End),
+		v.validGuards(),
 	)
+}
+
+// validGuards checks that guard regions are whole pages of the VMA, in order, and that the
+// image holds none of these pages.
+func (v *VMA) validGuards() error {
+	if len(v.Guards) == 0 {
+		return nil
+	}
+	if v.Kind == VMAVDSO || v.Kind == VMAVvar {
+		return bad("guards", "there are %d in a VMA of kind %d", len(v.Guards), v.Kind)
+	}
+	if err := validExtents("guards", v.Guards, v.Start, v.End); err != nil {
+		return err
+	}
+	rest := v.Extents
+	for i, g := range v.Guards {
+		for len(rest) > 0 && rest[0].Start+rest[0].Len <= g.Start {
+			rest = rest[1:]
+		}
+		if len(rest) > 0 && rest[0].Start < g.Start+g.Len {
+			return at(bad("", "%#x bytes at %#x lie in the extent at %#x", g.Len, g.Start, rest[0].Start), "guards[%d]", i)
+		}
+	}
+	return nil
 }
 
 // backing checks that a VMA has what its kind needs and nothing else.

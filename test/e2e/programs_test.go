@@ -26,6 +26,8 @@ var programs = []program{
 	{"mem_flags", "mem_flags", nil, true},
 	{"mem_hugetlb", "mem_hugetlb", nil, true},
 	{"mem_guard", "mem_guard", nil, true},
+	{"mem_guards", "mem_guards", nil, true},
+	{"mem_droppable", "mem_droppable", nil, true},
 	{"cpu_avx_x87", "cpu", nil, true},
 	{"cpu_avx512", "cpu", []string{"avx512"}, true},
 	{"cpu_amx", "vector", []string{"amx"}, true},
