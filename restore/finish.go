@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/kind"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"github.com/ckptfs/ckptfs/ckpt/task"
 	"golang.org/x/sys/unix"
@@ -122,10 +123,28 @@ func (j *job) writeLast(p *proc) error {
 	if err != nil {
 		return err
 	}
+	if err := j.startFiles(p); err != nil {
+		return err
+	}
 	if err := j.restartSleeps(p); err != nil {
 		return err
 	}
 	return j.leaveHole(p)
+}
+
+// startFiles starts the clocks of the files that p is the first to have.
+func (j *job) startFiles(p *proc) error {
+	for _, fd := range j.m.FDTables[p.task.Threads[0].FDTable-1].FDs {
+		rec := &j.m.Files[fd.File-1]
+		s, ok := kind.ByName(rec.Kind).(kind.Starter)
+		if !ok || j.holder[fd.File] != (slot{p.pid, int(fd.Num)}) {
+			continue
+		}
+		if err := s.Start(rec, int(fd.Num), remoteProcess{j, p}); err != nil {
+			return j.fileError(fd.File, "", "", err)
+		}
+	}
+	return nil
 }
 
 // leaveHole unmaps the stub's memory, by the syscall instruction of the vdso.

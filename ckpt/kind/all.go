@@ -11,6 +11,8 @@ func All() []Kind {
 		pipe{},
 		fifo{},
 		eventFD{},
+		signalFD{},
+		timerFD{},
 		epoll{},
 		memFD{},
 		charDev{},

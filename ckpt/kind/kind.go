@@ -57,7 +57,14 @@ type Finisher interface {
 	Finish(rec *image.File, fd int, p Process) error
 }
 
-// Process is what a Finisher may do in a restored process.
+// Starter is a kind with a step that starts a clock: it is taken when everything else of the
+// process is as it was, in the process that is the first to have the file.
+type Starter interface {
+	// Start is called once; the process holds the file under the number fd.
+	Start(rec *image.File, fd int, p Process) error
+}
+
+// Process is what a Finisher or Starter may do in a restored process.
 type Process interface {
 	// Syscall runs one system call in the process.
 	Syscall(nr uintptr, args ...uint64) (uint64, error)

@@ -42,10 +42,6 @@ func anonymous(name string) (what, remedy string) {
 	switch name {
 	case "io_uring":
 		return "an io_uring has requests in the kernel that cannot be read", "run the program without io_uring (nodejs: UV_USE_IO_URING=0, others: their setting for it)"
-	case "timerfd":
-		return "timerfds are not kept", "use timer_create(2) or a timeout of poll, or close it before the checkpoint"
-	case "signalfd":
-		return "signalfds are not kept", "use signal handlers or sigwaitinfo(2), or close it before the checkpoint"
 	case "inotify", "fanotify":
 		return name + " watches are not kept", after
 	case "pidfd":

@@ -15,6 +15,8 @@ type FDInfo struct {
 	Ino   uint64
 
 	EventFD *EventFD     // eventfd only
+	TimerFD *TimerFD     // timerfd only
+	SigMask *uint64      // signalfd only: bit n-1 is signal n
 	Epoll   []EpollEntry // epoll only
 	Locks   []string     // "lock:" lines, raw
 	Other   []string     // every other line, raw
@@ -88,6 +90,15 @@ func (f *FDInfo) parseLine(line []byte) (common, ok bool) {
 			f.EventFD = new(EventFD)
 		}
 		return false, f.EventFD.parse(string(key), value)
+	case "clockid", "ticks", "settime flags", "it_value", "it_interval":
+		if f.TimerFD == nil {
+			f.TimerFD = new(TimerFD)
+		}
+		return false, f.TimerFD.parse(string(key), value)
+	case "sigmask":
+		mask, ok := whole(value, 16)
+		f.SigMask = &mask
+		return false, ok
 	case "lock":
 		f.Locks = append(f.Locks, string(line))
 		return false, true

@@ -47,6 +47,7 @@ var programs = []program{
 	{"files_pipes", "files", []string{"pipes"}, true},
 	{"files_events", "files", []string{"events"}, true},
 	{"files_devices", "files", []string{"devices"}, true},
+	{"files_clocks", "clocks", nil, false},
 	{"files_owner", "files", []string{"owner"}, true},
 	{"files_all", "files", nil, true},
 	{"files_writers", "writers", nil, false},

@@ -21,8 +21,6 @@ var refusals = []struct {
 	{"clonevm", []string{"CLONE_VM"}},
 	{"packetpipe", []string{"fd 4", "packet"}},
 	{"inotify", []string{"fd 3", "inotify"}},
-	{"timerfd", []string{"fd 3", "timerfd"}},
-	{"signalfd", []string{"fd 3", "signalfd"}},
 	{"io_uring", []string{"fd 3", "io_uring"}},
 	{"pidfd", []string{"fd 3", "pidfd"}},
 	{"flock", []string{"fd 3", "lock"}},

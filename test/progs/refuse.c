@@ -6,9 +6,7 @@
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/ptrace.h>
-#include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/timerfd.h>
 
 static int lockfile(void) { return MUST(open("lock", O_RDWR | O_CREAT | O_TRUNC, 0644)); }
 
@@ -44,14 +42,7 @@ static void make(const char *what)
 		MUST(write(p[1], "a packet", 8));
 	} else if (strcmp(what, "inotify") == 0)
 		MUST(inotify_init1(0));
-	else if (strcmp(what, "timerfd") == 0)
-		MUST(timerfd_create(CLOCK_MONOTONIC, 0));
-	else if (strcmp(what, "signalfd") == 0) {
-		sigset_t s;
-		sigemptyset(&s);
-		sigaddset(&s, SIGUSR1);
-		MUST(signalfd(-1, &s, 0));
-	} else if (strcmp(what, "io_uring") == 0) {
+	else if (strcmp(what, "io_uring") == 0) {
 		struct io_uring_params p;
 		memset(&p, 0, sizeof p);
 		MUST(syscall(SYS_io_uring_setup, 4, &p));
