@@ -45,7 +45,7 @@ func (c *Checkpoint) capture(s *survey, procs []*proc, undo *undoStack) error {
 		return got.err
 	}
 	c.addFiles(got)
-	return c.captureSegments(procs)
+	return c.captureSegments(s)
 }
 
 // captureProcs reads the processes, one after the other.
@@ -302,7 +302,7 @@ func (c *Checkpoint) readFiles(s *survey, pids []int) (got captured, err error) 
 	}
 	defer set.close()
 	sc := s.scene(set) // with the answers about other processes that the look has got
-	sc.Blob, sc.Segment = c.blob, c.segs.ofFile
+	sc.Blob, sc.Segment, sc.Gone = c.blob, c.segs.ofFile, c.segs.ofGoneFile
 	got.lost = set.check(sc)
 	if err := image.Refusals(got.lost); err != nil {
 		return got, err
@@ -328,23 +328,6 @@ func (c *Checkpoint) addFiles(got captured) {
 			t.Foreground = 0
 		}
 	}
-}
-
-// captureSegments copies the shared memory that is mapped but perhaps not open.
-func (c *Checkpoint) captureSegments(procs []*proc) error {
-	for _, p := range procs {
-		for i := range p.mem.areas {
-			a := &p.mem.areas[i]
-			if a.kind != image.VMASegment {
-				continue
-			}
-			if _, err := c.segs.ofArea(p.pid, a); err != nil {
-				return err
-			}
-		}
-	}
-	c.m.Segments = c.segs.list
-	return nil
 }
 
 // blob is kind.Scene.Blob.

@@ -20,6 +20,7 @@ type looked struct {
 	stat   procfs.Stat
 	status procfs.Status
 	areas  []area
+	exe    whereabouts
 }
 
 // zombie reports whether nothing but an exit status is left of the process.
@@ -161,7 +162,7 @@ func (s *survey) lookAt(pid int) (*looked, error) {
 	var bad []image.Finding
 	l.areas, bad = areas(pid, smaps)
 	s.findings = append(s.findings, bad...)
-	return l, nil
+	return l, s.lookAtExe(l)
 }
 
 // vforkKind is the kind of a finding that goes away by itself, as a rule at once.
@@ -262,7 +263,7 @@ func (s *survey) treePIDs() []int {
 func (s *survey) scene(set *fileSet) *kind.Scene {
 	return &kind.Scene{Files: set.found, Outside: s.out.fd, Root: "/", // paths in /proc are as we see them
 		Blob:    func([]byte) image.ObjRef { return 0 },
-		Segment: func(*kind.Found) (image.ObjRef, error) { return 0, nil }}
+		Segment: func(*kind.Found) (image.ObjRef, error) { return 0, nil }, MapsGone: s.mapsGone}
 }
 
 // checkSegments refuses shared memory that somebody outside the tree sees too: after a
@@ -274,7 +275,11 @@ func (s *survey) checkSegments() {
 			if a.kind != image.VMASegment || !a.Shared {
 				continue
 			}
-			if pid := s.out.memory(a.Dev, a.Ino); pid != 0 {
+			pid := s.out.memory(a.Dev, a.Ino)
+			if g := a.gone; g != nil && pid == 0 { // maps may show another device than stat(2)
+				pid = s.out.holder(g.st.Dev, g.st.Ino)
+			}
+			if pid != 0 {
 				s.findings = append(s.findings, image.Finding{Severity: image.Refuse, PID: int32(l.pid), FD: image.NoFD, Addr: a.Start,
 					Kind: "shared memory " + a.Path, What: fmt.Sprintf("pid %d, which is outside the tree, shares it", pid),
 					Remedy: fmt.Sprintf("checkpoint a tree that holds pid %d too", pid)})

@@ -7,11 +7,16 @@ import (
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
 )
 
 // finishManifest adds the memory to the manifest: which pages there are is read from the
 // snapshots while the tree runs on. Afterwards the image's size is known.
 func (c *Checkpoint) finishManifest(s *survey) error {
+	if err := c.segs.finish(); err != nil {
+		return err
+	}
+	c.m.Segments = c.segs.list
 	for i, p := range c.procs {
 		if p.mem.snap != nil {
 			if err := p.refine(); err != nil {
@@ -50,7 +55,7 @@ func (c *Checkpoint) addVMAs(mm *image.MM, p *proc) error {
 		a := &p.mem.areas[i]
 		v := a.vma()
 		if a.kind == image.VMASegment {
-			if v.Segment = c.segs.refs[inode{a.Dev, a.Ino}]; v.Segment == 0 {
+			if v.Segment = c.segs.refs[a.inode()]; v.Segment == 0 {
 				return fmt.Errorf("pid %d: shared memory at %#x was not captured: %w", p.pid, a.Start, errRaced)
 			}
 		}
@@ -89,7 +94,7 @@ func Estimate(pid int) (int64, error) {
 			continue // it ended meanwhile, or it is a zombie
 		}
 		tids, _ := threads(p)
-		total += int64(st.VmRSS+st.VmSwap) + int64(len(tids))*16<<10 + heldByFDs(p)
+		total += int64(st.VmRSS+st.VmSwap) + int64(len(tids))*16<<10 + heldByFDs(p) + heldByMaps(p)
 	}
 	return (total + total/16 + 1<<20) &^ int64(pageSize-1), nil
 }
@@ -115,6 +120,28 @@ func heldByFDs(pid int) int64 {
 			if st, err := os.Stat(path); err == nil {
 				total += st.Size()
 			}
+		}
+	}
+	return total
+}
+
+// heldByMaps is about how much the deleted files that a process maps add to an image.
+func heldByMaps(pid int) (total int64) {
+	maps, err := readMaps(pid)
+	if err != nil {
+		return 0
+	}
+	seen := map[inode]bool{}
+	for i := range maps {
+		m := &maps[i]
+		key := inode{m.Dev, m.Ino}
+		if !m.Deleted || isSegment(m) || isHuge(m) || seen[key] {
+			continue
+		}
+		seen[key] = true
+		var st unix.Stat_t
+		if unix.Stat(mapFile(pid, m), &st) == nil {
+			total += st.Blocks * 512
 		}
 	}
 	return total

@@ -102,7 +102,7 @@ func (o *outside) memory(dev, ino uint64) int {
 				continue
 			}
 			for i := range ms {
-				if isSegment(&ms[i]) {
+				if isSegment(&ms[i]) || ms[i].Shared && ms[i].Deleted {
 					o.maps[inode{ms[i].Dev, ms[i].Ino}] = pid
 				}
 			}
@@ -112,6 +112,11 @@ func (o *outside) memory(dev, ino uint64) int {
 	if pid := o.maps[inode{dev, ino}]; pid != 0 {
 		return pid
 	}
+	return o.holder(dev, ino)
+}
+
+// holder returns the pid of another process that has the file with these numbers open, or 0.
+func (o *outside) holder(dev, ino uint64) int {
 	if pid := o.fd(dev, ino, unix.O_RDONLY); pid != 0 {
 		return pid
 	}

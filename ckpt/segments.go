@@ -16,10 +16,14 @@ import (
 type segments struct {
 	refs   map[inode]image.ObjRef
 	list   []image.Segment
-	copies []*held
+	copies []content
+	// Files that are gone: those that the tree could write to once it goes on.
+	written map[image.ObjRef]bool
 }
 
-func newSegments() *segments { return &segments{refs: map[inode]image.ObjRef{}} }
+func newSegments() *segments {
+	return &segments{refs: map[inode]image.ObjRef{}, written: map[image.ObjRef]bool{}}
+}
 
 // free gives the copies back.
 func (s *segments) free() {
@@ -28,13 +32,72 @@ func (s *segments) free() {
 	}
 }
 
+// captureSegments copies the shared memory that is mapped but perhaps not open, and the deleted
+// files that are mapped or executed.
+func (c *Checkpoint) captureSegments(s *survey) error {
+	for i, p := range c.procs {
+		for k := range p.mem.areas {
+			a := &p.mem.areas[k]
+			if a.kind != image.VMASegment {
+				continue
+			}
+			if a.gone != nil && !s.mapsGone(a.gone.st.Dev, a.gone.st.Ino) {
+				return fmt.Errorf("pid %d: the file mapped at %#x was deleted just now: %w", p.pid, a.Start, errRaced)
+			}
+			if _, err := c.segs.ofArea(p.pid, a); err != nil {
+				return err
+			}
+		}
+		if err := c.captureExe(s, p, &c.m.MMs[i]); err != nil {
+			return err
+		}
+	}
+	if !c.snapshots() {
+		return nil // the tree writes nothing before all is read
+	}
+	return c.segs.copyWritten()
+}
+
+// captureExe records where the executable is. Task has filled in what it is.
+func (c *Checkpoint) captureExe(s *survey, p *proc, mm *image.MM) error {
+	var w whereabouts
+	if l := p.looked; l != nil && keyOf(&l.exe.st) == (inode{mm.Exe.Dev, mm.Exe.Ino}) && (l.exe.gone || leadsTo(l.exe.path, &l.exe.st)) {
+		w = l.exe
+	} else { // it has been executed since, or deleted
+		var no *notFound
+		var err error
+		if w, no, err = findExe(p.pid); err != nil {
+			return fmt.Errorf("pid %d: %w", p.pid, err)
+		}
+		if no != nil {
+			return image.Refusals([]image.Finding{no.executable(p.pid, &w)})
+		}
+	}
+	mm.Exe.Path, mm.ExeWas = w.path, w.was
+	if !w.gone {
+		return nil
+	}
+	if !s.mapsGone(w.st.Dev, w.st.Ino) {
+		return fmt.Errorf("pid %d: its executable %s was deleted just now: %w", p.pid, w.path, errRaced)
+	}
+	var err error
+	mm.ExeSegment, err = c.segs.ofGone(procPath(p.pid, "exe"), &w)
+	return err
+}
+
 // ofArea returns the segment that a mapping shows.
 func (s *segments) ofArea(pid int, a *area) (image.ObjRef, error) {
+	if a.gone != nil {
+		ref, err := s.ofGone(mapFile(pid, &a.Mapping), a.gone)
+		if err == nil && a.mayWrite() {
+			s.written[ref] = true
+		}
+		return ref, err
+	}
 	if ref := s.refs[inode{a.Dev, a.Ino}]; ref != 0 {
 		return ref, nil
 	}
-	path := fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, a.Start, a.End)
-	f, err := os.Open(path)
+	f, err := os.Open(mapFile(pid, &a.Mapping))
 	if err != nil {
 		return 0, fmt.Errorf("pid %d: shared memory at %#x: %w; it needs root in the initial user namespace", pid, a.Start, err)
 	}
@@ -91,7 +154,7 @@ func (s *segments) add(f *os.File, key inode, path string) (image.ObjRef, error)
 	return s.refs[key], nil
 }
 
-// dataExtents finds what of a tmpfs file is not a hole, in whole pages.
+// dataExtents finds what of a file is not a hole, in whole pages.
 func dataExtents(f *os.File, size int64) ([]image.Extent, error) {
 	var out []image.Extent
 	page := int64(os.Getpagesize())
@@ -107,11 +170,25 @@ func dataExtents(f *os.File, size int64) ([]image.Extent, error) {
 		if err != nil {
 			return nil, fmt.Errorf("SEEK_HOLE: %w", err)
 		}
-		from, to = from/page*page, (to+page-1)/page*page
-		out = append(out, image.Extent{Start: uint64(from), Len: uint64(to - from)})
+		to = min(to, size)
+		if to <= from {
+			return out, nil // it was cut meanwhile
+		}
 		at = to
+		from, to = from/page*page, (to+page-1)/page*page
+		out = joined(out, uint64(from), uint64(to))
 	}
 	return out, nil
+}
+
+// joined adds the pages from start to end, of which the last extent may hold some already, as a
+// file's blocks can be smaller than a page.
+func joined(all []image.Extent, start, end uint64) []image.Extent {
+	if n := len(all); n > 0 && start <= all[n-1].Start+all[n-1].Len {
+		all[n-1].Len = max(all[n-1].Len, end-all[n-1].Start)
+		return all
+	}
+	return append(all, image.Extent{Start: start, Len: end - start})
 }
 
 // paddedReader reads zeros where the file's last page ends early.

@@ -27,6 +27,8 @@ type area struct {
 	procfs.Smap
 	kind image.VMAKind
 	file image.MappedFile // VMAFile kinds
+	was  string           // VMAFile kinds: the name that maps shows, if file has another one now
+	gone *whereabouts     // VMASegment: a file that has no name left
 }
 
 // special reports whether the kernel made the mapping and makes it again with the vdso.
@@ -124,30 +126,47 @@ func checkArea(pid int, a *area) (image.Finding, bool) {
 }
 
 // identify records the file behind an area. The path must lead to the very file that is
-// mapped, or a restore would map another one.
+// mapped, or a restore would map another one; one that no path leads to becomes a segment.
 func identify(pid int, a *area) (image.Finding, bool) {
 	refuse := func(what, remedy string) (image.Finding, bool) {
 		return image.Finding{Severity: image.Refuse, PID: int32(pid), FD: image.NoFD, Addr: a.Start, Kind: "mapped file " + a.Path, What: what, Remedy: remedy}, true
 	}
+	shown := a.Path
 	if a.Deleted {
-		return refuse("the file has been deleted or replaced since it was mapped", "restart the program, or put the file back")
+		shown += deletedMark
 	}
-	var mapped, named unix.Stat_t
-	link := fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, a.Start, a.End)
-	if err := unix.Stat(link, &mapped); err != nil {
-		return refuse("the kernel does not let us look at it: "+err.Error(), "run ckptfs as root in the initial user namespace")
+	w, no := findMapped(mapFile(pid, &a.Mapping), shown)
+	if no != nil {
+		return refuse(no.what, no.remedy)
 	}
-	if err := unix.Stat(a.Path, &named); err != nil {
-		return refuse("its path leads nowhere: "+err.Error(), "put the file back")
+	if w.gone {
+		a.kind, a.gone = image.VMASegment, &w
+		return image.Finding{}, false
 	}
-	if mapped.Dev != named.Dev || mapped.Ino != named.Ino {
-		return refuse("its path leads to another file now", "restart the program, or put the file back")
-	}
-	if t := mapped.Mode & unix.S_IFMT; t != unix.S_IFREG && !(t == unix.S_IFCHR && a.Path == "/dev/zero") {
+	if t := w.st.Mode & unix.S_IFMT; t != unix.S_IFREG && !(t == unix.S_IFCHR && a.Path == "/dev/zero") {
 		return refuse("it is a device, and what a driver maps cannot be made anew", "let the program unmap it")
 	}
-	a.file = mappedFile(a.Path, &mapped)
+	a.file, a.was = mappedFile(w.path, &w.st), w.was
 	return image.Finding{}, false
+}
+
+// mapFile is the link that leads to the file behind a mapping.
+func mapFile(pid int, m *procfs.Mapping) string {
+	return fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, m.Start, m.End)
+}
+
+// inode is how the segment behind an area is told from others.
+func (a *area) inode() inode {
+	if a.gone != nil {
+		return keyOf(&a.gone.st)
+	}
+	return inode{a.Dev, a.Ino}
+}
+
+// mayWrite reports whether the process can write to what is behind the area, also if little is
+// known of it.
+func (a *area) mayWrite() bool {
+	return a.Shared && (a.Write || a.HasFlag("mw") || len(a.Flags) == 0)
 }
 
 // mappedFile is the identity of a file from its path and stat.
@@ -174,7 +193,7 @@ func (a *area) hasPages() bool {
 
 // vma is the area as the image describes it, without its pages.
 func (a *area) vma() image.VMA {
-	v := image.VMA{Start: a.Start, End: a.End, Kind: a.kind, VMFlags: a.Flags, Offset: a.Offset, File: a.file, THP: a.AnonHuge > 0}
+	v := image.VMA{Start: a.Start, End: a.End, Kind: a.kind, VMFlags: a.Flags, Offset: a.Offset, File: a.file, Was: a.was, THP: a.AnonHuge > 0}
 	for _, p := range []struct {
 		on  bool
 		bit uint32

@@ -32,6 +32,9 @@ func (j *job) checkAll(ctx context.Context, deadline time.Time) error {
 	if err := checkMemory(j.m); err != nil {
 		return err
 	}
+	if err := checkGone(j.m); err != nil {
+		return err
+	}
 	if err := checkMapped(j.m); err != nil {
 		return err
 	}
@@ -131,7 +134,10 @@ func checkMapped(m *image.Manifest) error {
 			continue
 		}
 		mm := &m.MMs[t.MM-1]
-		files := []*image.MappedFile{&mm.Exe}
+		var files []*image.MappedFile
+		if mm.ExeSegment == 0 {
+			files = append(files, &mm.Exe)
+		}
 		for k := range mm.VMAs {
 			if v := &mm.VMAs[k]; v.Kind == image.VMAFilePrivate || v.Kind == image.VMAFileShared {
 				files = append(files, &v.File)

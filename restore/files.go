@@ -101,7 +101,10 @@ func (j *job) openAll() error {
 	if err := j.depot.flush(); err != nil {
 		return err
 	}
-	return j.closeShared()
+	if err := j.closeShared(); err != nil {
+		return err
+	}
+	return j.settleGone()
 }
 
 // openFiles opens files with the credentials of the calling thread and puts them by.
@@ -170,8 +173,11 @@ func (j *job) openMapped() error {
 			continue
 		}
 		mm := &j.m.MMs[t.MM-1]
-		if err := j.openMap(int(t.PID), &mm.Exe, false); err != nil {
-			return err
+		j.otherNames(t.PID, mm)
+		if mm.ExeSegment == 0 {
+			if err := j.openMap(int(t.PID), &mm.Exe, false); err != nil {
+				return err
+			}
 		}
 		for k := range mm.VMAs {
 			v := &mm.VMAs[k]

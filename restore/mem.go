@@ -91,7 +91,7 @@ func (j *job) buildMemory(ctx context.Context, p *proc) error {
 	if err := f.guard(mm); err != nil {
 		return err
 	}
-	exe := []int{j.mapped[mapKey{mm.Exe.Path, false}]}
+	exe := []int{j.executable(mm)}
 	return j.arrive(p, 0, nil, exe, 0, func(b *ptrace.Batch, at []int) {
 		task.WriteMM(b, mm, at[0])
 		b.Call(unix.SYS_CLOSE, uint64(at[0])).Label("close the executable")

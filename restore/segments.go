@@ -14,13 +14,13 @@ func (j *job) makeSegments() error {
 	for i := range j.m.Segments {
 		ref := image.ObjRef(i + 1)
 		seg := &j.m.Segments[i]
-		fd, err := makeSegment(seg)
+		fd, err := j.makeSegment(ref)
 		if err != nil {
-			return fmt.Errorf("shared memory %d (%q, %d bytes): %w", ref, seg.Name, seg.Size, err)
+			return fmt.Errorf("shared memory %d (%q, %d bytes): %w", ref, seg.Name+seg.Path, seg.Size, err)
 		}
 		j.segs = append(j.segs, fd)
 		if err := j.fillSegment(ref, fd); err != nil {
-			return fmt.Errorf("shared memory %d (%q, %d bytes): %w", ref, seg.Name, seg.Size, err)
+			return fmt.Errorf("shared memory %d (%q, %d bytes): %w", ref, seg.Name+seg.Path, seg.Size, err)
 		}
 	}
 	return j.reopenSegments()
@@ -45,10 +45,14 @@ func (j *job) reopenSegments() error {
 	return nil
 }
 
-// makeSegment returns a descriptor of new shared memory: a memfd, or what
+// makeSegment returns a descriptor of new shared memory: a deleted file, a memfd, or what
 // mmap(MAP_SHARED|MAP_ANONYMOUS) makes, which can be opened through /proc/self/map_files.
-func makeSegment(seg *image.Segment) (int, error) {
-	if !seg.Memfd {
+func (j *job) makeSegment(ref image.ObjRef) (int, error) {
+	seg := &j.m.Segments[ref-1]
+	switch {
+	case seg.Path != "":
+		return j.makeGone(ref)
+	case !seg.Memfd:
 		return anonSegment(seg.Size)
 	}
 	fd, err := unix.MemfdCreate(seg.Name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|mfdExec)

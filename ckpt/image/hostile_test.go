@@ -14,6 +14,10 @@ import (
 func TestValidate(t *testing.T) {
 	type M = image.Manifest
 	anon := func(m *M) *image.VMA { return &m.MMs[0].VMAs[1] }
+	gone := func(m *M) *image.Segment {
+		m.Segments[0].Path, m.Segments[0].Mode = "/tmp/gone", 0o100600
+		return &m.Segments[0]
+	}
 	for _, c := range []struct {
 		path  string
 		spoil func(m *M)
@@ -126,6 +130,21 @@ func TestValidate(t *testing.T) {
 		{"mms[0].vmas[3].guards", func(m *M) {
 			m.MMs[0].VMAs[3].Guards = []image.Extent{{Start: m.MMs[0].VMAs[3].Start, Len: 4096}}
 		}},
+		{"mms[0].vmas[0].was", func(m *M) { m.MMs[0].VMAs[0].Was = "/a\x00" }},
+		{"mms[0].exe_was", func(m *M) { m.MMs[0].ExeWas = strings.Repeat("/a", 1<<14) }},
+		{"mms[0].exe_segment", func(m *M) { m.MMs[0].ExeSegment = 1 }},
+		{"mms[0].exe_segment", func(m *M) { m.MMs[0].ExeSegment = 2 }},
+		{"segments[0].xattrs", func(m *M) { gone(m).XAttrs = make([]image.XAttr, 5000) }},
+		{"segments[0].path", func(m *M) { gone(m).Path = "tmp/x" }},
+		{"segments[0].path", func(m *M) { gone(m).Path = "/tmp/" }},
+		{"segments[0].path", func(m *M) { gone(m).Path = "/tmp/\x00" }},
+		{"segments[0].path", func(m *M) { gone(m).Memfd = true }},
+		{"segments[0].mode", func(m *M) { gone(m).Mode = 0o020666 }},
+		{"segments[0].seals", func(m *M) { gone(m).Seals = 1 }},
+		{"segments[0].xattrs[0].name", func(m *M) { gone(m).XAttrs = []image.XAttr{{Name: "security.capability", Value: []byte{1}}} }},
+		{"segments[0].xattrs[0].name", func(m *M) { gone(m).XAttrs = []image.XAttr{{Name: "user.x", Value: make([]byte, 1<<17)}} }},
+		{"segments[0].xattrs[0].name", func(m *M) { gone(m).XAttrs = []image.XAttr{{Name: "user." + strings.Repeat("x", 300)}} }},
+		{"segments[0].xattrs", func(m *M) { m.Segments[0].XAttrs = []image.XAttr{{Name: "user.x", Value: []byte{1}}} }},
 		{"segments[0].extents[1]", func(m *M) { m.Segments[0].Size = 296 << 10 }},
 		{"segments[0].size", func(m *M) { m.Segments[0].Size = -1 }},
 		{"segments[0].size", func(m *M) { m.Segments[0].Size = 1<<62 + 1 }},

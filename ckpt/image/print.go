@@ -155,12 +155,15 @@ func (p *printer) segments() {
 	if len(p.m.Segments) == 0 {
 		return
 	}
-	p.line("\nshared memory")
+	p.line("\nshared memory and mapped deleted files")
 	for i := range p.m.Segments {
 		s := &p.m.Segments[i]
 		name := "anonymous"
-		if s.Memfd {
+		switch {
+		case s.Memfd:
 			name = "memfd " + quote(s.Name)
+		case s.Path != "":
+			name = "deleted file " + quote(s.Path)
 		}
 		p.line("  segment %d: %s, %s, %s stored", i+1, name, bytesText(s.Size), bytesText(int64(stored64(s.Extents))))
 	}

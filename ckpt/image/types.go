@@ -234,6 +234,8 @@ type MM struct {
 	CoreFilter uint32     `cbor:"19,keyasint" json:"coredump_filter"`
 	LockFuture uint32     `cbor:"20,keyasint,omitempty" json:"lock_future,omitempty"` // MCL_FUTURE|MCL_ONFAULT if mlockall(2) set it
 	Membarrier uint32     `cbor:"21,keyasint,omitempty" json:"membarrier,omitempty"`  // MEMBARRIER_CMD_REGISTER_* commands that were given
+	ExeSegment ObjRef     `cbor:"22,keyasint,omitempty" json:"exe_segment,omitempty"` // Exe was deleted: the segment that holds it
+	ExeWas     string     `cbor:"23,keyasint,omitempty" json:"exe_was,omitempty"`     // the deleted name that /proc showed, if Exe was found under another one
 	Leftovers  []Leftover `cbor:"30,keyasint,omitempty" json:"leftovers,omitempty"`   // what a killed checkpoint left in the vdso, and a signal handler may return into
 }
 
@@ -251,7 +253,7 @@ const (
 	VMAAnon        VMAKind = 1 // private anonymous: heap, stack, malloc
 	VMAFilePrivate VMAKind = 2 // private mapping of File; Extents hold the pages that were copied on write
 	VMAFileShared  VMAKind = 3 // shared mapping of File; no pages in the image
-	VMASegment     VMAKind = 4 // mapping of Segment, shared or (memfd) private, by Flags
+	VMASegment     VMAKind = 4 // mapping of Segment, shared or (memfd, deleted file) private, by Flags
 	VMAVDSO        VMAKind = 5 // [vdso]
 	VMAVvar        VMAKind = 6 // [vvar], [vvar_vclock]: mapped by the kernel with the vdso
 )
@@ -271,6 +273,7 @@ type VMA struct {
 	Extents []Extent   `cbor:"11,keyasint,omitempty" json:"extents,omitempty"`
 	THP     bool       `cbor:"12,keyasint,omitempty" json:"thp,omitempty"`    // held huge pages: refilled with huge pages
 	Guards  []Extent   `cbor:"13,keyasint,omitempty" json:"guards,omitempty"` // guard regions (MADV_GUARD_INSTALL)
+	Was     string     `cbor:"14,keyasint,omitempty" json:"was,omitempty"`    // the deleted name that maps showed, if File was found under another one
 }
 
 // Extent is a run of pages that the image holds. Start and Len are multiples of the
@@ -291,7 +294,8 @@ type MappedFile struct {
 	Mode  uint32 `cbor:"6,keyasint,omitempty" json:"mode"`  // st_mode
 }
 
-// Segment is shared memory that lives in no named file: MAP_SHARED|MAP_ANONYMOUS, or a memfd.
+// Segment is memory that lives in no named file: MAP_SHARED|MAP_ANONYMOUS, a memfd, or a file
+// that was deleted and is mapped or executed, perhaps open as well.
 type Segment struct {
 	Memfd   bool     `cbor:"1,keyasint,omitempty" json:"memfd"`
 	Name    string   `cbor:"2,keyasint,omitempty" json:"name"`  // memfd name
@@ -301,6 +305,17 @@ type Segment struct {
 	UID     uint32   `cbor:"6,keyasint,omitempty" json:"uid"`
 	GID     uint32   `cbor:"7,keyasint,omitempty" json:"gid"`
 	Extents []Extent `cbor:"8,keyasint,omitempty" json:"extents"`
+
+	Path   string  `cbor:"9,keyasint,omitempty" json:"path,omitempty"`    // deleted file: where it was
+	ATime  int64   `cbor:"10,keyasint,omitempty" json:"atime,omitempty"`  // deleted file: Unix ns
+	MTime  int64   `cbor:"11,keyasint,omitempty" json:"mtime,omitempty"`  // deleted file: Unix ns
+	XAttrs []XAttr `cbor:"12,keyasint,omitempty" json:"xattrs,omitempty"` // deleted file: user.*
+}
+
+// XAttr is an extended attribute (xattr(7)) of a file.
+type XAttr struct {
+	Name  string `cbor:"1,keyasint" json:"name"`
+	Value []byte `cbor:"2,keyasint" json:"value"`
 }
 
 // Blob is raw bytes in the data section, padded there to the page size.
@@ -352,7 +367,7 @@ type File struct {
 	Owner   FOwner          `cbor:"5,keyasint,omitzero" json:"owner,omitzero"`
 	Rec     cbor.RawMessage `cbor:"6,keyasint,omitempty" json:"rec"` // the kind's own record
 	Blob    ObjRef          `cbor:"7,keyasint,omitempty" json:"blob,omitempty"`
-	Segment ObjRef          `cbor:"8,keyasint,omitempty" json:"segment,omitempty"` // memfd: the memory behind it
+	Segment ObjRef          `cbor:"8,keyasint,omitempty" json:"segment,omitempty"` // memfd or mapped deleted file: the memory behind it
 }
 
 // FOwner is who gets SIGIO: F_GETOWN_EX and F_GETSIG.

@@ -18,6 +18,13 @@ const (
 	mapDroppable = 8 // MAP_DROPPABLE, Linux 6.11
 	mapType      = 15
 
+	sIFMT  = 0o170000 // of st_mode
+	sIFREG = 0o100000
+
+	maxXAttrs    = 1 << 12 // XATTR_LIST_MAX is 64 KiB, and a name has more than 16 bytes of it
+	maxXAttrName = 255     // XATTR_NAME_MAX
+	maxXAttr     = 1 << 16 // XATTR_SIZE_MAX
+
 	sigKill = 9
 	sigStop = 19
 )
@@ -37,6 +44,8 @@ func (mm *MM) validate(m *Manifest) error {
 	err := first(
 		within("auxv", int64(len(mm.Auxv)), 0, maxAuxv),
 		mm.Exe.validate("exe"),
+		mm.exeSegment(m),
+		text("exe_was", mm.ExeWas, maxPath),
 	)
 	if err != nil {
 		return err
@@ -59,6 +68,17 @@ func (mm *MM) validate(m *Manifest) error {
 			return at(err, "vmas[%d]", i)
 		}
 		end = v.End
+	}
+	return nil
+}
+
+// exeSegment checks that a deleted executable is a deleted file of the image.
+func (mm *MM) exeSegment(m *Manifest) error {
+	if err := optional("exe_segment", mm.ExeSegment, len(m.Segments)); err != nil || mm.ExeSegment == 0 {
+		return err
+	}
+	if m.Segments[mm.ExeSegment-1].Path == "" {
+		return bad("exe_segment", "number %d is no deleted file", mm.ExeSegment)
 	}
 	return nil
 }
@@ -86,6 +106,7 @@ func (v *VMA) validate(after uint64, m *Manifest) error {
 	}
 	return first(
 		text("name", v.Name, maxPath),
+		text("was", v.Was, maxPath),
 		v.File.validate("file"),
 		v.backing(m),
 		validExtents("extents", v.Extents, v.Start, v.End),
@@ -221,11 +242,43 @@ func (s *Segment) validate() error {
 	err := first(
 		text("name", s.Name, maxPath),
 		within("size", s.Size, 0, maxFileSize),
+		s.deletedFile(),
 	)
 	if err != nil {
 		return err
 	}
 	return validExtents("extents", s.Extents, 0, uint64(padded(s.Size)))
+}
+
+// deletedFile checks what only a deleted file has.
+func (s *Segment) deletedFile() error {
+	if s.Path == "" {
+		if len(s.XAttrs) > 0 {
+			return bad("xattrs", "there are %d, and it is no deleted file", len(s.XAttrs))
+		}
+		return nil
+	}
+	switch {
+	case s.Memfd:
+		return bad("path", "is %q in a memfd", s.Path)
+	case !strings.HasPrefix(s.Path, "/") || strings.HasSuffix(s.Path, "/"):
+		return bad("path", "%q is not the absolute path of a file", s.Path)
+	case s.Mode&sIFMT != sIFREG:
+		return bad("mode", "%#o is not that of a regular file", s.Mode)
+	case s.Seals != 0:
+		return bad("seals", "are %#x in a deleted file", s.Seals)
+	case len(s.XAttrs) > maxXAttrs:
+		return bad("xattrs", "there are %d", len(s.XAttrs))
+	}
+	for i, x := range s.XAttrs {
+		if err := text("name", x.Name, maxXAttrName); err != nil {
+			return at(err, "xattrs[%d]", i)
+		}
+		if !strings.HasPrefix(x.Name, "user.") || len(x.Value) > maxXAttr {
+			return at(bad("name", "%q of %d bytes is none that the file of a user has", x.Name, len(x.Value)), "xattrs[%d]", i)
+		}
+	}
+	return text("path", s.Path, maxPath)
 }
 
 // validTables checks the smaller tables that tasks share.

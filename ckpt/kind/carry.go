@@ -48,7 +48,7 @@ func carryFindings(f *Found, s *Scene) []image.Finding {
 		return []image.Finding{f.refuse("it is shared memory opened as a file, and would no longer be the same memory", "close it before the checkpoint")}
 	}
 	var all []image.Finding
-	if f.Stat.Size > maxCarried { // only then is it worth asking how much of it is holes
+	if f.Stat.Size > maxCarried && !s.mapped(f) { // only then is it worth asking how much of it is holes
 		_, n, err := dataRuns(f)
 		if err == nil {
 			err = tooMuch(n)

@@ -253,7 +253,10 @@ func underFreeName(dir, base string, create func(path string) error) (string, er
 		if err != unix.EEXIST && err != unix.ENAMETOOLONG {
 			return "", fmt.Errorf("making it in %s: %w", dir, err)
 		}
-		path = filepath.Join(dir, ".ckptfs-"+rand.Text())
+		hidden := ".ckptfs-" + rand.Text()
+		if path = filepath.Join(dir, hidden+"."+base); err == unix.ENAMETOOLONG || len(hidden)+1+len(base) > unix.NAME_MAX {
+			path = filepath.Join(dir, hidden)
+		}
 	}
 	return "", fmt.Errorf("no free name in %s", dir)
 }

@@ -103,12 +103,19 @@ type Scene struct {
 	Blob func(b []byte) image.ObjRef
 	// Segment returns the shared memory behind a memfd.
 	Segment func(f *Found) (image.ObjRef, error)
+	// MapsGone reports whether the tree maps or executes the deleted file with these numbers; nil: no.
+	MapsGone func(dev, ino uint64) bool
+	// Gone returns the segment that holds such a file. writes says that f can write to it.
+	Gone func(f *Found, path string, writes bool) (image.ObjRef, error)
 	// Root leads from here to the root directory of the tree: "/", or /proc/PID/root.
 	Root string
 
 	inodes map[[2]uint64][]*Found // Files by device and inode, see sharing
 	sorted int                    // how many of Files are in it
 }
+
+// mapped reports whether the tree maps or executes the deleted file f.
+func (s *Scene) mapped(f *Found) bool { return s.MapsGone != nil && s.MapsGone(f.Stat.Dev, f.Stat.Ino) }
 
 // sharing returns every open file description of the inode of f, f among them if it is one of
 // Files, in their order; those opened with O_PATH do not count.

@@ -49,6 +49,13 @@ func (regular) Dump(f *Found, s *Scene, rec *image.File) error {
 	case hidden:
 		return fmt.Errorf("%s: its path leads to another file", path)
 	case deleted:
+		if s.mapped(f) {
+			var err error
+			if rec.Segment, err = s.Gone(f, path, writable(f.Flags)); err != nil {
+				return fmt.Errorf("deleted file %s: %w", path, err)
+			}
+			break
+		}
 		c, err := carry(f, s, rec)
 		if err != nil {
 			return fmt.Errorf("deleted file %s: %w", path, err)
@@ -65,6 +72,13 @@ func (regular) Open(rec *image.File, e *Env) (int, error) {
 	}
 	if r.Carried != nil {
 		return openCarried(rec, &r, e)
+	}
+	if rec.Segment != 0 {
+		fd, err := openGone(rec, e)
+		if err == nil {
+			setWriteHint(fd, r.Hint, rec.Path, e)
+		}
+		return fd, err
 	}
 	fd, st, err := openPath(rec, &r.identity)
 	if err != nil {
@@ -90,8 +104,11 @@ func (regular) CheckOpen(rec *image.File, e *Env) (string, error) {
 	if err := decodeRec(rec, &r); err != nil {
 		return "", err
 	}
-	if r.Carried != nil {
+	switch {
+	case r.Carried != nil:
 		return "", checkPlace("deleted file", rec.Path)
+	case rec.Segment != 0:
+		return "", nil // checked with the segments
 	}
 	var st unix.Stat_t
 	if err := statPath(rec.Path, r.Mode, &st); err != nil {

@@ -103,17 +103,8 @@ func (c *checker) dirs() error {
 	return nil
 }
 
-// program finds executables and code that cannot be run again.
+// program finds code that cannot be run again.
 func (c *checker) program() error {
-	if _, err := readExe(c.pid); err != nil {
-		var r *image.RefusedError
-		if !errors.As(err, &r) {
-			return err
-		}
-		for _, f := range r.Findings {
-			c.findings(f)
-		}
-	}
 	return checkCPU(c.pid, &c.status, c.refuse)
 }
 

@@ -43,7 +43,8 @@ func readMMOutside(pid int, mm *image.MM) error {
 	return err
 }
 
-// readExe identifies the executable. One that its path no longer leads to is refused.
+// readExe identifies the executable. Its path may lead to another file by now, or to none; whoever
+// restores it has to find out.
 func readExe(pid int) (image.MappedFile, error) {
 	var f image.MappedFile
 	link := taskPath(pid, 0, "exe")
@@ -51,25 +52,12 @@ func readExe(pid int) (image.MappedFile, error) {
 	if err != nil {
 		return f, err
 	}
-	same, err := leadsTo(path, link)
-	if err != nil {
-		return f, err
-	}
-	if !same {
-		return f, refused(pid, 0, "executable", exeGone(path), remedyExe)
-	}
 	var st unix.Stat_t
 	if err := unix.Stat(link, &st); err != nil {
 		return f, &os.PathError{Op: "stat", Path: link, Err: err}
 	}
 	return image.MappedFile{Path: path, Dev: st.Dev, Ino: st.Ino, Size: st.Size, MTime: st.Mtim.Nano(), Mode: st.Mode}, nil
 }
-
-func exeGone(path string) string {
-	return fmt.Sprintf("no path leads to the program file any more: %q is deleted or replaced", path)
-}
-
-const remedyExe = "restart the program from the file that is there now, or bring the old one back"
 
 // readCoreFilter reads /proc/PID/coredump_filter, see core(5).
 func readCoreFilter(pid int) (uint32, error) {

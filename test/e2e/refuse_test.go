@@ -27,6 +27,8 @@ var refusals = []struct {
 	{"posixlock", []string{"fd 3", "lock"}},
 	{"ofdlock", []string{"fd 3", "lock"}},
 	{"lease", []string{"fd 3", "lease"}},
+	{"hiddenlink", []string{"mapped file", "1 name", "/dev/shm"}},
+	{"gonewithothers", []string{"shared memory", "outside the tree"}},
 }
 
 // TestRefused asks explain and takes a checkpoint, by the command and through the mount. All
@@ -123,7 +125,7 @@ func TestShortVforks(t *testing.T) {
 
 // TestExplainAgrees has explain say nothing of programs that a checkpoint then takes.
 func TestExplainAgrees(t *testing.T) {
-	for _, name := range []string{"files", "signals", "mem_shared", "mem_guards", "mem_droppable", "tree"} {
+	for _, name := range []string{"files", "signals", "mem_shared", "mem_guards", "mem_droppable", "gone", "gone_exe", "tree"} {
 		t.Run(name, func(t *testing.T) {
 			r := harness.Start(t, name)
 			before := r.Look()

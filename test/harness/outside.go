@@ -84,7 +84,8 @@ func (o Outside) process(pid int, root bool, names anonymous) {
 		return
 	}
 	for _, l := range []string{"cwd", "root", "exe"} {
-		o[key(l)], _ = os.Readlink(join(dir, l))
+		link, _ := os.Readlink(join(dir, l))
+		o[key(l)] = shownName(link)
 	}
 	for _, f := range []string{"cmdline", "environ", "auxv", "limits", "oom_score_adj", "coredump_filter", "personality", "timers", "cgroup"} {
 		b, _ := os.ReadFile(join(dir, f))
@@ -96,7 +97,7 @@ func (o Outside) process(pid int, root bool, names anonymous) {
 	for _, e := range fds {
 		link, _ := os.Readlink(join(dir, "fd", e.Name()))
 		info, _ := os.ReadFile(join(dir, "fdinfo", e.Name()))
-		o[key("fd/"+e.Name())] = names.name(link) + "\n" + infoLines(string(info), link)
+		o[key("fd/"+e.Name())] = names.name(shownName(link)) + "\n" + infoLines(string(info), link)
 	}
 	tasks, _ := filepath.Glob(join(dir, "task", "*"))
 	for _, d := range tasks {
@@ -154,7 +155,7 @@ var infoTarget = regexp.MustCompile(` ino:\S+ sdev:\S+$`)
 func infoLines(s, link string) string {
 	var keep []string
 	for _, l := range strings.Split(s, "\n") {
-		if infoDrop.MatchString(l) && (l[0] != 'i' || !strings.HasPrefix(link, "/") || strings.HasPrefix(link, "/memfd:")) {
+		if infoDrop.MatchString(l) && (l[0] != 'i' || !strings.HasPrefix(link, "/") || strings.HasPrefix(link, "/memfd:") || strings.HasSuffix(link, " (deleted)")) {
 			continue
 		}
 		keep = append(keep, infoTarget.ReplaceAllString(l, ""))
@@ -173,7 +174,12 @@ type vma struct {
 var vmaHead = regexp.MustCompile(`^([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+)\s*(.*)$`)
 
 // segmentPath matches memory without a lasting file: the inode is a new one after a restore.
-var segmentPath = regexp.MustCompile(`^(/memfd:|/dev/zero \(deleted\)|/anon_hugepage|/SYSV)`)
+var segmentPath = regexp.MustCompile(`^(/memfd:|/anon_hugepage|/SYSV)| \(deleted\)$`)
+
+// hiddenName is what a restore puts before the name of a deleted file if that is taken.
+var hiddenName = regexp.MustCompile(`/\.ckptfs-[A-Z0-9]+\.([^/]+ \(deleted\))$`)
+
+func shownName(link string) string { return hiddenName.ReplaceAllString(link, "/$1") }
 
 // vmaNoise is flags that nobody can observe: soft-dirty, and whether a VMA is accounted for,
 // which depends on the order in which its rights were changed.
@@ -210,7 +216,7 @@ func mapLines(smaps string) string {
 
 func newVMA(h []string) vma {
 	hex := func(s string) uint64 { n, _ := strconv.ParseUint(s, 16, 64); return n }
-	v := vma{start: hex(h[1]), end: hex(h[2]), perms: h[3], off: hex(h[4]), dev: h[5], ino: h[6], path: h[7]}
+	v := vma{start: hex(h[1]), end: hex(h[2]), perms: h[3], off: hex(h[4]), dev: h[5], ino: h[6], path: shownName(h[7])}
 	if segmentPath.MatchString(v.path) {
 		v.dev, v.ino = "-", "-"
 	}

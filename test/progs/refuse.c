@@ -16,7 +16,7 @@ static void set_lock(int cmd)
 	MUST(fcntl(lockfile(), cmd, &l));
 }
 
-static pid_t child;
+static pid_t child, orphan;
 
 static int nap_forever(void *arg)
 {
@@ -56,7 +56,36 @@ static void make(const char *what)
 		set_lock(F_OFD_SETLK);
 	else if (strcmp(what, "lease") == 0)
 		MUST(fcntl(lockfile(), F_SETLEASE, F_WRLCK));
-	else if (strcmp(what, "traced") == 0) {
+	else if (strcmp(what, "hiddenlink") == 0) {
+		// A mapped file that has a name, but none that can be found.
+		int fd = lockfile();
+		MUST(ftruncate(fd, 4096));
+		CHECK(mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0) != MAP_FAILED, "mmap");
+		close(fd);
+		MUST(mkdir("elsewhere", 0700));
+		MUST(link("lock", "elsewhere/lock"));
+		MUST(unlink("lock"));
+	} else if (strcmp(what, "gonewithothers") == 0) {
+		// A deleted file that somebody outside the tree maps, too.
+		int fd = lockfile();
+		MUST(ftruncate(fd, 4096));
+		int *shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		CHECK(shared != MAP_FAILED, "mmap");
+		close(fd);
+		MUST(unlink("lock"));
+		pid_t between = MUST(fork());
+		if (between == 0) {
+			if (MUST(fork()) == 0) {
+				*shared = getpid();
+				nap_forever(NULL);
+			}
+			_exit(0);
+		}
+		MUST(waitpid(between, NULL, 0));
+		while (*(volatile int *)shared == 0)
+			nap(10);
+		orphan = *shared;
+	} else if (strcmp(what, "traced") == 0) {
 		child = MUST(fork());
 		if (child == 0)
 			for (;;)
@@ -97,6 +126,8 @@ int main(int argc, char **argv)
 	wait_go();
 	if (vf)
 		pthread_join(t, NULL);
+	if (orphan)
+		MUST(kill(orphan, SIGKILL));
 	if (child) {
 		MUST(kill(child, SIGKILL));
 		int st;
