@@ -70,7 +70,12 @@ func openGone(rec *image.File, e *Env) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("deleted file %s: %w", rec.Path, err)
 	}
-	fd, err := reopen(seg, openFlags(rec.Flags))
+	fd := -1
+	if rec.Flags&(tmpFile|unix.O_ACCMODE) == tmpFile|unix.O_RDWR { // it is the description that made the file
+		fd, err = dup(seg)
+	} else {
+		fd, err = reopen(seg, openFlags(rec.Flags))
+	}
 	if err == nil {
 		fd, err = finished(fd, rec.Flags, lookupOnly, rec.Pos)
 	}

@@ -179,7 +179,12 @@ var segmentPath = regexp.MustCompile(`^(/memfd:|/anon_hugepage|/SYSV)| \(deleted
 // hiddenName is what a restore puts before the name of a deleted file if that is taken.
 var hiddenName = regexp.MustCompile(`/\.ckptfs-[A-Z0-9]+\.([^/]+ \(deleted\))$`)
 
-func shownName(link string) string { return hiddenName.ReplaceAllString(link, "/$1") }
+// tmpName is what the kernel calls an O_TMPFILE: by its inode number.
+var tmpName = regexp.MustCompile(`/#\d+ \(deleted\)$`)
+
+func shownName(link string) string {
+	return tmpName.ReplaceAllString(hiddenName.ReplaceAllString(link, "/$1"), "/# (deleted)")
+}
 
 // vmaNoise is flags that nobody can observe: soft-dirty, and whether a VMA is accounted for,
 // which depends on the order in which its rights were changed.

@@ -75,6 +75,14 @@ int main(int argc, char **argv)
 	MUST(unlink("folder/inside"));
 	MUST(rmdir("folder"));
 
+	// Never had a name, and can get one.
+	int t = MUST(open(".", O_TMPFILE | O_RDWR, 0600));
+	MUST(ftruncate(t, PAGE));
+	char *tm = map(t, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED);
+	strcpy(tm, "no name");
+	MUST(lseek(t, 3, SEEK_SET));
+	int tflags = MUST(fcntl(t, F_GETFL));
+
 	// Under another name.
 	char tmp[64], name[64];
 	volatile int *sem = NULL;
@@ -142,6 +150,14 @@ int main(int argc, char **argv)
 	CHECK(memcmp(big + BIG - 4096, "far away", 8) == 0 && big[BIG / 2] == 0, "sparse");
 	MUST(fstat(s, &now));
 	CHECK((size_t)now.st_size == BIG && pages(s) < 64, "sparse: %ld bytes in %d pages", (long)now.st_size, pages(s));
+	CHECK(fcntl(t, F_GETFL) == tflags && lseek(t, 0, SEEK_CUR) == 3, "O_TMPFILE: flags %o", fcntl(t, F_GETFL));
+	char self[64];
+	snprintf(self, sizeof self, "/proc/self/fd/%d", t);
+	MUST(linkat(AT_FDCWD, self, AT_FDCWD, "named", AT_SYMLINK_FOLLOW));
+	tm[0] = 'N';
+	n = MUST(open("named", O_RDONLY));
+	CHECK(read(n, fresh, 8) == 8 && strcmp(fresh, "No name") == 0, "O_TMPFILE: %.8s", fresh);
+
 	if (sem) {
 		int l = MUST(open(name, O_RDONLY));
 		int v = 0;
