@@ -28,6 +28,7 @@ func TestClassify(t *testing.T) {
 		{procfs.Mapping{Path: "/dev/zero", Ino: 5}, image.VMAFilePrivate},
 		{procfs.Mapping{Path: "/memfd:x", Ino: 5, Deleted: true}, image.VMASegment},
 		{procfs.Mapping{Path: "/anon_hugepage", Ino: 5, Deleted: true}, image.VMAAnon},
+		{procfs.Mapping{Path: "/anon_hugepage", Ino: 5, Deleted: true, Shared: true}, image.VMASegment},
 	} {
 		if got := classify(&c.m); got != c.want {
 			t.Errorf("classify(%+v) = %d, want %d", c.m, got, c.want)
@@ -45,8 +46,6 @@ func TestCheckAreaRefuses(t *testing.T) {
 		{procfs.Smap{Flags: []string{"io", "pf"}}, "device memory"},
 		{procfs.Smap{ProtectionKey: 3}, "protection key"},
 		{procfs.Smap{Mapping: procfs.Mapping{Path: "/SYSV00000000", Ino: 3, Shared: true, Deleted: true}}, "SysV shared memory"},
-		{procfs.Smap{Mapping: procfs.Mapping{Path: "/anon_hugepage", Ino: 3, Shared: true, Deleted: true}}, "shared hugetlb memory"},
-		{procfs.Smap{Mapping: procfs.Mapping{Path: "/memfd:h", Ino: 3, Shared: true, Deleted: true}, Flags: []string{"ht"}}, "shared hugetlb memory"},
 		{procfs.Smap{Mapping: procfs.Mapping{Path: "/[aio]", Ino: 3, Shared: true, Deleted: true}}, "AIO context"},
 		{procfs.Smap{Mapping: procfs.Mapping{Path: "/tmp/gone", Ino: 3, Deleted: true}}, "mapped file /tmp/gone"},
 	} {

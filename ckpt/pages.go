@@ -112,10 +112,13 @@ func appendExtent(to []image.Extent, r pageRegion) []image.Extent {
 	return append(to, image.Extent{Start: r.start, Len: r.end - r.start})
 }
 
-// hugeExtents is pages for hugetlb, whose pages PAGEMAP_SCAN reports as file pages.
+// hugeExtents is pages for hugetlb, which knows no zero page.
 func (s *scanner) hugeExtents(a *area) ([]image.Extent, error) {
 	var out []image.Extent
 	arg := pmScanArg{anyOf: pageIsPresent | pageIsSwapped, returned: pageIsPresent}
+	if a.kind == image.VMASegment { // private: not those that are still the memfd's own
+		arg.inverted, arg.mask = pageIsFile, pageIsFile
+	}
 	err := s.scan(a.Start, a.End, &arg, func(r pageRegion) {
 		out = append(out, image.Extent{Start: r.start, Len: r.end - r.start})
 	})

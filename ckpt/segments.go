@@ -120,8 +120,8 @@ func (s *segments) ofFile(f *kind.Found) (image.ObjRef, error) {
 	return s.add(own, key, strings.TrimSuffix(f.Link, " (deleted)"))
 }
 
-// add copies the content of a segment. path is "/memfd:NAME", or "/dev/zero" for
-// MAP_SHARED|MAP_ANONYMOUS.
+// add copies the content of a segment. path is "/memfd:NAME", or "/dev/zero" or "/anon_hugepage"
+// for MAP_SHARED|MAP_ANONYMOUS.
 func (s *segments) add(f *os.File, key inode, path string) (image.ObjRef, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
@@ -136,22 +136,40 @@ func (s *segments) add(f *os.File, key inode, path string) (image.ObjRef, error)
 		}
 		seg.Seals = uint32(seals)
 	}
-	es, err := dataExtents(f, st.Size)
+	h, err := copySegment(f, &st, &seg)
 	if err != nil {
 		return 0, fmt.Errorf("shared memory %s: %w", path, err)
-	}
-	h, err := newHeld(es)
-	if err != nil {
-		return 0, err
 	}
 	s.copies = append(s.copies, h)
-	if err := h.fill(paddedReader{f}); err != nil {
-		return 0, fmt.Errorf("shared memory %s: %w", path, err)
-	}
-	seg.Extents = es
+	seg.Extents = h.extents
 	s.list = append(s.list, seg)
 	s.refs[key] = image.ObjRef(len(s.list))
 	return s.refs[key], nil
+}
+
+// copySegment copies the content of a segment and finds out whether it has huge pages.
+func copySegment(f *os.File, st *unix.Stat_t, seg *image.Segment) (*held, error) {
+	huge, err := hugePageSize(f)
+	if err != nil {
+		return nil, err
+	}
+	if huge != 0 {
+		seg.Huge = hugeShift(huge)
+		return copyHuge(f, st.Size, st.Blocks*512)
+	}
+	es, err := dataExtents(f, st.Size)
+	if err != nil {
+		return nil, err
+	}
+	h, err := newHeld(es)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.fill(paddedReader{f}); err != nil {
+		h.free()
+		return nil, err
+	}
+	return h, nil
 }
 
 // dataExtents finds what of a file is not a hole, in whole pages.

@@ -59,10 +59,11 @@ func classify(m *procfs.Mapping) image.VMAKind {
 }
 
 // isSegment reports whether the mapping is of shared memory without a name: the kernel
-// shows MAP_SHARED|MAP_ANONYMOUS as /dev/zero and memfds as /memfd:NAME, both deleted.
+// shows MAP_SHARED|MAP_ANONYMOUS as /dev/zero, or /anon_hugepage with MAP_HUGETLB, and memfds as
+// /memfd:NAME, all of them deleted.
 // A private mapping of /dev/zero is plain anonymous memory with a path.
 func isSegment(m *procfs.Mapping) bool {
-	return m.Ino != 0 && m.Deleted && (strings.HasPrefix(m.Path, "/memfd:") || m.Path == "/dev/zero" && m.Shared)
+	return m.Ino != 0 && m.Deleted && (strings.HasPrefix(m.Path, "/memfd:") || m.Shared && (m.Path == "/dev/zero" || isHuge(m)))
 }
 
 // isHuge reports whether the mapping is of hugetlb pages without a file (MAP_HUGETLB): the
@@ -110,8 +111,6 @@ func checkArea(pid int, a *area) (image.Finding, bool) {
 		return refuse("SysV shared memory", "segments of shmget(2) cannot be made anew yet", "let the program use shm_open(3) or memfd_create(2), or detach it")
 	case strings.HasPrefix(a.Path, "/[aio]"):
 		return refuse("AIO context", "requests of io_submit(2) in flight cannot be read", "let the program call io_destroy(2)")
-	case isHuge(&a.Mapping) && a.Shared, a.kind == image.VMASegment && a.HasFlag("ht"):
-		return refuse("shared hugetlb memory", "shared memory of huge pages cannot be made anew yet", "let the program use ordinary pages, with madvise(2) for huge ones")
 	case strings.HasPrefix(a.Path, "anon_inode:"):
 		return refuse(a.Path, "mappings of this kind cannot be made anew", "let the program unmap it")
 	case a.Path == "/secretmem":

@@ -32,6 +32,9 @@ func (j *job) checkAll(ctx context.Context, deadline time.Time) error {
 	if err := checkMemory(j.m); err != nil {
 		return err
 	}
+	if err := checkHugePages(j.m); err != nil {
+		return err
+	}
 	if err := checkGone(j.m); err != nil {
 		return err
 	}

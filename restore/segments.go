@@ -53,9 +53,13 @@ func (j *job) makeSegment(ref image.ObjRef) (int, error) {
 	case seg.Path != "":
 		return j.makeGone(ref)
 	case !seg.Memfd:
-		return anonSegment(seg.Size)
+		return anonSegment(seg)
 	}
-	fd, err := unix.MemfdCreate(seg.Name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|mfdExec)
+	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING | mfdExec
+	if seg.Huge != 0 {
+		flags |= unix.MFD_HUGETLB | int(seg.Huge)<<unix.MAP_HUGE_SHIFT
+	}
+	fd, err := unix.MemfdCreate(seg.Name, flags)
 	if err != nil {
 		return -1, fmt.Errorf("memfd_create: %w", err)
 	}
@@ -75,8 +79,12 @@ func (j *job) makeSegment(ref image.ObjRef) (int, error) {
 
 // anonSegment makes memory as MAP_SHARED|MAP_ANONYMOUS does. It is not charged before it is
 // written to, as that of a mapping with MAP_NORESERVE; each mapping is charged by itself.
-func anonSegment(size int64) (int, error) {
-	b, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+func anonSegment(seg *image.Segment) (int, error) {
+	flags := unix.MAP_SHARED | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE
+	if seg.Huge != 0 {
+		flags |= unix.MAP_HUGETLB | int(seg.Huge)<<unix.MAP_HUGE_SHIFT
+	}
+	b, err := unix.Mmap(-1, 0, int(seg.Size), unix.PROT_READ|unix.PROT_WRITE, flags)
 	if err != nil {
 		return -1, fmt.Errorf("mmap: %w", err)
 	}
@@ -115,6 +123,9 @@ func mappingOf(addr uint64) (procfs.Mapping, error) {
 // before the page does.
 func (j *job) fillSegment(ref image.ObjRef, fd int) error {
 	seg := &j.m.Segments[ref-1]
+	if seg.Huge != 0 {
+		return j.fillHuge(ref, fd)
+	}
 	buf := make([]byte, copyLen)
 	for e, ext := range seg.Extents {
 		off := j.r.SegmentOffset(ref, e)

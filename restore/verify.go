@@ -119,7 +119,7 @@ func viewOfMapping(m *procfs.Mapping) view {
 			w.Prot |= []uint32{unix.PROT_READ, unix.PROT_WRITE, unix.PROT_EXEC}[i]
 		}
 	}
-	if m.Deleted && m.Path == "/anon_hugepage" { // MAP_HUGETLB: the kernel makes a file for each mapping
+	if m.Deleted && m.Path == "/anon_hugepage" && !m.Shared { // MAP_HUGETLB: the kernel makes a file for each mapping
 		w.Path = ""
 		return w
 	}

@@ -14,6 +14,17 @@ import (
 func TestValidate(t *testing.T) {
 	type M = image.Manifest
 	anon := func(m *M) *image.VMA { return &m.MMs[0].VMAs[1] }
+	huge := func(m *M) *image.Segment { // in MMs whose mappings are whole huge pages
+		for i := range m.MMs {
+			v := m.MMs[i].VMAs[2]
+			v.Start &^= 2<<20 - 1
+			v.Start += 2 << 20
+			v.End = v.Start + 2<<20
+			m.MMs[i].VMAs = append(m.MMs[i].VMAs[:2:2], v)
+		}
+		m.Segments[0].Huge, m.Segments[0].Size, m.Segments[0].Extents = 21, 2<<20, nil
+		return &m.Segments[0]
+	}
 	gone := func(m *M) *image.Segment {
 		m.Segments[0].Path, m.Segments[0].Mode = "/tmp/gone", 0o100600
 		return &m.Segments[0]
@@ -134,6 +145,15 @@ func TestValidate(t *testing.T) {
 		{"mms[0].exe_was", func(m *M) { m.MMs[0].ExeWas = strings.Repeat("/a", 1<<14) }},
 		{"mms[0].exe_segment", func(m *M) { m.MMs[0].ExeSegment = 1 }},
 		{"mms[0].exe_segment", func(m *M) { m.MMs[0].ExeSegment = 2 }},
+		{"segments[0].huge", func(m *M) { huge(m).Huge = 12 }},
+		{"segments[0].huge", func(m *M) { huge(m).Huge = 64 }},
+		{"segments[0].huge", func(m *M) { huge(m).Huge = 1<<32 - 1 }},
+		{"segments[0].huge", func(m *M) { huge(m).Huge, gone(m).Size = 21, 2<<20 }},
+		{"segments[0].size", func(m *M) { huge(m).Size++ }},
+		{"mms[0].vmas[2].start", func(m *M) {
+			huge(m)
+			m.MMs[0].VMAs[2].End = m.MMs[0].VMAs[2].Start + 2<<20 + 4096
+		}},
 		{"segments[0].xattrs", func(m *M) { gone(m).XAttrs = make([]image.XAttr, 5000) }},
 		{"segments[0].path", func(m *M) { gone(m).Path = "tmp/x" }},
 		{"segments[0].path", func(m *M) { gone(m).Path = "/tmp/" }},

@@ -162,6 +162,8 @@ func (p *printer) segments() {
 		switch {
 		case s.Memfd:
 			name = "memfd " + quote(s.Name)
+		case s.Huge != 0:
+			name = "anonymous, of huge pages"
 		case s.Path != "":
 			name = "deleted file " + quote(s.Path)
 		}

@@ -309,6 +309,7 @@ type Segment struct {
 	Path   string  `cbor:"9,keyasint,omitempty" json:"path,omitempty"`    // deleted file: where it was
 	ATime  int64   `cbor:"10,keyasint,omitempty" json:"atime,omitempty"`  // deleted file: Unix ns
 	MTime  int64   `cbor:"11,keyasint,omitempty" json:"mtime,omitempty"`  // deleted file: Unix ns
+	Huge   uint32  `cbor:"13,keyasint,omitempty" json:"huge,omitempty"`   // huge pages (hugetlb): log2 of their size
 	XAttrs []XAttr `cbor:"12,keyasint,omitempty" json:"xattrs,omitempty"` // deleted file: user.*
 }
 

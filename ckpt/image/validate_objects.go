@@ -21,6 +21,9 @@ const (
 	sIFMT  = 0o170000 // of st_mode
 	sIFREG = 0o100000
 
+	minHuge = 14 // of the sizes that MAP_HUGE_SHIFT of mmap(2) can name
+	maxHuge = 34
+
 	maxXAttrs    = 1 << 12 // XATTR_LIST_MAX is 64 KiB, and a name has more than 16 bytes of it
 	maxXAttrName = 255     // XATTR_NAME_MAX
 	maxXAttr     = 1 << 16 // XATTR_SIZE_MAX
@@ -151,6 +154,9 @@ func (v *VMA) backing(m *Manifest) error {
 		if err := ref("segment", v.Segment, len(m.Segments)); err != nil {
 			return err
 		}
+		if shift := m.Segments[v.Segment-1].Huge; shift <= maxHuge && (v.Start|v.End|v.Offset)&(1<<shift-1) != 0 {
+			return bad("start", "%#x-%#x at offset %#x of segment %d are not whole huge pages of it, of 2^%d bytes", v.Start, v.End, v.Offset, v.Segment, shift)
+		}
 	} else if v.Segment != 0 {
 		return bad("segment", "is %d in a VMA of kind %d", v.Segment, v.Kind)
 	}
@@ -243,11 +249,27 @@ func (s *Segment) validate() error {
 		text("name", s.Name, maxPath),
 		within("size", s.Size, 0, maxFileSize),
 		s.deletedFile(),
+		s.hugePages(),
 	)
 	if err != nil {
 		return err
 	}
 	return validExtents("extents", s.Extents, 0, uint64(padded(s.Size)))
+}
+
+// hugePages checks the size of huge pages, and that the segment has whole ones.
+func (s *Segment) hugePages() error {
+	switch {
+	case s.Huge == 0:
+		return nil
+	case s.Huge < minHuge || s.Huge > maxHuge:
+		return bad("huge", "is %d: huge pages have from 2^%d to 2^%d bytes", s.Huge, minHuge, maxHuge)
+	case s.Path != "":
+		return bad("huge", "is %d in a deleted file", s.Huge)
+	case s.Size%(1<<s.Huge) != 0:
+		return bad("size", "%d is not a multiple of its page size, 2^%d", s.Size, s.Huge)
+	}
+	return nil
 }
 
 // deletedFile checks what only a deleted file has.

@@ -34,11 +34,7 @@ func (memFD) Match(f *Found) bool {
 }
 
 func (memFD) Check(f *Found, s *Scene) []image.Finding {
-	all := held(f)
-	if fsType(f) == unix.HUGETLBFS_MAGIC {
-		all = append(all, f.refuse("a memfd of huge pages (MFD_HUGETLB) is not kept", "use a memfd without MFD_HUGETLB"))
-	}
-	return all
+	return held(f)
 }
 
 func (memFD) Dump(f *Found, s *Scene, rec *image.File) error {

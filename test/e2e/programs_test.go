@@ -25,6 +25,7 @@ var programs = []program{
 	{"mem_shared", "mem_shared", nil, true},
 	{"mem_flags", "mem_flags", nil, true},
 	{"mem_hugetlb", "mem_hugetlb", nil, true},
+	{"mem_hugeshared", "mem_hugeshared", nil, true},
 	{"mem_guard", "mem_guard", nil, true},
 	{"mem_guards", "mem_guards", nil, true},
 	{"mem_droppable", "mem_droppable", nil, true},

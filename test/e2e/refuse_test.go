@@ -125,7 +125,7 @@ func TestShortVforks(t *testing.T) {
 
 // TestExplainAgrees has explain say nothing of programs that a checkpoint then takes.
 func TestExplainAgrees(t *testing.T) {
-	for _, name := range []string{"files", "signals", "mem_shared", "mem_guards", "mem_droppable", "gone", "gone_exe", "tree"} {
+	for _, name := range []string{"files", "signals", "mem_shared", "mem_guards", "mem_droppable", "mem_hugeshared", "gone", "gone_exe", "tree"} {
 		t.Run(name, func(t *testing.T) {
 			r := harness.Start(t, name)
 			before := r.Look()

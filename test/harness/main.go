@@ -41,7 +41,7 @@ func Main(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "set up:", err)
 		return 2
 	}
-	back, err := hugePages(16)
+	back, err := hugePages(32)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "set up:", err)
 		return 2

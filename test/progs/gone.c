@@ -99,13 +99,11 @@ int main(int argc, char **argv)
 	}
 	struct stat was, now;
 	MUST(fstat(fd, &was));
-	int go[2], done[2];
+	int go[2];
 	MUST(pipe(go));
-	MUST(pipe(done));
 	pid_t child = MUST(fork());
 	if (child == 0) {
 		char c;
-		close(go[1]);
 		if (read(go[0], &c, 1) != 1 || a[PAGE] != 43)
 			_exit(10);
 		a[2 * PAGE] = 44;
