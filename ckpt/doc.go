@@ -10,8 +10,9 @@
 //     can ask by remote system calls; descriptors by pidfd_getfd, each open file description
 //     once; mappings from /proc.
 //  4. Snapshot: each process makes a copy-on-write child that holds its memory as it is now.
-//     What a fork does not snapshot (shared memory, MADV_DONTFORK, MADV_WIPEONFORK, hugetlb)
-//     is copied here. Where the clone fails, everything is copied here.
+//     What a fork does not snapshot (shared memory, MADV_DONTFORK, MADV_WIPEONFORK, hugetlb,
+//     deleted files that the tree can write to) is copied here. Where the clone fails,
+//     everything is copied here.
 //  5. Resume: registers and masks back, detach. The tree has been still for milliseconds.
 //  6. Layout: which pages there are is read from the snapshot. Now the manifest is complete
 //     and the image's exact size is known; Take returns.

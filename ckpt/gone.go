@@ -60,7 +60,7 @@ func findMapped(magic, shown string) (whereabouts, *notFound) {
 			w.path, w.was = name, w.path
 			return w, nil
 		}
-		if !kind.CountsNoLinks(int(f.Fd())) {
+		if !strings.HasSuffix(shown, deletedMark) || !kind.CountsNoLinks(int(f.Fd())) {
 			return w, &notFound{fmt.Sprintf("its path leads to another file now, or to none, and the file still has %d name(s), which are neither in %s nor in /dev/shm", w.st.Nlink, filepath.Dir(w.path)),
 				"link it there again, or restart the program"}
 		}
@@ -136,6 +136,9 @@ func findExe(pid int) (whereabouts, *notFound, error) {
 
 // lookAtExe finds out whether the executable of a process can be kept.
 func (s *survey) lookAtExe(l *looked) error {
+	if l.status.Kthread {
+		return nil // part of the kernel, as task.Check says
+	}
 	w, no, err := findExe(l.pid)
 	if err != nil {
 		return err

@@ -138,3 +138,41 @@ func TestJoined(t *testing.T) {
 		t.Errorf("%+v", all)
 	}
 }
+
+// TestSharer: a deleted file that somebody outside the tree maps too is refused if what one writes
+// would be seen by the other.
+func TestSharer(t *testing.T) {
+	key, st := inode{1, 2}, inode{3, 2} // as on btrfs
+	gone := &whereabouts{gone: true}
+	gone.st.Dev, gone.st.Ino = st.dev, st.ino
+	mapped := func(write bool) *area {
+		a := &area{kind: image.VMASegment, gone: gone}
+		a.Dev, a.Ino, a.Shared, a.Write, a.Flags = key.dev, key.ino, true, write, []string{"rd", "sh"}
+		return a
+	}
+	memfd := mapped(false)
+	memfd.gone = nil
+	maps := map[inode]int{key: 77}
+	reads := map[inode][]holder{st: {{pid: 78, read: true}}}
+	writes := map[inode][]holder{st: {{pid: 79, read: true, write: true}}}
+	for _, c := range []struct {
+		what string
+		a    *area
+		out  outside
+		want int
+	}{
+		{"nobody", mapped(true), outside{}, 0},
+		{"we write, they map", mapped(true), outside{maps: maps}, 77},
+		{"we write, they have it open", mapped(true), outside{fds: reads}, 78},
+		{"all read", mapped(false), outside{maps: maps, fds: reads}, 0},
+		{"we read, they map it for writing", mapped(false), outside{maps: maps, writes: maps}, 77},
+		{"we read, they have it open for writing", mapped(false), outside{fds: writes}, 79},
+		{"memfd", memfd, outside{maps: maps}, 77},
+	} {
+		c.out.read, c.out.mapped = true, true
+		s := &survey{out: &c.out}
+		if got := s.sharer(c.a); got != c.want {
+			t.Errorf("%s: pid %d, want %d", c.what, got, c.want)
+		}
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/kind"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/task"
+	"golang.org/x/sys/unix"
 )
 
 // looked is what can be learned of a process without stopping it.
@@ -275,16 +276,25 @@ func (s *survey) checkSegments() {
 			if a.kind != image.VMASegment || !a.Shared {
 				continue
 			}
-			pid := s.out.memory(a.Dev, a.Ino)
-			if g := a.gone; g != nil && pid == 0 { // maps may show another device than stat(2)
-				pid = s.out.holder(g.st.Dev, g.st.Ino)
-			}
-			if pid != 0 {
+			if pid := s.sharer(a); pid != 0 {
 				s.findings = append(s.findings, image.Finding{Severity: image.Refuse, PID: int32(l.pid), FD: image.NoFD, Addr: a.Start,
 					Kind: "shared memory " + a.Path, What: fmt.Sprintf("pid %d, which is outside the tree, shares it", pid),
 					Remedy: fmt.Sprintf("checkpoint a tree that holds pid %d too", pid)})
 			}
 		}
+	}
+}
+
+// sharer returns the pid of a process outside the tree that would no longer see what the tree
+// writes to the memory, or the other way round, or 0.
+func (s *survey) sharer(a *area) int {
+	switch g := a.gone; {
+	case g == nil:
+		return s.out.memory(a.Dev, a.Ino)
+	case a.mayWrite(): // maps may show another device than stat(2)
+		return cmp.Or(s.out.memory(a.Dev, a.Ino), s.out.holder(g.st.Dev, g.st.Ino))
+	default: // a copy is as good, if nobody writes
+		return cmp.Or(s.out.writer(a.Dev, a.Ino), s.out.fd(g.st.Dev, g.st.Ino, unix.O_WRONLY))
 	}
 }
 

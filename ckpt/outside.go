@@ -17,6 +17,7 @@ type outside struct {
 	fds    map[inode][]holder
 	mapped bool
 	maps   map[inode]int
+	writes map[inode]int // of maps, those that can write now
 }
 
 type inode struct{ dev, ino uint64 }
@@ -90,29 +91,45 @@ func heldBy(pid, num int) (inode, holder, bool) {
 // memory returns the pid of another process that maps or holds the shared memory with these
 // numbers, or 0.
 func (o *outside) memory(dev, ino uint64) int {
-	if !o.mapped {
-		o.maps = map[inode]int{}
-		for _, pid := range o.others() {
-			b, err := readFile(procPath(pid, "maps"))
-			if err != nil {
-				continue // vanished, or a kernel thread
-			}
-			ms, err := procfs.ParseMaps(b)
-			if err != nil {
-				continue
-			}
-			for i := range ms {
-				if isSegment(&ms[i]) || ms[i].Shared && ms[i].Deleted {
-					o.maps[inode{ms[i].Dev, ms[i].Ino}] = pid
-				}
-			}
-		}
-		o.mapped = true
-	}
+	o.readMaps()
 	if pid := o.maps[inode{dev, ino}]; pid != 0 {
 		return pid
 	}
 	return o.holder(dev, ino)
+}
+
+// writer returns the pid of another process that has the shared memory mapped for writing, or 0.
+func (o *outside) writer(dev, ino uint64) int {
+	o.readMaps()
+	return o.writes[inode{dev, ino}]
+}
+
+// readMaps looks at the shared memory and the deleted files that other processes map, once.
+func (o *outside) readMaps() {
+	if o.mapped {
+		return
+	}
+	o.mapped, o.maps, o.writes = true, map[inode]int{}, map[inode]int{}
+	for _, pid := range o.others() {
+		b, err := readFile(procPath(pid, "maps"))
+		if err != nil {
+			continue // vanished, or a kernel thread
+		}
+		ms, err := procfs.ParseMaps(b)
+		if err != nil {
+			continue
+		}
+		for i := range ms {
+			m := &ms[i]
+			if !isSegment(m) && !(m.Shared && m.Deleted) {
+				continue
+			}
+			o.maps[inode{m.Dev, m.Ino}] = pid
+			if m.Shared && m.Write {
+				o.writes[inode{m.Dev, m.Ino}] = pid
+			}
+		}
+	}
 }
 
 // holder returns the pid of another process that has the file with these numbers open, or 0.

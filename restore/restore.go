@@ -5,7 +5,8 @@
 //  1. Everything that can be checked is checked (check.go): this machine and its kernel, who
 //     asks, mapped and open files, and that the ids of all processes and threads are free.
 //  2. Every file is opened once, here, with the filesystem credentials of the user it belongs
-//     to (files.go), and put by (depot.go). Shared memory is made and filled (segments.go).
+//     to (files.go), and put by (depot.go). Shared memory is made and filled (segments.go),
+//     deleted files that are mapped or executed among it (gone.go).
 //  3. A stub, a static program of a few bytes linked at an address that is free in all address
 //     spaces of the image (hole.go, stub_amd64.go), is started and seized. It is the seed: the
 //     tree of processes grows from it by clone3(2) with set_tid (plan.go, tree.go), so every
