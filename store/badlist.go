@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // The list of copies that were found damaged outlives the process: one finds the damage,
@@ -27,7 +29,7 @@ const footerOff = 0
 
 // badPlace is a place as the list has it.
 type badPlace struct {
-	id  fileID
+	id  disk.ID
 	off uint32
 }
 
@@ -58,7 +60,7 @@ func decodeBad(sec *secrets, b []byte) ([]badPlace, error) {
 	}
 	var list []badPlace
 	for e := range slices.Chunk(body[len(badMagic):], badEntryLen) {
-		list = append(list, badPlace{fileID(e), binary.LittleEndian.Uint32(e[16:])})
+		list = append(list, badPlace{disk.ID(e), binary.LittleEndian.Uint32(e[16:])})
 	}
 	return list, nil
 }
@@ -113,7 +115,7 @@ func (s *Store) saveBad() {
 
 func (s *Store) writeBad(list []badPlace) error {
 	if len(list) > 0 {
-		return writeFile(s.badPath(), encodeBad(s.sec, list))
+		return disk.WriteFile(s.badPath(), encodeBad(s.sec, list))
 	}
 	if err := os.Remove(s.badPath()); !errors.Is(err, fs.ErrNotExist) {
 		return err

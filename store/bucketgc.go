@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"time"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // In a bucket GC takes two runs. The first copies what is alive, then marks the packs it
@@ -76,7 +78,7 @@ func (g *collection) prepareShared() error {
 // serverTime is what the bucket's clock says, in Unix ns: machines' clocks differ, and
 // markers and leases are dated by the server.
 func (sh *shared) serverTime(ctx context.Context) (int64, error) {
-	key := leasesName + "/" + newID().String() + ".now"
+	key := leasesName + "/" + disk.NewID().String() + ".now"
 	if err := sh.b.putBytes(ctx, key, []byte{'\n'}, always); err != nil {
 		return 0, err
 	}
@@ -96,7 +98,7 @@ func (g *collection) ripe(m *marker) bool {
 func (g *collection) finishMarkers() error {
 	sh := g.s.sh
 	sh.mu.Lock()
-	ripe := map[fileID]*marker{}
+	ripe := map[disk.ID]*marker{}
 	for id, m := range sh.markers {
 		if g.ripe(m) {
 			ripe[id] = m
@@ -170,7 +172,7 @@ func (g *collection) catchUp() error {
 
 // removeDoomed removes a marked pack, unless something in it is alive, and reports whether
 // it is gone.
-func (g *collection) removeDoomed(id fileID) (gone bool, err error) {
+func (g *collection) removeDoomed(id disk.ID) (gone bool, err error) {
 	sh := g.s.sh
 	g.s.mu.Lock()
 	p := g.s.packs[id]
@@ -202,7 +204,7 @@ func (g *collection) young(p *pack) bool {
 	if young == 0 {
 		young = youngPacks * g.s.sh.grace
 	}
-	return g.now-p.id.time().UnixNano() < int64(young)
+	return g.now-p.id.Time().UnixNano() < int64(young)
 }
 
 // markPacks is the end of the first run: what was not needed or has been copied may go.

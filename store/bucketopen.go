@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/minio/minio-go/v7"
 )
 
@@ -121,11 +122,11 @@ func (s *Store) claimCache(text string) error {
 			return err
 		}
 	}
-	return writeFile(path, []byte(text))
+	return disk.WriteFile(path, []byte(text))
 }
 
 // listShared lists the packs of the bucket, with what is about to be removed.
-func (s *Store) listShared() (map[fileID]*pack, error) {
+func (s *Store) listShared() (map[disk.ID]*pack, error) {
 	sh := s.sh
 	now := bootTime()
 	sh.mu.Lock()
@@ -133,10 +134,10 @@ func (s *Store) listShared() (map[fileID]*pack, error) {
 	if _, err := sh.readMarkers(sh.ctx); err != nil {
 		return nil, err
 	}
-	m := map[fileID]*pack{}
+	m := map[disk.ID]*pack{}
 	err := sh.b.list(sh.ctx, packsName+"/", "", func(o object) {
-		if id, ok := keyID(o.key, packExt); ok {
-			p := &pack{id: id, size: o.size, created: id.time().UnixNano()}
+		if id, ok := keyID(o.key, disk.PackExt); ok {
+			p := &pack{id: id, size: o.size, created: id.Time().UnixNano()}
 			p.doomed.Store(s.doomed[id])
 			m[id] = p
 			if strings.Compare(id.String(), sh.newest.String()) > 0 {

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // sharedRecords reads every record of a bucket again. The list is as new as refreshImages
@@ -14,7 +16,7 @@ func (v *verification) sharedRecords() (recs []*record, err error) {
 	s := v.s
 	s.mu.Lock()
 	closed, damaged := s.closed, slices.Clone(s.damaged)
-	v.ids = make(map[string]fileID, len(s.images))
+	v.ids = make(map[string]disk.ID, len(s.images))
 	for name, im := range s.images {
 		recs = append(recs, im.rec)
 		v.ids[name] = im.id

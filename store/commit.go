@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // Commit makes the image durable and then lists it. On an error nothing is listed, the
@@ -20,7 +22,7 @@ func (in *Ingest) Commit() error {
 	}
 	rec, err := in.complete()
 	if err == nil {
-		id := newID()
+		id := disk.NewID()
 		if in.s.sh != nil {
 			err = in.commitShared(id, rec)
 		} else {
@@ -38,7 +40,7 @@ func (in *Ingest) Commit() error {
 
 // commitHere makes packs and record durable at the same time; each of the two takes the disk a
 // while. The record gets its name last.
-func (in *Ingest) commitHere(id fileID, rec *record) error {
+func (in *Ingest) commitHere(id disk.ID, rec *record) error {
 	path := in.s.recordPath(id)
 	b, err := in.s.sec.recordFile(id, rec)
 	if err != nil {
@@ -46,17 +48,17 @@ func (in *Ingest) commitHere(id fileID, rec *record) error {
 	}
 	var wrote error
 	var record sync.WaitGroup
-	record.Go(func() { wrote = writeTemp(path, b) })
+	record.Go(func() { wrote = disk.WriteTemp(path, b) })
 	in.s.w.flush()
 	record.Wait()
 	if err = in.failed(); err == nil {
 		err = wrote
 	}
 	if err == nil {
-		err = publish(path+tmpExt, path)
+		err = disk.Publish(path+disk.TmpExt, path)
 	}
 	if err != nil {
-		os.Remove(path + tmpExt) // best effort: Open removes what stays
+		os.Remove(path + disk.TmpExt) // best effort: Open removes what stays
 	}
 	return err
 }
@@ -235,7 +237,7 @@ func (s *Store) dropPacks(dead []*pack) error {
 		s.ix.lose(p)
 		errs = append(errs, s.files.drop(p))
 	}
-	errs = append(errs, syncDir(filepath.Join(s.dir, packsName)))
+	errs = append(errs, disk.SyncDir(filepath.Join(s.dir, packsName)))
 	return errors.Join(errs...)
 }
 

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // The test binary runs itself as the process that is killed, or that holds the lock.
@@ -113,7 +115,7 @@ func TestKill(t *testing.T) {
 // countTemps counts unfinished files; a folder may be missing.
 func countTemps(t *testing.T, dir string) int {
 	t.Helper()
-	list, err := filepath.Glob(filepath.Join(dir, "*", "*"+tmpExt))
+	list, err := filepath.Glob(filepath.Join(dir, "*", "*"+disk.TmpExt))
 	if err != nil {
 		t.Fatal(err)
 	}

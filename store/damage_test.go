@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // twoImages makes a store with images a and b that share nothing, each in packs of its
@@ -30,8 +32,8 @@ func twoImages(t *testing.T) (dir string, packsOfA []string) {
 	return dir, packsOfA
 }
 
-func packID(path string) fileID {
-	id, _ := parseID(filepath.Base(path), packExt)
+func packID(path string) disk.ID {
+	id, _ := disk.ParseID(filepath.Base(path), disk.PackExt)
 	return id
 }
 
@@ -295,7 +297,7 @@ func TestVersion(t *testing.T) {
 func TestLeftovers(t *testing.T) {
 	dir, _ := twoImages(t)
 	for _, sub := range []string{packsName, indexName, imagesName} {
-		for _, name := range []string{newID().String() + packExt + tmpExt, "note"} {
+		for _, name := range []string{disk.NewID().String() + disk.PackExt + disk.TmpExt, "note"} {
 			if err := os.WriteFile(filepath.Join(dir, sub, name), []byte("x"), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -304,7 +306,7 @@ func TestLeftovers(t *testing.T) {
 	s := open(t, dir, Options{})
 	for _, sub := range []string{packsName, indexName, imagesName} {
 		all := fmt.Sprint(files(t, dir, sub))
-		if strings.Contains(all, tmpExt) || !strings.Contains(all, "note") {
+		if strings.Contains(all, disk.TmpExt) || !strings.Contains(all, "note") {
 			t.Errorf("%s: %s", sub, all)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/zeebo/blake3"
 )
 
@@ -36,7 +37,7 @@ func TestFormat3(t *testing.T) {
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
-			runs, err := filepath.Glob(filepath.Join(dir, indexName, "*"+runExt))
+			runs, err := filepath.Glob(filepath.Join(dir, indexName, "*"+disk.RunExt))
 			if err != nil || len(runs) != 2 {
 				t.Fatalf("runs %q, %v", runs, err)
 			}

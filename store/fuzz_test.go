@@ -9,6 +9,8 @@ import (
 	"reflect"
 	"sync/atomic"
 	"testing"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 func FuzzRecord(f *testing.F) {
@@ -42,14 +44,14 @@ func FuzzRecord(f *testing.F) {
 }
 
 func testPack(n int) []byte {
-	head := packHead(nil, fileID{1}, 5)
+	head := packHead(nil, disk.ID{1}, 5)
 	b := bytes.Clone(head)
 	var ents []entry
 	for i := range n {
 		ents = append(ents, entry{hash: Hash{byte(i)}, stored: 10, raw: 4096, codec: codecZstd})
 		b = append(b, "0123456789"...)
 	}
-	return append(b, packFooter(nil, fileID{1}, head, ents)...)
+	return append(b, packFooter(nil, disk.ID{1}, head, ents)...)
 }
 
 func FuzzPack(f *testing.F) {
@@ -82,7 +84,7 @@ func FuzzPack(f *testing.F) {
 
 // testRun is the file of a run of n chunks whose hashes share their first bytes.
 func testRun(t testing.TB, n, shared int) []byte {
-	p := &pack{id: fileID{1}}
+	p := &pack{id: disk.ID{1}}
 	w, err := newRunWriter(t.TempDir(), []*pack{p}, n)
 	if err != nil {
 		t.Fatal(err)
@@ -147,7 +149,7 @@ func FuzzRun(f *testing.F) {
 		if b = bytes.Clone(b); fix {
 			fixRun(b)
 		}
-		known := func(id fileID, size, created int64) *pack { return &pack{id: id} }
+		known := func(id disk.ID, size, created int64) *pack { return &pack{id: id} }
 		r, err := readRun(bytes.NewReader(b), int64(len(b)), known)
 		if err != nil {
 			if !errors.Is(err, errRun) {

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // GCReport tells what a GC did.
@@ -111,7 +113,7 @@ func (s *Store) stillDamaged() error {
 	}
 	var left []*RecordError
 	for _, d := range s.damaged {
-		id, _ := parseID(filepath.Base(d.Path), imgExt)
+		id, _ := disk.ParseID(filepath.Base(d.Path), disk.ImgExt)
 		rec, err := s.readRecord(id)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // Attachment is a small file beside an image.
@@ -168,7 +170,7 @@ func (s *Store) remove(im *imageRec) error {
 		return fmt.Errorf("removing image %q: %w", name, err)
 	}
 	delete(s.images, name)
-	if err := syncDir(filepath.Join(s.dir, imagesName)); err != nil {
+	if err := disk.SyncDir(filepath.Join(s.dir, imagesName)); err != nil {
 		return fmt.Errorf("removing image %q: %w", name, err)
 	}
 	return nil

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"sync"
 	"testing"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // madeHash is a hash that follows from its key, so that millions need not be kept.
@@ -32,7 +34,7 @@ func madeRun(t testing.TB, dir string, n, step int) (keys []uint64) {
 	rnd := rand.New(rand.NewPCG(uint64(n), 4))
 	packs := make([]*pack, n/2500+1)
 	for i := range packs {
-		packs[i] = &pack{id: newID(), size: 64 << 20, created: int64(1e9 - n)}
+		packs[i] = &pack{id: disk.NewID(), size: 64 << 20, created: int64(1e9 - n)}
 		if err := os.WriteFile(filepath.Join(dir, packsName, packs[i].name()), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -234,7 +236,7 @@ func TestIndexChangesDuringRead(t *testing.T) {
 // meanwhile are.
 func TestMemoryGivenBack(t *testing.T) {
 	x := newIndex()
-	old, open := &pack{id: fileID{1}}, &pack{id: fileID{2}}
+	old, open := &pack{id: disk.ID{1}}, &pack{id: disk.ID{2}}
 	x.fresh[old] = struct{}{}
 	for i := range uint64(1000) {
 		x.added(old, []entry{{hash: madeHash(i), raw: 1}})

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // flushAt is how many chunks the index keeps in memory before it writes a run.
@@ -23,8 +25,8 @@ func (s *Store) loadIndex() error {
 	if err != nil {
 		return err
 	}
-	missing := map[fileID]*pack{}
-	known := func(id fileID, size, created int64) *pack {
+	missing := map[disk.ID]*pack{}
+	known := func(id disk.ID, size, created int64) *pack {
 		p := onDisk[id]
 		if p == nil {
 			if p = missing[id]; p == nil {
@@ -58,14 +60,14 @@ func (s *Store) loadIndex() error {
 	return s.absorb(fresh, false)
 }
 
-func (s *Store) listPacks() (map[fileID]*pack, error) {
+func (s *Store) listPacks() (map[disk.ID]*pack, error) {
 	ents, err := os.ReadDir(filepath.Join(s.dir, packsName))
 	if err != nil {
 		return nil, err
 	}
-	m := make(map[fileID]*pack, len(ents))
+	m := make(map[disk.ID]*pack, len(ents))
 	for _, e := range ents {
-		if id, ok := parseID(e.Name(), packExt); ok {
+		if id, ok := disk.ParseID(e.Name(), disk.PackExt); ok {
 			m[id] = &pack{id: id}
 		} else {
 			s.o.Log(fmt.Sprintf("store %s: %s/%s is not ours; left alone", s.dir, packsName, e.Name()))
@@ -75,14 +77,14 @@ func (s *Store) listPacks() (map[fileID]*pack, error) {
 }
 
 // openRuns opens every run. A damaged one is removed: its packs know what was in it.
-func (s *Store) openRuns(known func(fileID, int64, int64) *pack) error {
+func (s *Store) openRuns(known func(disk.ID, int64, int64) *pack) error {
 	dir := filepath.Join(s.dir, indexName)
 	ents, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range ents {
-		if _, ok := parseID(e.Name(), runExt); !ok {
+		if _, ok := disk.ParseID(e.Name(), disk.RunExt); !ok {
 			continue
 		}
 		path := filepath.Join(dir, e.Name())

@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // keyPrefix begins the one line of a key file; 32 random bytes in base64 follow.
@@ -32,7 +34,7 @@ func NewKeyFile(path string) (err error) {
 	_, err = f.WriteString(keyPrefix + base64.StdEncoding.EncodeToString(k.master[:]) + "\n")
 	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
-		err = syncDir(filepath.Dir(path))
+		err = disk.SyncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		os.Remove(path) // best effort: half a key is refused by ReadKeyFile

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/klauspost/compress/s2"
 )
 
@@ -18,7 +19,7 @@ func appendS2(dst, raw []byte) ([]byte, uint8) {
 // asLayout2 turns a closed store, without a key, into what layout 2 would have been.
 func asLayout2(t *testing.T, dir string) {
 	t.Helper()
-	names, err := filepath.Glob(filepath.Join(dir, packsName, "*"+packExt))
+	names, err := filepath.Glob(filepath.Join(dir, packsName, "*"+disk.PackExt))
 	if err != nil || len(names) == 0 {
 		t.Fatal(names, err)
 	}

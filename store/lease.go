@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 
+	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/fxamacker/cbor/v2"
 )
 
@@ -59,7 +60,7 @@ func (sh *shared) renewLease() error {
 // claim makes sure that what a new reader needs stays there. Where nothing is marked, all
 // of it stays for a grace time at least, and our loop writes a lease before that. Else the
 // lease is written now; if the image is still listed after that, no GC has missed both.
-func (sh *shared) claim(name string, id fileID) error {
+func (sh *shared) claim(name string, id disk.ID) error {
 	sh.s.mu.Lock()
 	marked := len(sh.s.doomed) > 0
 	sh.s.mu.Unlock()
@@ -73,7 +74,7 @@ func (sh *shared) claim(name string, id fileID) error {
 }
 
 // stillListed asks the bucket whether an image is there.
-func (sh *shared) stillListed(name string, id fileID) error {
+func (sh *shared) stillListed(name string, id disk.ID) error {
 	_, err := sh.b.stat(sh.ctx, recordKey(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("image %q has just been removed: %w", name, fs.ErrNotExist)
@@ -81,7 +82,7 @@ func (sh *shared) stillListed(name string, id fileID) error {
 	return err
 }
 
-func (s *Store) parseLease(id fileID, b []byte) (roots []root, err error) {
+func (s *Store) parseLease(id disk.ID, b []byte) (roots []root, err error) {
 	n := len(b) - len(Hash{})
 	if n < 0 || hashOf(b[:n]) != Hash(b[n:]) {
 		return nil, errors.New("the lease is damaged")
@@ -111,7 +112,7 @@ func (s *Store) parseLease(id fileID, b []byte) (roots []root, err error) {
 // died; they are removed.
 func (sh *shared) leases(ctx context.Context, now int64) (roots []root, err error) {
 	var old []string
-	var live []fileID
+	var live []disk.ID
 	err = sh.b.list(ctx, leasesName+"/", "", func(o object) {
 		id, ok := keyID(o.key, leaseExt)
 		switch {

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // threeImages are in a store of which something is lost: a and c share chunks, b stands
@@ -303,7 +305,7 @@ func TestStrayPack(t *testing.T) {
 
 // TestBadList: a list that is damaged itself is no hindrance.
 func TestBadList(t *testing.T) {
-	whole := encodeBad(nil, []badPlace{{newID(), 40}, {newID(), footerOff}})
+	whole := encodeBad(nil, []badPlace{{disk.NewID(), 40}, {disk.NewID(), footerOff}})
 	if list, err := decodeBad(nil, whole); err != nil || len(list) != 2 || list[0].off != 40 {
 		t.Errorf("%v, %v", list, err)
 	}

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io/fs"
 	"time"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // marker says that a GC wants to remove packs. It is an object of lines, an ID each, and the
 // BLAKE3 of all of them: a wrong digit would name another pack.
 type marker struct {
-	packs []fileID
+	packs []disk.ID
 	mod   time.Time // by the server's clock
 }
 
@@ -23,7 +25,7 @@ const markerMagic = "ckptfs gc 1"
 // maxMarker bounds a marker, in bytes, that is in packs: half a million.
 const maxMarker = 16 << 20
 
-func encodeMarker(ids []fileID) []byte {
+func encodeMarker(ids []disk.ID) []byte {
 	b := append([]byte(markerMagic), '\n')
 	for _, id := range ids {
 		b = append(hex.AppendEncode(b, id[:]), '\n')
@@ -31,7 +33,7 @@ func encodeMarker(ids []fileID) []byte {
 	return fmt.Appendf(b, "%s\n", hashOf(b))
 }
 
-func decodeMarker(b []byte) ([]fileID, error) {
+func decodeMarker(b []byte) ([]disk.ID, error) {
 	lines := bytes.Split(bytes.TrimSuffix(b, []byte{'\n'}), []byte{'\n'})
 	sum := lines[len(lines)-1]
 	if lines = lines[:len(lines)-1]; len(lines) == 0 || string(lines[0]) != markerMagic {
@@ -40,9 +42,9 @@ func decodeMarker(b []byte) ([]fileID, error) {
 	if hashOf(b[:len(b)-len(sum)-1]).String() != string(sum) {
 		return nil, errors.New("a GC marker is damaged")
 	}
-	var ids []fileID
+	var ids []disk.ID
 	for _, l := range lines[1:] {
-		id, ok := parseID(string(l), "")
+		id, ok := disk.ParseID(string(l), "")
 		if !ok {
 			return nil, fmt.Errorf("%q in a GC marker is no pack", l)
 		}
@@ -51,12 +53,12 @@ func decodeMarker(b []byte) ([]fileID, error) {
 	return ids, nil
 }
 
-func markerKey(id fileID) string { return markersName + "/" + id.String() + markerExt }
+func markerKey(id disk.ID) string { return markersName + "/" + id.String() + markerExt }
 
 // readMarkers learns which packs are about to be removed, and reports whether a marker that
 // was there is not any more: its packs are gone, or stay. Called with mu held.
 func (sh *shared) readMarkers(ctx context.Context) (vanished bool, err error) {
-	found := map[fileID]time.Time{}
+	found := map[disk.ID]time.Time{}
 	err = sh.b.list(ctx, markersName+"/", "", func(o object) {
 		if id, ok := keyID(o.key, markerExt); ok {
 			found[id] = o.mod
@@ -69,7 +71,7 @@ func (sh *shared) readMarkers(ctx context.Context) (vanished bool, err error) {
 		if sh.markers[id] != nil {
 			continue
 		}
-		var packs []fileID
+		var packs []disk.ID
 		err := sh.b.getParsed(ctx, markerKey(id), maxMarker, func(b []byte) (err error) {
 			packs, err = decodeMarker(b)
 			return err
@@ -102,7 +104,7 @@ func (sh *shared) readMarkers(ctx context.Context) (vanished bool, err error) {
 
 // applyMarkers tells every pack whether it is about to go. Called with mu held.
 func (sh *shared) applyMarkers() {
-	doomed := map[fileID]bool{}
+	doomed := map[disk.ID]bool{}
 	for _, m := range sh.markers {
 		for _, id := range m.packs {
 			doomed[id] = true
@@ -119,12 +121,12 @@ func (sh *shared) applyMarkers() {
 // mark writes a marker. From now on nobody may refer to the packs; after the grace time a
 // GC removes those that are still not needed.
 func (sh *shared) mark(ctx context.Context, packs []*pack) error {
-	ids := make([]fileID, len(packs))
+	ids := make([]disk.ID, len(packs))
 	for i, p := range packs {
 		ids[i] = p.id
 		p.doomed.Store(true)
 	}
-	id := newID()
+	id := disk.NewID()
 	if err := sh.b.putBytes(ctx, markerKey(id), encodeMarker(ids), always); err != nil {
 		return err
 	}

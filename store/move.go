@@ -138,7 +138,7 @@ func (g *collection) load(p *pack, m *moving, c **compressor) error {
 		return &ChunkError{Hash: e.hash, Pack: p.name(), Err: err}
 	}
 	m.codec = e.codec
-	if !provisional(e.codec) && !(p.id.fast() && e.codec == codecRaw) {
+	if !provisional(e.codec) && !(p.id.IsFast() && e.codec == codecRaw) {
 		return nil
 	}
 	if *c == nil {
@@ -174,7 +174,7 @@ func (g *collection) store(w *packWriters, p *pack, m *moving) (err error) {
 			g.report.SettledTo += sealLen
 		}
 	}
-	_, g.sealBuf, err = w.of(p.id.nodes()).append(e, m.plain, g.sealBuf)
+	_, g.sealBuf, err = w.of(p.id.HasNodes()).append(e, m.plain, g.sealBuf)
 	return err
 }
 

@@ -4,11 +4,13 @@ import (
 	"crypto/cipher"
 	"sync"
 	"sync/atomic"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // pack is one pack file: being written, or sealed and immutable.
 type pack struct {
-	id      fileID
+	id      disk.ID
 	created int64       // Unix ns
 	size    int64       // whole file; set when sealed
 	gone    atomic.Bool // not there, or no longer
@@ -38,7 +40,7 @@ type pack struct {
 	pending []int64     // where WriteAt calls under way began
 }
 
-func (p *pack) name() string { return p.id.String() + packExt }
+func (p *pack) name() string { return p.id.String() + disk.PackExt }
 
 // aead is the cipher of the pack's chunks, nil without a key. It is made at the first use.
 func (p *pack) aead(sec *secrets) cipher.AEAD {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // The pack format; doc.go draws it. Everything is little endian.
@@ -41,7 +43,7 @@ func (l *loc) entry(h *Hash) entry {
 	return entry{hash: *h, off: l.off, stored: l.stored, raw: l.raw, codec: l.codec}
 }
 
-func packHead(sec *secrets, id fileID, created int64) []byte {
+func packHead(sec *secrets, id disk.ID, created int64) []byte {
 	var flags uint32
 	if sec != nil {
 		flags |= packSealed
@@ -56,7 +58,7 @@ func packHead(sec *secrets, id fileID, created int64) []byte {
 
 // packFooter encodes the list of chunks and the tail. Offsets are not stored: the chunks
 // stand one after the other.
-func packFooter(sec *secrets, id fileID, head []byte, entries []entry) []byte {
+func packFooter(sec *secrets, id disk.ID, head []byte, entries []entry) []byte {
 	b := make([]byte, 0, len(entries)*packEntryLen+packTailLen)
 	for i := range entries {
 		e := &entries[i]
@@ -82,7 +84,7 @@ func footerSum(sec *secrets, head, footer []byte) (sum Hash) {
 
 // packInfo is what a pack says of itself.
 type packInfo struct {
-	id      fileID
+	id      disk.ID
 	created int64
 	entries []entry
 }
@@ -125,7 +127,7 @@ func readPack(sec *secrets, r io.ReaderAt, size int64) (*packInfo, error) {
 	if footerSum(sec, head, foot) != Hash(tail[24:56]) || string(head[16:32]) != string(tail[8:24]) {
 		return nil, fmt.Errorf("%w: checksum", errCutPack)
 	}
-	info := &packInfo{id: fileID(head[16:32]), created: int64(binary.LittleEndian.Uint64(head[32:]))}
+	info := &packInfo{id: disk.ID(head[16:32]), created: int64(binary.LittleEndian.Uint64(head[32:]))}
 	var err error
 	info.entries, err = decodeEntries(foot[:n*packEntryLen], size)
 	return info, err

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/ckptfs/ckptfs/store/disk"
 	"golang.org/x/sys/unix"
 )
 
@@ -46,7 +47,7 @@ type packWriters struct{ chunks, nodes *packWriter }
 // newPackWriters makes them; kind is that of the packs of chunks.
 func newPackWriters(s *Store, sink packSink, kind byte) *packWriters {
 	w := &packWriters{newPackWriter(s, sink), newPackWriter(s, sink)}
-	w.chunks.kind, w.nodes.kind = kind, packNodes
+	w.chunks.kind, w.nodes.kind = kind, disk.Nodes
 	return w
 }
 
@@ -226,9 +227,9 @@ func (w *packWriter) detach() {
 
 // open begins a pack.
 func (w *packWriter) open() error {
-	p := &pack{id: newPackID(w.kind), end: packHeadLen}
-	p.created = p.id.time().UnixNano()
-	f, err := os.OpenFile(w.files.path(p)+tmpExt, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	p := &pack{id: disk.NewPackID(w.kind), end: packHeadLen}
+	p.created = p.id.Time().UnixNano()
+	f, err := os.OpenFile(w.files.path(p)+disk.TmpExt, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("new pack: %w", err)
 	}
@@ -289,7 +290,7 @@ func (w *packWriter) finish(p *pack) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	return publish(f.Name(), w.files.path(p))
+	return disk.Publish(f.Name(), w.files.path(p))
 }
 
 // send ends the upload of a pack. The file stays as a cache, which need not be durable.
@@ -312,7 +313,7 @@ func (w *packWriter) discard(p *pack, err error) {
 		p.upload.drop()
 	}
 	w.files.forget(p)
-	os.Remove(w.files.path(p) + tmpExt) // best effort: Open removes what stays
+	os.Remove(w.files.path(p) + disk.TmpExt) // best effort: Open removes what stays
 	if !p.sealed.Load() {
 		os.Remove(w.files.path(p)) // published, but the folder would not sync
 	}

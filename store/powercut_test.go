@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/lossyfs"
 )
 
@@ -117,11 +118,11 @@ func cutPlan(rnd *rand.Rand) lossyfs.Plan {
 	case 0: // the store is being opened
 		plan.After = rnd.IntN(12)
 	case 1: // GC removes packs, or an ingest is given up
-		plan.Counts, plan.Skip, plan.After = near("remove ", packExt), 1+rnd.IntN(20), rnd.IntN(8)
+		plan.Counts, plan.Skip, plan.After = near("remove ", disk.PackExt), 1+rnd.IntN(20), rnd.IntN(8)
 	case 2: // runs were merged
-		plan.Counts, plan.Skip, plan.After = near("remove ", runExt), 1+rnd.IntN(3), rnd.IntN(20)
+		plan.Counts, plan.Skip, plan.After = near("remove ", disk.RunExt), 1+rnd.IntN(3), rnd.IntN(20)
 	case 3: // an image appears, goes or gets another name
-		plan.Counts, plan.Skip, plan.After = near("", imgExt), 1+rnd.IntN(30), rnd.IntN(4)
+		plan.Counts, plan.Skip, plan.After = near("", disk.ImgExt), 1+rnd.IntN(30), rnd.IntN(4)
 	default:
 		plan.After = rnd.IntN(1000)
 	}

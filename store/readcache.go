@@ -12,6 +12,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // cacheBlock is what is fetched of a pack at once, in bytes.
@@ -56,7 +58,7 @@ func newReadCache(ctx context.Context, files *packFiles, b *bucket, limit int64,
 	return &readCache{files: files, b: b, ctx: ctx, limit: limit, holes: holes, m: map[*pack]*cachedPack{}}
 }
 
-func packKey(id fileID) string { return packsName + "/" + id.String() + packExt }
+func packKey(id disk.ID) string { return packsName + "/" + id.String() + disk.PackExt }
 
 // adopt enters a pack whose file is whole and here.
 func (c *readCache) adopt(p *pack, size int64) {
@@ -73,13 +75,13 @@ func (c *readCache) adopt(p *pack, size int64) {
 }
 
 // adoptOld enters the packs that an earlier process left, the oldest first.
-func (c *readCache) adoptOld(packs map[fileID]*pack) error {
+func (c *readCache) adoptOld(packs map[disk.ID]*pack) error {
 	ents, err := os.ReadDir(c.files.dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range ents { // in order of their IDs, that is of their age
-		id, ok := parseID(e.Name(), packExt)
+		id, ok := disk.ParseID(e.Name(), disk.PackExt)
 		p := packs[id]
 		info, err := e.Info()
 		if ok && p != nil && err == nil && info.Size() == p.size {

@@ -5,8 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
+	"strings"
+	"unicode/utf8"
 
+	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/fxamacker/cbor/v2"
 )
 
@@ -56,7 +60,7 @@ func recDecMode() (cbor.DecMode, error) {
 var errRecord = errors.New("not an image record")
 
 // recordFile is the content of a record's file.
-func (x *secrets) recordFile(id fileID, r *record) ([]byte, error) {
+func (x *secrets) recordFile(id disk.ID, r *record) ([]byte, error) {
 	b, err := encodeRecord(r)
 	if err != nil || x == nil {
 		return b, err
@@ -65,7 +69,7 @@ func (x *secrets) recordFile(id fileID, r *record) ([]byte, error) {
 }
 
 // parseRecord is the way back.
-func (x *secrets) parseRecord(id fileID, b []byte) (*record, error) {
+func (x *secrets) parseRecord(id disk.ID, b []byte) (*record, error) {
 	if x == nil {
 		return decodeRecord(b)
 	}
@@ -153,6 +157,15 @@ func (r *root) check() error {
 	if r.Size < 0 || r.Size > math.MaxInt64/4 || r.Level < 0 || r.Level > maxLevel ||
 		(r.Size == 0 && *r != root{}) {
 		return fmt.Errorf("%w: size %d, level %d", errRecord, r.Size, r.Level)
+	}
+	return nil
+}
+
+// checkName refuses what cannot be the name of a file in images/.
+func checkName(name string) error {
+	// What is no UTF-8 would be written, but not be read again: CBOR refuses it.
+	if name == "" || name == "." || name == ".." || len(name) > 255 || strings.ContainsAny(name, "/\x00") || !utf8.ValidString(name) {
+		return fmt.Errorf("%q cannot name an image: it must be a valid file name in UTF-8: %w", name, fs.ErrInvalid)
 	}
 	return nil
 }

@@ -9,6 +9,8 @@ import (
 	"maps"
 	"slices"
 	"sync"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // fetched is a record as the bucket had it.
@@ -18,7 +20,7 @@ type fetched struct {
 	err  error // why it cannot be used
 }
 
-func recordKey(id fileID) string { return imagesName + "/" + id.String() + imgExt }
+func recordKey(id disk.ID) string { return imagesName + "/" + id.String() + disk.ImgExt }
 
 // refreshImages lists the images of all machines, unless that has begun at a bootTime or
 // later.
@@ -29,9 +31,9 @@ func (sh *shared) refreshImages(ctx context.Context, notBefore int64) error {
 	if sh.listed >= notBefore {
 		return nil
 	}
-	found := map[fileID]string{}
+	found := map[disk.ID]string{}
 	err := sh.b.list(ctx, imagesName+"/", "", func(o object) {
-		if id, ok := keyID(o.key, imgExt); ok && !sh.removed[id] {
+		if id, ok := keyID(o.key, disk.ImgExt); ok && !sh.removed[id] {
 			found[id] = o.etag
 		}
 	})
@@ -43,7 +45,7 @@ func (sh *shared) refreshImages(ctx context.Context, notBefore int64) error {
 			found[id] = "" // gone, or the listing is old
 		}
 	}
-	var wanted []fileID
+	var wanted []disk.ID
 	for id, etag := range found {
 		if have, ok := sh.records[id]; !ok || etag == "" || have.etag != etag || have.err != nil {
 			wanted = append(wanted, id)
@@ -58,7 +60,7 @@ func (sh *shared) refreshImages(ctx context.Context, notBefore int64) error {
 }
 
 // fetchRecords gets records, several at once. Called with mu held.
-func (sh *shared) fetchRecords(ctx context.Context, wanted []fileID, etags map[fileID]string) error {
+func (sh *shared) fetchRecords(ctx context.Context, wanted []disk.ID, etags map[disk.ID]string) error {
 	got := make([]fetched, len(wanted))
 	parallel(len(wanted), func(i int) {
 		rec, err := sh.readRecord(ctx, wanted[i])
@@ -78,7 +80,7 @@ func (sh *shared) fetchRecords(ctx context.Context, wanted []fileID, etags map[f
 	return nil
 }
 
-func (sh *shared) readRecord(ctx context.Context, id fileID) (*record, error) {
+func (sh *shared) readRecord(ctx context.Context, id disk.ID) (*record, error) {
 	var rec *record
 	err := sh.b.getParsed(ctx, recordKey(id), maxRecord, func(b []byte) (err error) {
 		rec, err = sh.s.sec.parseRecord(id, b)
@@ -107,12 +109,12 @@ func parallel(n int, fn func(int)) {
 
 // setImages replaces the list of images. Two machines may have chosen the same name: the
 // older image keeps it, the other one gets a piece of its ID.
-func (s *Store) setImages(records map[fileID]fetched) {
-	ids := make([]fileID, 0, len(records))
+func (s *Store) setImages(records map[disk.ID]fetched) {
+	ids := make([]disk.ID, 0, len(records))
 	for id := range records {
 		ids = append(ids, id)
 	}
-	slices.SortFunc(ids, func(a, b fileID) int { return cmp.Compare(a.String(), b.String()) })
+	slices.SortFunc(ids, func(a, b disk.ID) int { return cmp.Compare(a.String(), b.String()) })
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.images
@@ -137,14 +139,14 @@ func (s *Store) setImages(records map[fileID]fetched) {
 }
 
 // noteRecord enters a record that we wrote. etag is not known.
-func (sh *shared) noteRecord(id fileID, rec *record) {
+func (sh *shared) noteRecord(id disk.ID, rec *record) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	sh.records[id] = fetched{rec: rec}
 }
 
 // removeRecord removes a record. Listings may show it for a while; we know better.
-func (sh *shared) removeRecord(ctx context.Context, id fileID) error {
+func (sh *shared) removeRecord(ctx context.Context, id disk.ID) error {
 	if err := sh.b.remove(ctx, recordKey(id)); err != nil {
 		return err
 	}
@@ -156,7 +158,7 @@ func (sh *shared) removeRecord(ctx context.Context, id fileID) error {
 }
 
 // commit lists an image, once it is certain that everything it needs stays.
-func (in *Ingest) commitShared(id fileID, rec *record) error {
+func (in *Ingest) commitShared(id disk.ID, rec *record) error {
 	sh := in.s.sh
 	sh.undoRecords()
 	in.s.w.flush()
@@ -288,7 +290,7 @@ const renameTries = 5
 
 // renameRecord puts another name into a record. The put asks for the record to be what was read:
 // one that another machine removes just then must not come back.
-func (sh *shared) renameRecord(ctx context.Context, id fileID, name string) (*record, error) {
+func (sh *shared) renameRecord(ctx context.Context, id disk.ID, name string) (*record, error) {
 	for tries := 1; ; tries++ {
 		o, err := sh.b.stat(ctx, recordKey(id))
 		if err != nil {

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/zeebo/blake3"
 )
 
@@ -178,7 +179,7 @@ func (r *run) loc(rec []byte) (loc, error) {
 
 // openRun reads head, pack table, keys and filter. known gives the packs that exist; a
 // pack it does not have is entered as gone.
-func openRun(path string, known func(id fileID, size, created int64) *pack) (*run, error) {
+func openRun(path string, known func(id disk.ID, size, created int64) *pack) (*run, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -197,7 +198,7 @@ func openRun(path string, known func(id fileID, size, created int64) *pack) (*ru
 }
 
 // readRun checks all that is not in blocks. The file is still to be set.
-func readRun(f io.ReaderAt, size int64, known func(id fileID, size, created int64) *pack) (*run, error) {
+func readRun(f io.ReaderAt, size int64, known func(id disk.ID, size, created int64) *pack) (*run, error) {
 	head := make([]byte, runHeadLen)
 	if _, err := f.ReadAt(head, 0); err != nil {
 		return nil, fmt.Errorf("%w: no header: %w", errRun, err)
@@ -238,7 +239,7 @@ func readRun(f io.ReaderAt, size int64, known func(id fileID, size, created int6
 	}
 	for i := range r.packs {
 		t := table[i*runPackLen:]
-		r.packs[i] = known(fileID(t[:16]), int64(binary.LittleEndian.Uint64(t[16:])), int64(binary.LittleEndian.Uint64(t[24:])))
+		r.packs[i] = known(disk.ID(t[:16]), int64(binary.LittleEndian.Uint64(t[16:])), int64(binary.LittleEndian.Uint64(t[24:])))
 	}
 	return r, nil
 }

@@ -12,12 +12,14 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // writeHashes writes a run of hashes, sorted before, and opens it again.
 func writeHashes(t testing.TB, hashes []Hash) *run {
 	t.Helper()
-	p := &pack{id: fileID{7}, size: 100, created: 5}
+	p := &pack{id: disk.ID{7}, size: 100, created: 5}
 	w, err := newRunWriter(t.TempDir(), []*pack{p}, len(hashes))
 	if err != nil {
 		t.Fatal(err)
@@ -40,7 +42,7 @@ func writeHashes(t testing.TB, hashes []Hash) *run {
 	return r
 }
 
-func samePack(id fileID, size, created int64) *pack {
+func samePack(id disk.ID, size, created int64) *pack {
 	return &pack{id: id, size: size, created: created}
 }
 

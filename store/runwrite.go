@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // runWriter writes a run from entries that come in order of their hash.
@@ -26,12 +28,12 @@ type runWriter struct {
 // newRunWriter begins a run of at most entries entries.
 func newRunWriter(dir string, packs []*pack, entries int) (*runWriter, error) {
 	blocks := (entries + perBlock - 1) / perBlock
-	w := &runWriter{path: filepath.Join(dir, newID().String()+runExt), packs: packs, number: make(map[*pack]uint32, len(packs)),
+	w := &runWriter{path: filepath.Join(dir, disk.NewID().String()+disk.RunExt), packs: packs, number: make(map[*pack]uint32, len(packs)),
 		keys: make([]byte, 0, blocks*8), filter: make([]byte, 0, blocks*filterLen)}
 	for i, p := range packs {
 		w.number[p] = uint32(i)
 	}
-	f, err := os.OpenFile(w.path+tmpExt, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.OpenFile(w.path+disk.TmpExt, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +122,7 @@ func (w *runWriter) complete() (*run, error) {
 	}
 	r := &run{path: w.path, f: w.f, packs: w.packs, n: w.n, data: alignBlock(runHeadLen + int64(len(table))),
 		keys: trim(w.keys), filter: trim(w.filter)}
-	return r, publish(w.path+tmpExt, w.path)
+	return r, disk.Publish(w.path+disk.TmpExt, w.path)
 }
 
 // trim gives unused memory back: a run stays for long.
@@ -133,5 +135,5 @@ func trim(b []byte) []byte {
 
 func (w *runWriter) abort() {
 	w.f.Close()
-	os.Remove(w.path + tmpExt) // best effort: Open removes what stays
+	os.Remove(w.path + disk.TmpExt) // best effort: Open removes what stays
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/zeebo/blake3"
 )
 
@@ -118,7 +119,7 @@ func aead(master *[32]byte, parts ...[]byte) cipher.AEAD {
 }
 
 // packAEAD is the cipher of one pack, nil without a key.
-func (x *secrets) packAEAD(id fileID) cipher.AEAD {
+func (x *secrets) packAEAD(id disk.ID) cipher.AEAD {
 	if x == nil {
 		return nil
 	}
@@ -138,14 +139,14 @@ func (c *chunkSeal) set(e *entry) {
 }
 
 // sealRecord encrypts a record: salt 16, then ciphertext and tag. The ID is authenticated.
-func (x *secrets) sealRecord(id fileID, plain []byte) []byte {
+func (x *secrets) sealRecord(id disk.ID, plain []byte) []byte {
 	var salt, nonce [16]byte
 	rand.Read(salt[:]) // never fails, see crypto/rand
 	out := append(make([]byte, 0, len(salt)+len(plain)+sealLen), salt[:]...)
 	return aead(&x.records, salt[:]).Seal(out, nonce[:12], plain, id[:])
 }
 
-func (x *secrets) openRecord(id fileID, b []byte) ([]byte, error) {
+func (x *secrets) openRecord(id disk.ID, b []byte) ([]byte, error) {
 	var nonce [16]byte
 	if len(b) < len(nonce)+sealLen {
 		return nil, fmt.Errorf("%d bytes: %w", len(b), errSeal)

@@ -55,7 +55,7 @@ func (s *Store) unsettled() []*pack {
 }
 
 func (p *pack) unsettled() bool {
-	return p.id.fast() && p.sealed.Load() && !p.unfit.Load() && !p.gone.Load()
+	return p.id.IsFast() && p.sealed.Load() && !p.unfit.Load() && !p.gone.Load()
 }
 
 // settling is a collection that does not ask what is needed: to walk all images would take

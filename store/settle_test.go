@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -184,7 +185,7 @@ func TestSettle(t *testing.T) {
 func TestSettleLeavesOthers(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, Options{atOnce: true}) // one pack, which has something compressed in it
-	s.w.chunks.kind = packFast               // as their random bit may say
+	s.w.chunks.kind = disk.Fast              // as their random bit may say
 	chunks := testImage(1, 200)
 	ingest(t, s, "a", chunks)
 	names := packNames(t, s)
@@ -255,7 +256,7 @@ func TestSettleDamage(t *testing.T) {
 	s.mu.Lock()
 	var victim *pack
 	for _, p := range s.packs {
-		if p.id.fast() {
+		if p.id.IsFast() {
 			victim = p
 		}
 	}

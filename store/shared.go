@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/disk"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,13 +35,13 @@ type shared struct {
 	leased  bool // the bucket has our lease
 
 	mu      sync.Mutex // held by a refresh
-	newest  fileID     // youngest pack that a listing showed
-	markers map[fileID]*marker
-	lease   fileID
-	removed map[fileID]bool
-	undo    map[fileID]bool    // records that must not stay, if they are there at all
-	records map[fileID]fetched // images as last listed
-	listed  int64              // bootTime of that
+	newest  disk.ID    // youngest pack that a listing showed
+	markers map[disk.ID]*marker
+	lease   disk.ID
+	removed map[disk.ID]bool
+	undo    map[disk.ID]bool    // records that must not stay, if they are there at all
+	records map[disk.ID]fetched // images as last listed
+	listed  int64               // bootTime of that
 }
 
 // Folders of a bucket beside those of a store folder.
@@ -76,15 +77,15 @@ func ago(d time.Duration) int64 { return bootTime() - int64(d) }
 func since(boot int64) time.Duration { return time.Duration(bootTime() - boot) }
 
 func newShared(s *Store, b *bucket) *shared {
-	sh := &shared{s: s, b: b, grace: s.o.Grace, lease: newID(), markers: map[fileID]*marker{},
-		removed: map[fileID]bool{}, undo: map[fileID]bool{}, records: map[fileID]fetched{}}
+	sh := &shared{s: s, b: b, grace: s.o.Grace, lease: disk.NewID(), markers: map[disk.ID]*marker{},
+		removed: map[disk.ID]bool{}, undo: map[disk.ID]bool{}, records: map[disk.ID]fetched{}}
 	sh.holes.Store(true) // what the index had when it was written, nobody knows
 	sh.ctx, sh.cancel = context.WithCancelCause(context.Background())
 	return sh
 }
 
 // keyID takes the ID out of the key of an object.
-func keyID(key, ext string) (fileID, bool) { return parseID(path.Base(key), ext) }
+func keyID(key, ext string) (disk.ID, bool) { return disk.ParseID(path.Base(key), ext) }
 
 // refresh learns what other machines did: which packs are about to go, and which are new.
 // Everything is listed if all is set or we have not looked for so long that a pack can have
@@ -122,12 +123,12 @@ func (sh *shared) refreshLocked(ctx context.Context, all bool) error {
 // listNewPacks enters the packs that were not known, and with all those that are gone.
 func (sh *shared) listNewPacks(ctx context.Context, all bool) error {
 	after := ""
-	if !all && sh.newest != (fileID{}) {
-		after = packKey(idBefore(sh.newest.time().Add(-clockSkew)))
+	if !all && sh.newest != (disk.ID{}) {
+		after = packKey(idBefore(sh.newest.Time().Add(-clockSkew)))
 	}
-	found := map[fileID]int64{}
+	found := map[disk.ID]int64{}
 	err := sh.b.list(ctx, packsName+"/", after, func(o object) {
-		if id, ok := keyID(o.key, packExt); ok {
+		if id, ok := keyID(o.key, disk.PackExt); ok {
 			found[id] = o.size
 			if id.String() > sh.newest.String() {
 				sh.newest = id
@@ -151,21 +152,21 @@ func (sh *shared) listNewPacks(ctx context.Context, all bool) error {
 }
 
 // idBefore is an ID that is listed before all of a time.
-func idBefore(t time.Time) fileID {
-	id := idAt(t)
+func idBefore(t time.Time) disk.ID {
+	id := disk.IDAt(t)
 	clear(id[6:])
 	return id
 }
 
 // compare makes packs of what a listing found and we do not know, and, if the listing was
 // complete, tells which of ours it does not have.
-func (s *Store) compare(found map[fileID]int64, all bool) (fresh, missing []*pack) {
+func (s *Store) compare(found map[disk.ID]int64, all bool) (fresh, missing []*pack) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, size := range found {
 		// A second *pack for one of ours would not hear of markers.
 		if _, ours := s.writing[id]; s.packs[id] == nil && !ours {
-			p := &pack{id: id, size: size, created: id.time().UnixNano()}
+			p := &pack{id: id, size: size, created: id.Time().UnixNano()}
 			p.doomed.Store(s.doomed[id])
 			s.packs[id] = p
 			fresh = append(fresh, p)

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // Machines share what they know of packs: a GC puts its largest run into the bucket, so
@@ -17,13 +19,13 @@ import (
 // shareFrom is how many packs a run must bring for it to be worth an object.
 const shareFrom = 64
 
-func runKey(id fileID) string { return indexName + "/" + id.String() + runExt }
+func runKey(id disk.ID) string { return indexName + "/" + id.String() + disk.RunExt }
 
 // sharedRun is a run in the bucket.
 type sharedRun struct {
-	id    fileID
+	id    disk.ID
 	size  int64
-	packs []fileID
+	packs []disk.ID
 }
 
 // rangeReader reads an object of a bucket by ranges.
@@ -38,7 +40,7 @@ func (r *rangeReader) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // runPackIDs reads which packs a run of size bytes knows.
-func runPackIDs(f io.ReaderAt, size int64) ([]fileID, error) {
+func runPackIDs(f io.ReaderAt, size int64) ([]disk.ID, error) {
 	if size < runHeadLen {
 		return nil, fmt.Errorf("%w: %d bytes", errRun, size)
 	}
@@ -57,9 +59,9 @@ func runPackIDs(f io.ReaderAt, size int64) ([]fileID, error) {
 	if runSum(head, table) != Hash(head[32:]) {
 		return nil, fmt.Errorf("%w: checksum", errRun)
 	}
-	ids := make([]fileID, n)
+	ids := make([]disk.ID, n)
 	for i := range ids {
-		ids[i] = fileID(table[i*runPackLen:])
+		ids[i] = disk.ID(table[i*runPackLen:])
 	}
 	return ids, nil
 }
@@ -67,7 +69,7 @@ func runPackIDs(f io.ReaderAt, size int64) ([]fileID, error) {
 // runs lists the runs in the bucket. One that cannot be read helps nobody and is left out.
 func (sh *shared) runs(ctx context.Context) (list []sharedRun, err error) {
 	err = sh.b.list(ctx, indexName+"/", "", func(o object) {
-		if id, ok := keyID(o.key, runExt); ok {
+		if id, ok := keyID(o.key, disk.RunExt); ok {
 			list = append(list, sharedRun{id: id, size: o.size})
 		}
 	})
@@ -85,8 +87,8 @@ func (sh *shared) runs(ctx context.Context) (list []sharedRun, err error) {
 }
 
 // fetchRuns brings those runs here that know many packs which no run here does.
-func (sh *shared) fetchRuns(packs map[fileID]*pack, known func(fileID, int64, int64) *pack) error {
-	unknown := map[fileID]bool{}
+func (sh *shared) fetchRuns(packs map[disk.ID]*pack, known func(disk.ID, int64, int64) *pack) error {
+	unknown := map[disk.ID]bool{}
 	for id, p := range packs {
 		if !p.sealed.Load() {
 			unknown[id] = true
@@ -101,7 +103,7 @@ func (sh *shared) fetchRuns(packs map[fileID]*pack, known func(fileID, int64, in
 	}
 	slices.SortFunc(list, func(a, b sharedRun) int { return len(b.packs) - len(a.packs) })
 	for _, r := range list {
-		news := slices.DeleteFunc(r.packs, func(id fileID) bool { return !unknown[id] })
+		news := slices.DeleteFunc(r.packs, func(id disk.ID) bool { return !unknown[id] })
 		if len(news) < shareFrom {
 			continue
 		}
@@ -117,9 +119,9 @@ func (sh *shared) fetchRuns(packs map[fileID]*pack, known func(fileID, int64, in
 }
 
 // fetchRun brings a run here and opens it.
-func (sh *shared) fetchRun(r sharedRun, known func(fileID, int64, int64) *pack) error {
-	path := filepath.Join(sh.s.dir, indexName, r.id.String()+runExt)
-	f, err := os.OpenFile(path+tmpExt, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+func (sh *shared) fetchRun(r sharedRun, known func(disk.ID, int64, int64) *pack) error {
+	path := filepath.Join(sh.s.dir, indexName, r.id.String()+disk.RunExt)
+	f, err := os.OpenFile(path+disk.TmpExt, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -132,10 +134,10 @@ func (sh *shared) fetchRun(r sharedRun, known func(fileID, int64, int64) *pack) 
 	}
 	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
-		err = publish(path+tmpExt, path)
+		err = disk.Publish(path+disk.TmpExt, path)
 	}
 	if err != nil {
-		os.Remove(path + tmpExt) // best effort: Open removes what stays
+		os.Remove(path + disk.TmpExt) // best effort: Open removes what stays
 		return err
 	}
 	run, err := openRun(path, known)
@@ -163,7 +165,7 @@ func (sh *shared) shareRun(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	mine := map[fileID]bool{}
+	mine := map[disk.ID]bool{}
 	for _, p := range best.packs {
 		mine[p.id] = !p.gone.Load()
 	}
@@ -180,7 +182,7 @@ func (sh *shared) shareRun(ctx context.Context) error {
 	if news < shareFrom {
 		return nil
 	}
-	id, _ := parseID(filepath.Base(best.path), runExt)
+	id, _ := disk.ParseID(filepath.Base(best.path), disk.RunExt)
 	if err := sh.putRun(ctx, id, best.path); err != nil {
 		return err
 	}
@@ -195,7 +197,7 @@ func (sh *shared) shareRun(ctx context.Context) error {
 }
 
 // superfluous reports whether every pack of a run that still exists is in another one.
-func (sh *shared) superfluous(r *sharedRun, mine map[fileID]bool) bool {
+func (sh *shared) superfluous(r *sharedRun, mine map[disk.ID]bool) bool {
 	sh.s.mu.Lock()
 	defer sh.s.mu.Unlock()
 	for _, id := range r.packs {
@@ -207,7 +209,7 @@ func (sh *shared) superfluous(r *sharedRun, mine map[fileID]bool) bool {
 }
 
 // putRun uploads a run like a pack.
-func (sh *shared) putRun(ctx context.Context, id fileID, path string) error {
+func (sh *shared) putRun(ctx context.Context, id disk.ID, path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err

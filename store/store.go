@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // Options are the knobs of a store. The zero value is fine.
@@ -102,9 +104,9 @@ type Store struct {
 	closed  bool
 	images  map[string]*imageRec
 	damaged []*RecordError
-	packs   map[fileID]*pack    // every sealed pack
-	writing map[fileID]struct{} // packs of ours that are not sealed, but may be in the bucket already
-	doomed  map[fileID]bool     // of a bucket, see pack.doomed
+	packs   map[disk.ID]*pack    // every sealed pack
+	writing map[disk.ID]struct{} // packs of ours that are not sealed, but may be in the bucket already
+	doomed  map[disk.ID]bool     // of a bucket, see pack.doomed
 	running map[*Ingest]struct{}
 	readers map[*Reader]struct{}
 	session session
@@ -112,7 +114,7 @@ type Store struct {
 
 // imageRec is a listed image and the file its record is in.
 type imageRec struct {
-	id  fileID
+	id  disk.ID
 	rec *record
 }
 
@@ -130,7 +132,7 @@ type session struct {
 // ErrNotStore. What a process that died left unfinished is removed.
 func Open(dir string, o Options) (*Store, error) {
 	o.defaults()
-	s := &Store{dir: dir, o: o, ix: newIndex(), images: map[string]*imageRec{}, packs: map[fileID]*pack{}, writing: map[fileID]struct{}{},
+	s := &Store{dir: dir, o: o, ix: newIndex(), images: map[string]*imageRec{}, packs: map[disk.ID]*pack{}, writing: map[disk.ID]struct{}{},
 		running: map[*Ingest]struct{}{}, readers: map[*Reader]struct{}{}, decoding: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	s.jobs.New = func() any { return new(job) }
 	s.blocks.New = func() any { return new(Block) }
@@ -172,7 +174,7 @@ func (s *Store) openFolder() (err error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
-	_ = syncDir(filepath.Dir(filepath.Clean(s.dir))) // we may not be allowed to read it
+	_ = disk.SyncDir(filepath.Dir(filepath.Clean(s.dir))) // we may not be allowed to read it
 	if s.lock, err = lockDir(s.dir); err != nil {
 		return err
 	}
@@ -193,7 +195,7 @@ func (s *Store) open(location string) (err error) {
 		return err
 	}
 	for _, n := range []string{packsName, indexName, imagesName} {
-		n, err := removeTemps(filepath.Join(s.dir, n))
+		n, err := disk.RemoveTemps(filepath.Join(s.dir, n))
 		if err != nil {
 			return err
 		}
@@ -210,7 +212,7 @@ func (s *Store) open(location string) (err error) {
 	}
 	kind := byte(0)
 	if s.fast() {
-		kind = packFast
+		kind = disk.Fast
 	}
 	s.w = newPackWriters(s, (*ingestSink)(s), kind)
 	if err := s.loadImages(); err != nil {
@@ -239,7 +241,7 @@ func (s *Store) loadImages() error {
 		return err
 	}
 	for _, e := range ents {
-		id, ok := parseID(e.Name(), imgExt)
+		id, ok := disk.ParseID(e.Name(), disk.ImgExt)
 		if !ok {
 			s.o.Log(fmt.Sprintf("store %s: %s/%s is not ours; left alone", s.dir, imagesName, e.Name()))
 			continue
@@ -260,7 +262,7 @@ func (s *Store) loadImages() error {
 	return nil
 }
 
-func (s *Store) readRecord(id fileID) (*record, error) {
+func (s *Store) readRecord(id disk.ID) (*record, error) {
 	if s.sh != nil {
 		return s.sh.readRecord(s.sh.ctx, id)
 	}
@@ -279,19 +281,19 @@ func (s *Store) readRecord(id fileID) (*record, error) {
 	return s.sec.parseRecord(id, b)
 }
 
-func (s *Store) recordPath(id fileID) string {
+func (s *Store) recordPath(id disk.ID) string {
 	if s.sh != nil {
 		return s.sh.b.url + "/" + recordKey(id)
 	}
-	return filepath.Join(s.dir, imagesName, id.String()+imgExt)
+	return filepath.Join(s.dir, imagesName, id.String()+disk.ImgExt)
 }
 
-func (s *Store) writeRecord(id fileID, rec *record) error {
+func (s *Store) writeRecord(id disk.ID, rec *record) error {
 	b, err := s.sec.recordFile(id, rec)
 	if err != nil {
 		return err
 	}
-	return writeFile(s.recordPath(id), b)
+	return disk.WriteFile(s.recordPath(id), b)
 }
 
 // Close ends running ingests with ErrClosed, writes the index and gives the lock back.

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // testImage makes an image out of a seed: chunks that compress, chunks that do not,
@@ -167,7 +169,7 @@ func wantModes(t *testing.T, dir string) {
 		if want := map[bool]fs.FileMode{true: 0o700, false: 0o600}[d.IsDir()]; err == nil && st.Mode().Perm() != want {
 			t.Errorf("%s has mode %o", path, st.Mode().Perm())
 		}
-		if strings.HasSuffix(path, tmpExt) {
+		if strings.HasSuffix(path, disk.TmpExt) {
 			t.Errorf("%s was left", path)
 		}
 		return err

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // sweep writes what is alive in the chosen packs elsewhere, and removes them.
@@ -56,7 +58,7 @@ func (g *collection) sweep(chosen []*pack) error {
 			return err
 		}
 	}
-	return errors.Join(err, syncDir(filepath.Join(g.s.dir, packsName)))
+	return errors.Join(err, disk.SyncDir(filepath.Join(g.s.dir, packsName)))
 }
 
 // strays picks the packs of which nobody knows any more what is in them: garbage, if all

@@ -8,6 +8,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // Verify checks the store and calls report with a sentence for every fault: records, the
@@ -69,8 +71,8 @@ type verification struct {
 	// unknown are chunks that a pack has but the index does not: garbage, unless an image
 	// needs one. The index keeps one of two copies, and the pack of that one may have gone.
 	unknown map[Hash]*pack
-	ids     map[string]fileID // of images, in a bucket
-	down    error             // why the bucket could not be asked
+	ids     map[string]disk.ID // of images, in a bucket
+	down    error              // why the bucket could not be asked
 }
 
 var errUnknown = errors.New("the index does not know it; delete the folder index while the store is closed, it is made again")
