@@ -10,6 +10,8 @@ import (
 	"slices"
 	"sync"
 	"testing"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 // reading is an image that is read in some order, every other time by Gather.
@@ -37,7 +39,7 @@ func (g *reading) at(off, n int) {
 	if m != n || err != nil || !bytes.Equal(p, g.want[off:off+n]) {
 		g.t.Errorf("read %d of %d at %d = %d, %v", g.n, n, off, m, err)
 	}
-	if held := g.r.heldAhead(); held > g.r.s.o.ReadAhead+MaxChunk {
+	if held := g.r.heldAhead(); held > g.r.s.o.ReadAhead+chunk.MaxLen {
 		g.t.Errorf("%d bytes are held", held)
 	}
 }
@@ -289,7 +291,7 @@ func TestCacheShared(t *testing.T) {
 		wg.Go(func() {
 			for i := range 200 {
 				v := (i + k) % 4
-				e, err := c.get(&Hash{byte(v)}, func() (int, error) {
+				e, err := c.get(&chunk.Hash{byte(v)}, func() (int, error) {
 					mu.Lock()
 					defer mu.Unlock()
 					if fetches[v]++; fetches[v]%5 == 0 {

@@ -6,6 +6,8 @@ import (
 	"context"
 	"encoding/binary"
 	"testing"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 // These tests count what is allocated for each chunk. The race detector makes pools forget.
@@ -22,7 +24,7 @@ func puts(t *testing.T, s *Store, name string, n int, next func(c []byte, i int)
 	i := 0
 	put := func() {
 		next(c, i)
-		if err := in.Put(hashOf(c), c); err != nil {
+		if err := in.Put(chunk.Sum(c), c); err != nil {
 			t.Fatal(err)
 		}
 		i++

@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/secret"
 )
 
 // The list of copies that were found damaged outlives the process: one finds the damage,
@@ -33,27 +35,27 @@ type badPlace struct {
 	off uint32
 }
 
-func encodeBad(sec *secrets, list []badPlace) []byte {
+func encodeBad(sec *secret.Secrets, list []badPlace) []byte {
 	b := make([]byte, 0, len(badMagic)+len(list)*badEntryLen+32)
 	b = append(b, badMagic...)
 	for _, e := range list {
 		b = append(b, e.id[:]...)
 		b = binary.LittleEndian.AppendUint32(b, e.off)
 	}
-	h := sec.newSum()
+	h := sec.NewSum()
 	h.Write(b)
 	return h.Sum(b)
 }
 
 var errBadList = errors.New("not a list of damaged copies")
 
-func decodeBad(sec *secrets, b []byte) ([]badPlace, error) {
+func decodeBad(sec *secret.Secrets, b []byte) ([]badPlace, error) {
 	n := len(b) - len(badMagic) - 32
 	if n < 0 || n%badEntryLen != 0 || string(b[:len(badMagic)]) != badMagic {
 		return nil, fmt.Errorf("%w: %d bytes", errBadList, len(b))
 	}
 	body := b[:len(b)-32]
-	h := sec.newSum()
+	h := sec.NewSum()
 	h.Write(body)
 	if string(h.Sum(nil)) != string(b[len(body):]) {
 		return nil, fmt.Errorf("%w: checksum", errBadList)
@@ -158,7 +160,7 @@ func (x *index) isBad(p *pack, off uint32) bool {
 func (s *Store) condemnFooter(p *pack) { s.ix.condemnCopy(loc{p: p, off: footerOff}) }
 
 // anyCopy looks for a copy of a chunk, however bad it is. It may be in a pack that is gone.
-func (s *Store) anyCopy(h *Hash) (l loc, ok bool) {
+func (s *Store) anyCopy(h *chunk.Hash) (l loc, ok bool) {
 	s.ix.mu.RLock()
 	defer s.ix.mu.RUnlock()
 	if l, ok = s.ix.mem[*h]; ok {

@@ -3,6 +3,7 @@ package store
 import (
 	"sync"
 
+	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -27,6 +28,12 @@ func (b *batch) full() bool {
 	return len(b.jobs) >= batchJobs || len(b.plain) >= batchBytes || b.raw >= batchRaw
 }
 
+// encoder is a compressor with what it made last.
+type encoder struct {
+	*codec.Compressor
+	batches [2]*batch // of chunks and of nodes
+}
+
 // encoders lends compressors to those who store blocks, and writes what they made: one
 // goroutine does, since several would only wait for each other at the file. Batches that are
 // not full wait with their compressor for more chunks, unless somebody waits for them.
@@ -37,7 +44,7 @@ type encoders struct {
 	batches sync.Pool
 
 	mu     sync.Mutex
-	idle   []*compressor
+	idle   []*encoder
 	urgent int // how many wait for chunks to be written
 }
 
@@ -62,7 +69,7 @@ func (x *encoders) stop() {
 }
 
 // take lends a compressor.
-func (x *encoders) take() (*compressor, error) {
+func (x *encoders) take() (*encoder, error) {
 	x.mu.Lock()
 	if n := len(x.idle); n > 0 {
 		c := x.idle[n-1]
@@ -71,11 +78,12 @@ func (x *encoders) take() (*compressor, error) {
 		return c, nil
 	}
 	x.mu.Unlock()
-	return newCompressor(zstd.SpeedFastest)
+	c, err := codec.NewCompressor(zstd.SpeedFastest)
+	return &encoder{Compressor: c}, err
 }
 
 // give takes a compressor back.
-func (x *encoders) give(c *compressor) {
+func (x *encoders) give(c *encoder) {
 	x.mu.Lock()
 	for x.urgent > 0 && c.pending() {
 		x.mu.Unlock()
@@ -106,10 +114,10 @@ func (x *encoders) calm() {
 }
 
 // pending reports whether chunks wait for more.
-func (c *compressor) pending() bool { return c.batches[0] != nil || c.batches[1] != nil }
+func (c *encoder) pending() bool { return c.batches[0] != nil || c.batches[1] != nil }
 
 // send has what a compressor made written.
-func (x *encoders) send(c *compressor) {
+func (x *encoders) send(c *encoder) {
 	for i, b := range c.batches {
 		if b != nil {
 			c.batches[i] = nil
@@ -120,7 +128,7 @@ func (x *encoders) send(c *compressor) {
 
 // encode compresses a chunk and returns how many bytes it takes. Once it is in a pack, or
 // cannot be, all who wait for it are told.
-func (x *encoders) encode(c *compressor, j *job, node bool) int {
+func (x *encoders) encode(c *encoder, j *job, node bool) int {
 	slot := &c.batches[0]
 	if node {
 		slot = &c.batches[1]
@@ -132,15 +140,15 @@ func (x *encoders) encode(c *compressor, j *job, node bool) int {
 		*slot = b
 	}
 	n := len(b.plain)
-	var codec uint8
+	var how uint8
 	if x.s.fast() && !node {
-		b.plain, codec = appendFast(b.plain, j.data)
+		b.plain, how = codec.AppendFast(b.plain, j.data)
 	} else {
-		b.plain, codec = c.append(b.plain, j.data)
+		b.plain, how = c.Append(b.plain, j.data)
 	}
 	n = len(b.plain) - n
 	b.jobs, b.raw = append(b.jobs, j), b.raw+len(j.data)
-	b.entries = append(b.entries, entry{hash: j.hash, raw: uint32(len(j.data)), stored: uint32(n), codec: codec})
+	b.entries = append(b.entries, entry{hash: j.hash, raw: uint32(len(j.data)), stored: uint32(n), codec: how})
 	if b.full() {
 		*slot = nil
 		x.queue <- b

@@ -7,27 +7,29 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 // benchImage is 64 MiB of chunks of one sort, with their hashes.
-func benchImage(sort string) ([][]byte, []Hash) {
+func benchImage(sort string) ([][]byte, []chunk.Hash) {
 	var chunks [][]byte
 	for seed := uint64(100); len(chunks) < 1024; seed++ {
 		for _, c := range testImage(seed, 256) {
 			random := len(c) == 64<<10 && c[8] != 0
-			if len(c) == 64<<10 && !allZero(c) && len(chunks) < 1024 && random == (sort == "random") {
+			if len(c) == 64<<10 && !chunk.AllZero(c) && len(chunks) < 1024 && random == (sort == "random") {
 				chunks = append(chunks, c)
 			}
 		}
 	}
-	hashes := make([]Hash, len(chunks))
+	hashes := make([]chunk.Hash, len(chunks))
 	for i := range chunks {
-		hashes[i] = hashOf(chunks[i])
+		hashes[i] = chunk.Sum(chunks[i])
 	}
 	return chunks, hashes
 }
 
-func benchPut(b *testing.B, s *Store, name string, chunks [][]byte, hashes []Hash) {
+func benchPut(b *testing.B, s *Store, name string, chunks [][]byte, hashes []chunk.Hash) {
 	b.Helper()
 	in, err := s.Begin(context.Background(), name)
 	if err != nil {
@@ -188,7 +190,7 @@ func TestMemoryBounded(t *testing.T) {
 	var first int64
 	for i := range 16384 { // 1 GiB
 		c[0], c[1], c[5000] = byte(i), byte(i>>8), byte(i>>3)
-		if err := in.Put(hashOf(c), c); err != nil {
+		if err := in.Put(chunk.Sum(c), c); err != nil {
 			t.Fatal(err)
 		}
 		if i == 2048 {

@@ -3,6 +3,9 @@ package store
 import (
 	"errors"
 	"fmt"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/codec"
 )
 
 // Block is memory for some neighbouring chunks of an image. Whoever makes an image fills it,
@@ -76,12 +79,12 @@ func (in *Ingest) storeBlock(b *Block) error {
 	at := 0
 	for i := range b.refs {
 		ref := &b.refs[i]
-		chunk := b.buf.data[at:][:ref.size]
-		if err := in.s.checkChunk(&ref.hash, chunk); err != nil {
+		data := b.buf.data[at:][:ref.size]
+		if err := in.s.checkChunk(&ref.hash, data); err != nil {
 			return err
 		}
-		ref.hash, ref.zero = in.s.sec.id(ref.hash), allZero(chunk)
-		at += len(chunk)
+		ref.hash, ref.zero = in.s.sec.ID(ref.hash), chunk.AllZero(data)
+		at += len(data)
 	}
 	in.mu.Lock()
 	in.ahead[b] = struct{}{}
@@ -94,12 +97,12 @@ func (in *Ingest) storeBlock(b *Block) error {
 	at = 0
 	for i := range b.refs {
 		ref := &b.refs[i]
-		chunk := b.buf.data[at:][:ref.size]
-		at += len(chunk)
+		data := b.buf.data[at:][:ref.size]
+		at += len(data)
 		if ref.zero {
 			continue
 		}
-		if err := in.storeChunk(c, &ref.hash, chunk, b.buf, false); err != nil {
+		if err := in.storeChunk(c, &ref.hash, data, b.buf, false); err != nil {
 			return err
 		}
 	}
@@ -147,27 +150,27 @@ func (in *Ingest) appendBlock(b *Block) error {
 
 // Put appends a chunk of 1 to MaxChunk bytes to the image. h is its BLAKE3-256. The chunk
 // may be reused when Put returns. It is for who has no use for several cores; see Block.
-func (in *Ingest) Put(h Hash, chunk []byte) error {
+func (in *Ingest) Put(h Hash, data []byte) error {
 	in.putting.RLock()
 	defer in.putting.RUnlock()
 	if err := in.usable(); err != nil {
 		return err
 	}
-	b := in.Block(len(chunk))
-	copy(b.buf.data, chunk)
-	b.Add(h, len(chunk))
+	b := in.Block(len(data))
+	copy(b.buf.data, data)
+	b.Add(h, len(data))
 	if err := in.storeBlock(b); err != nil {
 		return in.fail(err)
 	}
 	return in.appendBlock(b)
 }
 
-func (s *Store) checkChunk(h *Hash, chunk []byte) error {
-	if len(chunk) == 0 || len(chunk) > MaxChunk {
-		return fmt.Errorf("a chunk of %d bytes: it must have 1 to %d", len(chunk), MaxChunk)
+func (s *Store) checkChunk(h *chunk.Hash, data []byte) error {
+	if len(data) == 0 || len(data) > chunk.MaxLen {
+		return fmt.Errorf("a chunk of %d bytes: it must have 1 to %d", len(data), chunk.MaxLen)
 	}
-	if s.o.CheckHashes && hashOf(chunk) != *h {
-		return fmt.Errorf("chunk of %d bytes: %w (%s)", len(chunk), errMismatch, *h) // a copy: h itself would have to be allocated for every chunk
+	if s.o.CheckHashes && chunk.Sum(data) != *h {
+		return fmt.Errorf("chunk of %d bytes: %w (%s)", len(data), codec.ErrMismatch, *h) // a copy: h itself would have to be allocated for every chunk
 	}
 	return nil
 }
@@ -192,7 +195,7 @@ func (in *Ingest) appendRef(ref chunkRef, data []byte, b *buf) error {
 
 // storeChunk sees to it that a chunk is in a pack some time, unless it is already. What it keeps
 // of the bytes it holds b for; c compresses.
-func (in *Ingest) storeChunk(c *compressor, h *Hash, data []byte, b *buf, node bool) error {
+func (in *Ingest) storeChunk(c *encoder, h *chunk.Hash, data []byte, b *buf, node bool) error {
 	known, err := in.s.known(h, in)
 	if known || err != nil {
 		return err
@@ -214,7 +217,7 @@ func (in *Ingest) storeChunk(c *compressor, h *Hash, data []byte, b *buf, node b
 }
 
 // known reports whether a chunk is stored.
-func (s *Store) known(h *Hash, in *Ingest) (bool, error) {
+func (s *Store) known(h *chunk.Hash, in *Ingest) (bool, error) {
 	p, err := s.ix.reuse(h)
 	if errors.Is(err, errRun) && s.healIndex(err) {
 		p, err = s.ix.reuse(h)
@@ -226,11 +229,11 @@ func (s *Store) known(h *Hash, in *Ingest) (bool, error) {
 }
 
 // putNode stores a node of the chunk list.
-func (in *Ingest) putNode(node []byte) (Hash, error) { return in.putBytes(node, true) }
+func (in *Ingest) putNode(node []byte) (chunk.Hash, error) { return in.putBytes(node, true) }
 
 // putBytes stores what is no chunk of the image: a node or a piece of an attachment.
-func (in *Ingest) putBytes(data []byte, node bool) (Hash, error) {
-	h := in.s.sec.idOf(data)
+func (in *Ingest) putBytes(data []byte, node bool) (chunk.Hash, error) {
+	h := in.s.sec.IDOf(data)
 	if in.packs != nil {
 		in.extra = append(in.extra, h)
 	}
@@ -241,7 +244,7 @@ func (in *Ingest) putBytes(data []byte, node bool) (Hash, error) {
 }
 
 // storeOne is storeChunk for a chunk alone.
-func (in *Ingest) storeOne(h *Hash, b *buf, node bool) error {
+func (in *Ingest) storeOne(h *chunk.Hash, b *buf, node bool) error {
 	c, err := in.s.enc.take()
 	if err != nil {
 		return err

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"sync"
 	"testing"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 // blockOf makes a block of some chunks, not stored yet.
@@ -14,7 +16,7 @@ func blockOf(in *Ingest, chunks [][]byte) *Block {
 	b := in.Block(len(whole))
 	copy(b.Bytes(), whole)
 	for _, c := range chunks {
-		b.Add(hashOf(c), len(c))
+		b.Add(chunk.Sum(c), len(c))
 	}
 	return b
 }
@@ -45,7 +47,7 @@ func TestBlocks(t *testing.T) {
 		whole := bytes.Join(group, nil)
 		b := in.Wrap(whole)
 		for _, c := range group {
-			b.Add(hashOf(c), len(c))
+			b.Add(chunk.Sum(c), len(c))
 		}
 		blocks = append(blocks, b)
 	}
@@ -108,12 +110,12 @@ func TestBlockWrong(t *testing.T) {
 		"not stored": func(in *Ingest) error { return in.Append(blockOf(in, [][]byte{c})) },
 		"too short": func(in *Ingest) error {
 			b := in.Block(len(c) + 1)
-			b.Add(hashOf(c), len(c))
+			b.Add(chunk.Sum(c), len(c))
 			return in.Store(b)
 		},
 		"too long": func(in *Ingest) error {
 			b := in.Block(len(c) - 1)
-			b.Add(hashOf(c), len(c))
+			b.Add(chunk.Sum(c), len(c))
 			return in.Store(b)
 		},
 		"stored twice": func(in *Ingest) error {
@@ -125,12 +127,12 @@ func TestBlockWrong(t *testing.T) {
 		},
 		"an empty chunk": func(in *Ingest) error {
 			b := blockOf(in, [][]byte{c})
-			b.Add(hashOf(nil), 0)
+			b.Add(chunk.Sum(nil), 0)
 			return in.Store(b)
 		},
 		"too large a chunk": func(in *Ingest) error {
-			b := in.Block(MaxChunk + 1)
-			b.Add(Hash{1}, MaxChunk+1)
+			b := in.Block(chunk.MaxLen + 1)
+			b.Add(chunk.Hash{1}, chunk.MaxLen+1)
 			return in.Store(b)
 		},
 	} {

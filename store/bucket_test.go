@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/s3test"
 )
 
@@ -98,7 +99,7 @@ func TestBucketMultipart(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, c := range chunks {
-		if err := in.Put(hashOf(c), c); err != nil {
+		if err := in.Put(chunk.Sum(c), c); err != nil {
 			t.Fatal(err)
 		}
 		if i == len(chunks)-1 {

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/s3test"
 )
 
@@ -67,7 +68,7 @@ func (b *victim) putImage(name string, chunks [][]byte) error {
 	}
 	defer in.Abort()
 	for _, c := range chunks {
-		if err := in.Put(hashOf(c), c); err != nil {
+		if err := in.Put(chunk.Sum(c), c); err != nil {
 			return err
 		}
 	}

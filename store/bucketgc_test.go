@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/s3test"
 )
 
@@ -66,7 +67,7 @@ func TestBucketGC(t *testing.T) {
 		t.Errorf("removed what is being read: %+v", rep)
 	}
 	got := make([]byte, len(drop[40]))
-	if _, err := r.ReadAt(got, 40<<16); err != nil || hashOf(got) != hashOf(drop[40]) {
+	if _, err := r.ReadAt(got, 40<<16); err != nil || chunk.Sum(got) != chunk.Sum(drop[40]) {
 		t.Errorf("the reader lost its image: %v", err)
 	}
 	r.Close()
@@ -122,7 +123,7 @@ func rescue(t *testing.T, chunks, first int) *rescuing {
 func (r *rescuing) put(t *testing.T, chunks [][]byte) {
 	t.Helper()
 	for _, c := range chunks {
-		if err := r.in.Put(hashOf(c), c); err != nil {
+		if err := r.in.Put(chunk.Sum(c), c); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -171,7 +172,7 @@ func TestBucketOutOfTouch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := in.Put(hashOf(chunks[0]), chunks[0]); err != nil {
+	if err := in.Put(chunk.Sum(chunks[0]), chunks[0]); err != nil {
 		t.Fatal(err)
 	}
 	proxy.Outage(true)

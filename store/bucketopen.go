@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/secret"
 	"github.com/minio/minio-go/v7"
 )
 
@@ -27,7 +29,7 @@ func (s *Store) openShared(location string) error {
 		}
 		dir = filepath.Join(dir, "ckptfs")
 	}
-	sum := hashOf([]byte(b.core.EndpointURL().String() + " " + b.name + "/" + b.prefix))
+	sum := chunk.Sum([]byte(b.core.EndpointURL().String() + " " + b.name + "/" + b.prefix))
 	s.dir = filepath.Join(dir, hex.EncodeToString(sum[:8]))
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
@@ -77,7 +79,7 @@ const versionTries = 5
 
 // getTwice returns a small object that has no checksum of its own, when it came equal twice.
 func (sh *shared) getTwice(key string) (data []byte, err error) {
-	err = sh.b.getParsed(sh.ctx, key, maxKeyFile, func(b []byte) error {
+	err = sh.b.getParsed(sh.ctx, key, secret.MaxKeyFile, func(b []byte) error {
 		if string(b) != string(data) || data == nil {
 			data = b
 			return fmt.Errorf("%s/%s never comes the same: the network changes it", sh.b.url, key)

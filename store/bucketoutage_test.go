@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/s3test"
 )
 
@@ -64,7 +65,7 @@ func TestBucketOutage(t *testing.T) {
 		}},
 		{"Put and Commit", func() (err error) {
 			for _, c := range more {
-				if err = in.Put(hashOf(c), c); err != nil {
+				if err = in.Put(chunk.Sum(c), c); err != nil {
 					break
 				}
 			}
@@ -120,7 +121,7 @@ func TestBucketCloseInOutage(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, c := range randomChunks(3, 3<<20) {
-			if err := in.Put(hashOf(c), c); err != nil {
+			if err := in.Put(chunk.Sum(c), c); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -216,7 +217,7 @@ func badDay(t *testing.T, s *Store, rnd *rand.Rand, who string) {
 			return
 		}
 		for _, c := range machineImage(a, b) {
-			if err := in.Put(hashOf(c), c); err != nil {
+			if err := in.Put(chunk.Sum(c), c); err != nil {
 				t.Error(err)
 			}
 		}

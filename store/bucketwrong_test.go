@@ -9,6 +9,7 @@ import (
 
 	"github.com/minio/minio-go/v7"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/s3test"
 )
 
@@ -71,7 +72,7 @@ func TestBucketWrongBytes(t *testing.T) {
 		Faults: []s3test.Fault{s3test.FlipResponse(60)}})
 	_, err := readImage(s, "base")
 	var ce *ChunkError
-	if !errors.As(err, &ce) || ce.Image != "base" || ce.Pack == "" || ce.Hash == (Hash{}) || !errors.Is(err, ErrDamaged) {
+	if !errors.As(err, &ce) || ce.Image != "base" || ce.Pack == "" || ce.Hash == (chunk.Hash{}) || !errors.Is(err, ErrDamaged) {
 		t.Errorf("%v", err)
 	}
 	if rule.Hits() < 2 {

@@ -1,6 +1,10 @@
 package store
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
+)
 
 // cache keeps the last few values by hash, in slots of its own, so that nothing is allocated
 // to look one up. Who asks for one that is being fetched waits.
@@ -15,7 +19,7 @@ type cache[T any] struct {
 
 // slot is a place in a cache.
 type slot[T any] struct {
-	hash     Hash
+	hash     chunk.Hash
 	val      T
 	used     uint64 // when it was last asked for; 0: empty
 	users    int    // how many have val in their hands; it stays as long
@@ -29,7 +33,7 @@ func newCache[T any](n int, drop func(T)) *cache[T] {
 }
 
 // get returns the slot of a value, which done must give back.
-func (c *cache[T]) get(h *Hash, fetch func() (T, error)) (*slot[T], error) {
+func (c *cache[T]) get(h *chunk.Hash, fetch func() (T, error)) (*slot[T], error) {
 	c.mu.Lock()
 	e := c.take(h)
 	if e != nil {
@@ -54,14 +58,14 @@ func (c *cache[T]) get(h *Hash, fetch func() (T, error)) (*slot[T], error) {
 }
 
 // peek returns the slot of a value that is here or on its way, or nil.
-func (c *cache[T]) peek(h *Hash) *slot[T] {
+func (c *cache[T]) peek(h *chunk.Hash) *slot[T] {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.find(h)
 }
 
 // now returns a value that is here. It is for caches that drop nothing.
-func (c *cache[T]) now(h *Hash) (v T, ok bool) {
+func (c *cache[T]) now(h *chunk.Hash) (v T, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := range c.slots {
@@ -83,7 +87,7 @@ func (c *cache[T]) done(e *slot[T]) {
 
 // take is find that waits for a slot to put h in if it is not there: either find or vacate
 // will do when it returns. Called with mu held.
-func (c *cache[T]) take(h *Hash) *slot[T] {
+func (c *cache[T]) take(h *chunk.Hash) *slot[T] {
 	for {
 		if e := c.find(h); e != nil {
 			return e
@@ -98,7 +102,7 @@ func (c *cache[T]) take(h *Hash) *slot[T] {
 }
 
 // find returns the slot of h, when its fetch has ended, or nil. Called with mu held.
-func (c *cache[T]) find(h *Hash) *slot[T] {
+func (c *cache[T]) find(h *chunk.Hash) *slot[T] {
 	for i := 0; i < len(c.slots); i++ {
 		e := &c.slots[i]
 		switch {

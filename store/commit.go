@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
 
@@ -42,7 +43,7 @@ func (in *Ingest) Commit() error {
 // while. The record gets its name last.
 func (in *Ingest) commitHere(id disk.ID, rec *record) error {
 	path := in.s.recordPath(id)
-	b, err := in.s.sec.recordFile(id, rec)
+	b, err := recordFile(in.s.sec, id, rec)
 	if err != nil {
 		return err
 	}
@@ -146,11 +147,11 @@ func (in *Ingest) storeAttached() ([]sideRec, error) {
 func (in *Ingest) storeSide(data []byte) (root, error) {
 	t := treeBuilder{put: in.putNode}
 	for len(data) > 0 {
-		chunk := data[:min(len(data), 64<<10)]
-		data = data[len(chunk):]
-		ref := chunkRef{hash: in.s.sec.idOf(chunk), size: uint32(len(chunk)), zero: allZero(chunk)}
+		part := data[:min(len(data), 64<<10)]
+		data = data[len(part):]
+		ref := chunkRef{hash: in.s.sec.IDOf(part), size: uint32(len(part)), zero: chunk.AllZero(part)}
 		if !ref.zero {
-			if _, err := in.putBytes(chunk, false); err != nil {
+			if _, err := in.putBytes(part, false); err != nil {
 				return root{}, err
 			}
 		}

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
 
@@ -43,7 +44,10 @@ func helperCmd(args ...string) *exec.Cmd {
 func helperOptions(sealed bool) Options {
 	o := Options{PackSize: 256 << 10}
 	if sealed {
-		o.Key = &Key{master: [32]byte{1, 2, 3}}
+		var err error
+		if o.Key, err = ReadKeyFile("testdata/format3/key"); err != nil {
+			panic(err) // it is in the tree
+		}
 	}
 	return o
 }
@@ -225,7 +229,7 @@ func TestDiskFull(t *testing.T) {
 		for range 200 {
 			c := make([]byte, 64<<10)
 			fillRandom(rnd, c)
-			if err = in.Put(hashOf(c), c); err != nil {
+			if err = in.Put(chunk.Sum(c), c); err != nil {
 				break
 			}
 		}
@@ -270,7 +274,7 @@ func TestDiskFullSmall(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range chunks {
-		if err := in.Put(hashOf(c), c); err != nil {
+		if err := in.Put(chunk.Sum(c), c); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/secret"
 	"golang.org/x/sys/unix"
 )
 
@@ -64,7 +65,7 @@ const (
 )
 
 // checkVersion reads the version file, or writes it into a new store, and compares keys.
-func checkVersion(dir string, sec *secrets) error {
+func checkVersion(dir string, sec *secret.Secrets) error {
 	path := filepath.Join(dir, versionName)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -92,10 +93,10 @@ type version struct {
 }
 
 // versionText is the content of a version file. grace is 0 in a folder.
-func versionText(sec *secrets, grace time.Duration) []byte {
+func versionText(sec *secret.Secrets, grace time.Duration) []byte {
 	b := fmt.Appendf(nil, "%s%d\n%s%s\n", versionPrefix, layoutVersion, idLine, disk.NewID())
 	if sec != nil {
-		b = fmt.Appendf(b, "%s%s\n", keyLine, sec.fingerprint())
+		b = fmt.Appendf(b, "%s%s\n", keyLine, sec.Fingerprint())
 	}
 	if grace > 0 {
 		b = fmt.Appendf(b, "%s%s\n", graceLine, grace)
@@ -104,7 +105,7 @@ func versionText(sec *secrets, grace time.Duration) []byte {
 }
 
 // parseVersion reads and checks the version file path of the store dir.
-func parseVersion(dir, path, text string, sec *secrets) (v version, err error) {
+func parseVersion(dir, path, text string, sec *secret.Secrets) (v version, err error) {
 	lines := strings.Split(strings.TrimSpace(text), "\n")
 	s, ok := strings.CutPrefix(strings.TrimSpace(lines[0]), versionPrefix)
 	v.layout, err = strconv.Atoi(s)
@@ -119,7 +120,7 @@ func parseVersion(dir, path, text string, sec *secrets) (v version, err error) {
 			return v, fmt.Errorf("%w: %s: %w", ErrNotStore, path, err)
 		}
 	}
-	if v.key != "" != (sec != nil) || v.key != "" && !sec.matches(v.key) {
+	if v.key != "" != (sec != nil) || v.key != "" && !sec.Matches(v.key) {
 		return v, &KeyError{Dir: dir, Sealed: v.key != "", Given: sec != nil}
 	}
 	return v, nil

@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 func TestReadAtEverywhere(t *testing.T) {
@@ -101,7 +103,7 @@ func TestFollow(t *testing.T) {
 	}
 	for _, c := range chunks {
 		b := bytes.Clone(c)
-		if err := in.Put(hashOf(b), b); err != nil {
+		if err := in.Put(chunk.Sum(b), b); err != nil {
 			t.Fatal(err)
 		}
 		clear(b) // the caller may reuse it

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/zeebo/blake3"
 )
@@ -31,7 +32,7 @@ func TestFormat3(t *testing.T) {
 			}
 			s := open(t, dir, o)
 			wantFormat3(t, s)
-			if n := codecs(t, s); n[codecRaw] == 0 || n[codecZstd] == 0 || n[codecFast] == 0 {
+			if n := codecs(t, s); n[codec.Raw] == 0 || n[codec.Zstd] == 0 || n[codec.Fast] == 0 {
 				t.Errorf("chunks by codec: %v", n)
 			}
 			if err := s.Close(); err != nil {

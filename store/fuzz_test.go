@@ -10,12 +10,14 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 func FuzzRecord(f *testing.F) {
 	rec := &record{Name: "bash-12-20260101T000000Z", Created: 1, Unique: 2, Chunks: 3,
-		Data: root{Hash: Hash{1}, Level: 1, Size: 10}, Attach: []sideRec{{Name: "info", Data: root{Hash: Hash{2}, Size: 1}}}}
+		Data: root{Hash: chunk.Hash{1}, Level: 1, Size: 10}, Attach: []sideRec{{Name: "info", Data: root{Hash: chunk.Hash{2}, Size: 1}}}}
 	b, err := encodeRecord(rec)
 	if err != nil {
 		f.Fatal(err)
@@ -27,7 +29,7 @@ func FuzzRecord(f *testing.F) {
 		}
 		whole := append([]byte(recMagic), byte(len(body)), byte(len(body)>>8), byte(len(body)>>16), byte(len(body)>>24))
 		whole = append(whole, body...)
-		sum := hashOf(whole)
+		sum := chunk.Sum(whole)
 		rec, err := decodeRecord(append(whole, sum[:]...))
 		if err != nil {
 			return
@@ -48,7 +50,7 @@ func testPack(n int) []byte {
 	b := bytes.Clone(head)
 	var ents []entry
 	for i := range n {
-		ents = append(ents, entry{hash: Hash{byte(i)}, stored: 10, raw: 4096, codec: codecZstd})
+		ents = append(ents, entry{hash: chunk.Hash{byte(i)}, stored: 10, raw: 4096, codec: codec.Zstd})
 		b = append(b, "0123456789"...)
 	}
 	return append(b, packFooter(nil, disk.ID{1}, head, ents)...)
@@ -72,7 +74,7 @@ func FuzzPack(f *testing.F) {
 			return
 		}
 		for _, e := range info.entries {
-			if int64(e.off)+int64(e.stored) > int64(len(b)) || e.raw == 0 || e.raw > MaxChunk {
+			if int64(e.off)+int64(e.stored) > int64(len(b)) || e.raw == 0 || e.raw > chunk.MaxLen {
 				t.Fatalf("%+v is out of bounds", e)
 			}
 		}
@@ -90,7 +92,7 @@ func testRun(t testing.TB, n, shared int) []byte {
 		t.Fatal(err)
 	}
 	for i := range n {
-		var h Hash
+		var h chunk.Hash
 		binary.BigEndian.PutUint32(h[shared:], uint32(i)*0x10001)
 		if err := w.add(&h, &loc{p: p, off: 40, stored: 5, raw: 9}); err != nil {
 			t.Fatal(err)
@@ -177,12 +179,12 @@ func checkRun(t *testing.T, r *run, b []byte) {
 	}
 	for i := range r.n {
 		at := r.data + int64(i/perBlock)*runBlock + int64(i%perBlock)*runEntryLen
-		h := Hash(b[at:])
+		h := chunk.Hash(b[at:])
 		pos, l, ok, err := r.find(&h, &reads)
 		if whole && (err != nil || !ok || pos != i) {
 			t.Fatalf("entry %d of %d: found %v at %d: %v", i, r.n, ok, pos, err)
 		}
-		if ok && (l.p == nil || l.raw == 0 || l.raw > MaxChunk) {
+		if ok && (l.p == nil || l.raw == 0 || l.raw > chunk.MaxLen) {
 			t.Fatalf("%+v", l)
 		}
 		h[20] ^= 0xff
@@ -191,8 +193,8 @@ func checkRun(t *testing.T, r *run, b []byte) {
 }
 
 func FuzzNode(f *testing.F) {
-	f.Add(encodeLeaf(nil, []chunkRef{{Hash{1}, 4096, false}, {Hash{2}, 65536, true}}), 0)
-	f.Add(encodeInner(nil, 1, []span{{Hash{1}, 5}, {Hash{2}, 1 << 40}}), 1)
+	f.Add(encodeLeaf(nil, []chunkRef{{chunk.Hash{1}, 4096, false}, {chunk.Hash{2}, 65536, true}}), 0)
+	f.Add(encodeInner(nil, 1, []span{{chunk.Hash{1}, 5}, {chunk.Hash{2}, 1 << 40}}), 1)
 	f.Fuzz(func(t *testing.T, b []byte, level int) {
 		if refs, total, err := decodeLeaf(b); err == nil {
 			if total <= 0 || !bytes.Equal(encodeLeaf(nil, refs), b) {

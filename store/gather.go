@@ -1,5 +1,7 @@
 package store
 
+import "github.com/ckptfs/ckptfs/store/chunk"
+
 // Gathered is a range of an image that lies where its chunks were decoded to, in pieces. The
 // zero value is ready for Gather.
 type Gathered struct {
@@ -31,7 +33,7 @@ func (g *Gathered) add(p, data []byte, b *buf) int {
 	case b == nil && g == nil:
 		clear(p)
 	case b == nil:
-		g.Slices = append(g.Slices, zeros[:len(p)])
+		g.Slices = append(g.Slices, chunk.Zeros[:len(p)])
 	case g == nil || b.pool == nil:
 		copy(p, data)
 		b.release()

@@ -3,13 +3,15 @@ package store
 import (
 	"bytes"
 	"testing"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 // TestGather reads an image in parts that stay what they are when more is read and the image
 // is closed, and looks whether what was read ahead was indeed not copied.
 func TestGather(t *testing.T) {
 	s := open(t, t.TempDir(), Options{ReadAhead: 2 << 20})
-	chunks := append(testImage(5, 300), make([]byte, MaxChunk), []byte("end"))
+	chunks := append(testImage(5, 300), make([]byte, chunk.MaxLen), []byte("end"))
 	want := bytes.Join(chunks, nil)
 	ingest(t, s, "x", chunks)
 	r, err := s.OpenImage("x")
@@ -26,7 +28,7 @@ func TestGather(t *testing.T) {
 		if n, err := r.Gather(g, room, int64(off)); n != len(room) || err != nil {
 			t.Fatalf("Gather(%d, %d) = %d, %v", len(room), off, n, err)
 		}
-		if len(g.bufs) == 0 && len(g.Slices) > 0 && &g.Slices[0][0] != &zeros[0] {
+		if len(g.bufs) == 0 && len(g.Slices) > 0 && &g.Slices[0][0] != &chunk.Zeros[0] {
 			own++
 		}
 		all = append(all, g)

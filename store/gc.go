@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
 
@@ -160,7 +162,7 @@ type collection struct {
 	s       *Store
 	ctx     context.Context
 	workers int // goroutines that move chunks
-	comps   []*compressor
+	comps   []*codec.Compressor
 	wanted  func(*pack, *entry) (bool, error) // which chunks of a chosen pack have to be moved
 	fit     func(*pack, []entry) bool         // whether a chosen pack is what it seems; nil: all are
 	packs   []*pack                           // those whose chunks are all in the runs; younger ones stay
@@ -274,7 +276,7 @@ func (g *collection) markTree(t root) error {
 }
 
 // seen marks a node and reports whether GC was there before and follows it already.
-func (g *collection) seen(h *Hash) (bool, error) {
+func (g *collection) seen(h *chunk.Hash) (bool, error) {
 	if err := g.ctx.Err(); err != nil {
 		return false, err
 	}
@@ -328,7 +330,7 @@ func (g *collection) markRefs(refs []chunkRef) error {
 
 // spare keeps a pack with a damaged chunk that is needed and nowhere else: the disk may
 // recover, or somebody puts the file back.
-func (g *collection) spare(h *Hash) {
+func (g *collection) spare(h *chunk.Hash) {
 	l, ok := g.s.anyCopy(h)
 	if !ok || l.p.gone.Load() {
 		g.lost = true
@@ -337,7 +339,7 @@ func (g *collection) spare(h *Hash) {
 	if g.spared == nil {
 		g.spared = map[*pack]error{}
 	}
-	g.spared[l.p] = &ChunkError{Hash: *h, Pack: l.p.name(), Err: errMismatch}
+	g.spared[l.p] = &ChunkError{Hash: *h, Pack: l.p.name(), Err: codec.ErrMismatch}
 }
 
 // markIngest marks what a running ingest referred to before GC began. A Put or Commit that

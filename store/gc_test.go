@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 func gc(t testing.TB, s *Store) GCReport {
@@ -163,7 +165,7 @@ func TestGCBesideIngest(t *testing.T) {
 					return
 				}
 				for _, c := range chunks {
-					if err := in.Put(hashOf(c), c); err != nil {
+					if err := in.Put(chunk.Sum(c), c); err != nil {
 						t.Error(err)
 						return
 					}
@@ -217,7 +219,7 @@ func TestGCTwoCopies(t *testing.T) {
 	twice := chunks[99]
 	ingest(t, s, "all", chunks)
 	ingest(t, s, "rest", chunks[:99])
-	h := hashOf(twice)
+	h := chunk.Sum(twice)
 	l, ok, err := s.ix.find(&h)
 	if !ok || err != nil {
 		t.Fatal(ok, err)
@@ -247,7 +249,7 @@ func TestUnknownCopy(t *testing.T) {
 	s := open(t, dir, Options{})
 	chunks := testImage(1, 100)
 	ingest(t, s, "all", chunks)
-	h := hashOf(chunks[99])
+	h := chunk.Sum(chunks[99])
 	old, _, err := s.ix.find(&h)
 	if err != nil {
 		t.Fatal(err)

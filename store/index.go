@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 // loc says where a chunk stands.
@@ -27,10 +29,10 @@ type place struct {
 type index struct {
 	reads  atomic.Uint64 // blocks that lookups read
 	mu     sync.RWMutex
-	mem    map[Hash]loc
-	fresh  map[*pack]struct{} // sealed packs whose chunks only mem knows
-	queued map[Hash]*job      // given to Put, not in a pack yet
-	runs   []*run             // newest first; a slice that is replaced, never changed
+	mem    map[chunk.Hash]loc
+	fresh  map[*pack]struct{}  // sealed packs whose chunks only mem knows
+	queued map[chunk.Hash]*job // given to Put, not in a pack yet
+	runs   []*run              // newest first; a slice that is replaced, never changed
 	bad    map[place]struct{}
 	// badChanged: the list on disk does not say the same as bad.
 	badChanged bool
@@ -67,7 +69,7 @@ func (b bitmap) set(pos int) bool {
 func (b bitmap) has(pos int) bool { return atomic.LoadUint32(&b[pos/32])&(1<<(pos&31)) != 0 }
 
 func newIndex() *index {
-	return &index{mem: map[Hash]loc{}, fresh: map[*pack]struct{}{}, queued: map[Hash]*job{}, bad: map[place]struct{}{}}
+	return &index{mem: map[chunk.Hash]loc{}, fresh: map[*pack]struct{}{}, queued: map[chunk.Hash]*job{}, bad: map[place]struct{}{}}
 }
 
 // usable reports whether a copy may be read. Called with the lock held.
@@ -92,7 +94,7 @@ type hit struct {
 // lookup finds a copy of a chunk that accept takes: the one in memory, or one in the runs,
 // newest first. accept is called with the lock held, and a run is then still in use. The
 // lock is not held while a block is read, so that a slow disk stops nobody who adds chunks.
-func (x *index) lookup(h *Hash, accept func(hit) bool) (hit, bool, error) {
+func (x *index) lookup(h *chunk.Hash, accept func(hit) bool) (hit, bool, error) {
 	x.mu.RLock()
 	l, ok := x.mem[*h]
 	ok = ok && x.usable(l) && accept(hit{loc: l})
@@ -122,7 +124,7 @@ func (x *index) accepted(f hit, accept func(hit) bool) bool {
 }
 
 // lookupLocked is lookup with nothing changing meanwhile.
-func (x *index) lookupLocked(h *Hash, accept func(hit) bool) (hit, bool, error) {
+func (x *index) lookupLocked(h *chunk.Hash, accept func(hit) bool) (hit, bool, error) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	if l, ok := x.mem[*h]; ok && x.usable(l) && accept(hit{loc: l}) {
@@ -134,7 +136,7 @@ func (x *index) lookupLocked(h *Hash, accept func(hit) bool) (hit, bool, error) 
 
 // findRun looks a chunk up in the runs, newest first, for a copy that accept takes. Called
 // with the lock held.
-func (x *index) findRun(h *Hash, accept func(loc, *run, int) bool) (loc, *run, int, bool, error) {
+func (x *index) findRun(h *chunk.Hash, accept func(loc, *run, int) bool) (loc, *run, int, bool, error) {
 	for _, r := range x.runs {
 		pos, l, ok, err := r.find(h, &x.reads)
 		if err != nil || (ok && accept(l, r, pos)) {
@@ -145,14 +147,14 @@ func (x *index) findRun(h *Hash, accept func(loc, *run, int) bool) (loc, *run, i
 }
 
 // find looks a chunk up for a reader.
-func (x *index) find(h *Hash) (loc, bool, error) {
+func (x *index) find(h *chunk.Hash) (loc, bool, error) {
 	f, ok, err := x.lookup(h, func(hit) bool { return true })
 	return f.loc, ok, err
 }
 
 // reuse looks a chunk up for an ingest that wants to refer to it. A running GC learns
 // that the chunk is alive; what a GC is about to remove is not found.
-func (x *index) reuse(h *Hash) (*pack, error) {
+func (x *index) reuse(h *chunk.Hash) (*pack, error) {
 	f, ok, err := x.lookup(h, func(f hit) bool {
 		if f.p.doomed.Load() {
 			return false
@@ -182,7 +184,7 @@ func (x *index) reuse(h *Hash) (*pack, error) {
 //
 // node says that the caller goes on to what the chunk, as a node, refers to. Others do not set
 // that bit: memory of a process may well have the very bytes of a node.
-func (x *index) mark(h *Hash, node bool) (known, found bool, err error) {
+func (x *index) mark(h *chunk.Hash, node bool) (known, found bool, err error) {
 	x.mu.RLock()
 	queued := x.queued[*h] != nil
 	x.mu.RUnlock()
@@ -211,7 +213,7 @@ func (x *index) mark(h *Hash, node bool) (known, found bool, err error) {
 
 // markDoomed is mark for a chunk of which every copy is about to be removed, by us or by
 // others: none of them may go now.
-func (x *index) markDoomed(h *Hash, node bool) (known, found bool, err error) {
+func (x *index) markDoomed(h *chunk.Hash, node bool) (known, found bool, err error) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	l, ok := x.mem[*h]
@@ -241,7 +243,7 @@ func (x *index) memory() (n int) {
 
 // enqueue joins an ingest to the job that is about to store h, or makes j that job. It
 // reports whether j was taken; if not, the chunk will be stored or is, then in the pack p.
-func (x *index) enqueue(h *Hash, j *job, in *Ingest) (taken bool, p *pack) {
+func (x *index) enqueue(h *chunk.Hash, j *job, in *Ingest) (taken bool, p *pack) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.join(h, in) {
@@ -255,7 +257,7 @@ func (x *index) enqueue(h *Hash, j *job, in *Ingest) (taken bool, p *pack) {
 }
 
 // join makes an ingest wait for a chunk that is queued.
-func (x *index) join(h *Hash, in *Ingest) bool {
+func (x *index) join(h *chunk.Hash, in *Ingest) bool {
 	j := x.queued[*h]
 	if j == nil {
 		return false
@@ -295,7 +297,7 @@ func (x *index) lose(p *pack) {
 }
 
 // absolve forgets that copies of a chunk were found damaged, and reports whether any was.
-func (x *index) absolve(h *Hash) (any bool) {
+func (x *index) absolve(h *chunk.Hash) (any bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if len(x.bad) == 0 {
@@ -315,7 +317,7 @@ func (x *index) absolve(h *Hash) (any bool) {
 }
 
 // fromQueue copies a chunk that is still on its way to a pack.
-func (x *index) fromQueue(h *Hash, dst []byte) bool {
+func (x *index) fromQueue(h *chunk.Hash, dst []byte) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	j := x.queued[*h]
@@ -327,7 +329,7 @@ func (x *index) fromQueue(h *Hash, dst []byte) bool {
 }
 
 // size returns the length of a chunk, wherever it is.
-func (x *index) size(h *Hash) (int, bool, error) {
+func (x *index) size(h *chunk.Hash) (int, bool, error) {
 	x.mu.RLock()
 	if j := x.queued[*h]; j != nil {
 		defer x.mu.RUnlock()

@@ -12,11 +12,12 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // madeHash is a hash that follows from its key, so that millions need not be kept.
-func madeHash(key uint64) (h Hash) {
+func madeHash(key uint64) (h chunk.Hash) {
 	binary.BigEndian.PutUint64(h[:], key)
 	for i := 8; i < len(h); i += 8 { // the finalizer of splitmix64
 		key += 0x9e3779b97f4a7c15
@@ -124,13 +125,13 @@ func TestIndexReads(t *testing.T) {
 func TestLookupsDuringMerge(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, Options{PackSize: 1 << 20})
-	var hashes []Hash
+	var hashes []chunk.Hash
 	add := func(seed uint64) {
 		chunks := testImage(seed, 6)
 		ingest(t, s, fmt.Sprint(seed), chunks)
 		for _, c := range chunks {
-			if !allZero(c) {
-				hashes = append(hashes, hashOf(c))
+			if !chunk.AllZero(c) {
+				hashes = append(hashes, chunk.Sum(c))
 			}
 		}
 	}
@@ -200,7 +201,7 @@ func TestIndexChangesDuringRead(t *testing.T) {
 	for seed := range uint64(12) {
 		chunks := testImage(seed/2, 10)
 		ingest(t, s, fmt.Sprint(seed), chunks)
-		h := hashOf(chunks[slices.IndexFunc(chunks, func(c []byte) bool { return !allZero(c) })])
+		h := chunk.Sum(chunks[slices.IndexFunc(chunks, func(c []byte) bool { return !chunk.AllZero(c) })])
 		flush := func() {
 			s.maint.Lock()
 			defer s.maint.Unlock()

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 // maxAttached bounds the attachments of one image together, in bytes: they stay in memory
@@ -17,7 +19,7 @@ const maxAttached = 64 << 20
 
 // job is a chunk on its way from a block to a pack.
 type job struct {
-	hash    Hash
+	hash    chunk.Hash
 	data    []byte
 	buf     *buf      // that holds data
 	waiters []*Ingest // everyone who refers to it; guarded by index.mu
@@ -44,7 +46,7 @@ type Ingest struct {
 	unique  atomic.Int64
 	jobs    sync.WaitGroup // chunks this image refers to that are not in a pack yet
 	putting sync.RWMutex   // shared by Store and Append; Commit, Abort and GC wait until nobody has it
-	extra   []Hash         // nodes and attachments, if the store is in a bucket
+	extra   []chunk.Hash   // nodes and attachments, if the store is in a bucket
 
 	packsMu sync.Mutex
 	packs   map[*pack]struct{} // what the image refers to, if the store is in a bucket

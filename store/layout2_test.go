@@ -6,15 +6,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/klauspost/compress/s2"
 )
-
-// appendS2 is what appendFast was in layout 2.
-func appendS2(dst, raw []byte) ([]byte, uint8) {
-	last := len(raw) - 1
-	return worthwhile(dst, raw, append(append(dst, s2.Encode(nil, raw[:last])...), raw[last]), codecS2)
-}
 
 // asLayout2 turns a closed store, without a key, into what layout 2 would have been.
 func asLayout2(t *testing.T, dir string) {
@@ -23,7 +18,7 @@ func asLayout2(t *testing.T, dir string) {
 	if err != nil || len(names) == 0 {
 		t.Fatal(names, err)
 	}
-	d, err := newDecoder(nil)
+	d, err := codec.NewDecoder(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,13 +35,13 @@ func asLayout2(t *testing.T, dir string) {
 		pack := bytes.Clone(head)
 		for i := range info.entries {
 			e := &info.entries[i]
-			if e.codec == codecFast {
+			if e.codec == codec.Fast {
 				raw := make([]byte, e.raw)
-				if err := d.decode(raw, old[e.off:][:e.stored], e.codec, e.hash); err != nil {
+				if err := d.Decode(raw, old[e.off:][:e.stored], e.codec, e.hash); err != nil {
 					t.Fatal(err)
 				}
-				n := len(pack)
-				pack, e.codec = appendS2(pack, raw)
+				n, last := len(pack), len(raw)-1
+				pack, e.codec = append(append(pack, s2.Encode(nil, raw[:last])...), raw[last]), codec.S2
 				e.stored = uint32(len(pack) - n)
 				continue
 			}
@@ -81,13 +76,13 @@ func TestLayout2(t *testing.T) {
 	}
 	asLayout2(t, dir)
 	s = open(t, dir, Options{PackSize: 1 << 20})
-	if n := codecs(t, s); n[codecS2] == 0 || n[codecFast] != 0 {
+	if n := codecs(t, s); n[codec.S2] == 0 || n[codec.Fast] != 0 {
 		t.Fatalf("chunks by codec: %v", n)
 	}
 	wantImage(t, s, "a", a)
 	ingest(t, s, "b", b)
 	settle(t, s)
-	if n := codecs(t, s); n[codecS2] != 0 || n[codecFast] != 0 {
+	if n := codecs(t, s); n[codec.S2] != 0 || n[codec.Fast] != 0 {
 		t.Errorf("chunks by codec: %v", n)
 	}
 	wantImage(t, s, "a", a)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/fxamacker/cbor/v2"
 )
@@ -46,9 +47,9 @@ func (sh *shared) renewLease() error {
 		return err
 	}
 	if sh.s.sec != nil {
-		b = sh.s.sec.sealRecord(sh.lease, b)
+		b = sh.s.sec.SealRecord(sh.lease, b)
 	}
-	sum := hashOf(b)
+	sum := chunk.Sum(b)
 	b = append(b, sum[:]...)
 	if err := sh.b.putBytes(sh.ctx, sh.leaseKey(), b, always); err != nil {
 		return err
@@ -83,13 +84,13 @@ func (sh *shared) stillListed(name string, id disk.ID) error {
 }
 
 func (s *Store) parseLease(id disk.ID, b []byte) (roots []root, err error) {
-	n := len(b) - len(Hash{})
-	if n < 0 || hashOf(b[:n]) != Hash(b[n:]) {
+	n := len(b) - len(chunk.Hash{})
+	if n < 0 || chunk.Sum(b[:n]) != chunk.Hash(b[n:]) {
 		return nil, errors.New("the lease is damaged")
 	}
 	b = b[:n]
 	if s.sec != nil {
-		if b, err = s.sec.openRecord(id, b); err != nil {
+		if b, err = s.sec.OpenRecord(id, b); err != nil {
 			return nil, err
 		}
 	}
@@ -193,7 +194,7 @@ func (in *Ingest) rescueRefs(refs []chunkRef) error {
 }
 
 // rescueNode is rescueChunk for a chunk whose length only the index knows.
-func (in *Ingest) rescueNode(h Hash) error {
+func (in *Ingest) rescueNode(h chunk.Hash) error {
 	n, err := in.s.size(&h)
 	if err != nil {
 		return err
@@ -201,7 +202,7 @@ func (in *Ingest) rescueNode(h Hash) error {
 	return in.rescueChunk(h, n, true)
 }
 
-func (in *Ingest) rescueChunk(h Hash, n int, node bool) error {
+func (in *Ingest) rescueChunk(h chunk.Hash, n int, node bool) error {
 	known, err := in.s.known(&h, in)
 	if known || err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
 
@@ -38,7 +39,7 @@ func newThree(t *testing.T) *threeImages {
 	for _, name := range []string{"a", "b", "c"} {
 		ingest(t, s, name, v.chunks[name])
 	}
-	where := map[Hash]spot{}
+	where := map[chunk.Hash]spot{}
 	for _, p := range s.snapshotPacks() {
 		info, err := s.readFooter(p)
 		if err != nil {
@@ -57,7 +58,7 @@ func newThree(t *testing.T) *threeImages {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.at = map[string]spot{"shared": where[hashOf(a[40])], "own": where[hashOf(a[99])], "leaf": where[list.spans[len(list.spans)-1].hash],
+	v.at = map[string]spot{"shared": where[chunk.Sum(a[40])], "own": where[chunk.Sum(a[99])], "leaf": where[list.spans[len(list.spans)-1].hash],
 		"root": where[rec.Data.Hash], "attachment": where[side[0].hash]}
 	for name, at := range v.at {
 		if at.path == "" || (name == "shared" || name == "own") && at.stored < 2000 {
@@ -154,7 +155,7 @@ func (v *threeImages) wantRead(t *testing.T, s *Store, pack string, lost []strin
 			err = readAttachment(s, name)
 		}
 		var ce *ChunkError
-		if !errors.Is(err, ErrDamaged) || !errors.As(err, &ce) || !strings.HasPrefix(ce.Image, name) || ce.Pack != pack || ce.Hash == (Hash{}) {
+		if !errors.Is(err, ErrDamaged) || !errors.As(err, &ce) || !strings.HasPrefix(ce.Image, name) || ce.Pack != pack || ce.Hash == (chunk.Hash{}) {
 			t.Errorf("image %s, of which a part in pack %s is lost: %v", name, pack, err)
 		}
 	}

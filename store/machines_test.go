@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 // A process with a cache folder of its own is to a bucket what a machine is. It is told
@@ -109,7 +111,7 @@ func (w *machineWork) ingest() error {
 	}
 	defer in.Abort()
 	for _, c := range machineImage(a, b) {
-		if err = in.Put(hashOf(c), c); err != nil {
+		if err = in.Put(chunk.Sum(c), c); err != nil {
 			break
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
 
@@ -30,7 +31,7 @@ func encodeMarker(ids []disk.ID) []byte {
 	for _, id := range ids {
 		b = append(hex.AppendEncode(b, id[:]), '\n')
 	}
-	return fmt.Appendf(b, "%s\n", hashOf(b))
+	return fmt.Appendf(b, "%s\n", chunk.Sum(b))
 }
 
 func decodeMarker(b []byte) ([]disk.ID, error) {
@@ -39,7 +40,7 @@ func decodeMarker(b []byte) ([]disk.ID, error) {
 	if lines = lines[:len(lines)-1]; len(lines) == 0 || string(lines[0]) != markerMagic {
 		return nil, errors.New("not a GC marker")
 	}
-	if hashOf(b[:len(b)-len(sum)-1]).String() != string(sum) {
+	if chunk.Sum(b[:len(b)-len(sum)-1]).String() != string(sum) {
 		return nil, errors.New("a GC marker is damaged")
 	}
 	var ids []disk.ID

@@ -7,10 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 type memEntry struct {
-	hash Hash
+	hash chunk.Hash
 	loc  loc
 }
 
@@ -107,7 +109,7 @@ func (x *index) flushed(r *run) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.runs = append([]*run{r}, x.runs...)
-	rest := map[Hash]loc{}
+	rest := map[chunk.Hash]loc{}
 	for h, l := range x.mem {
 		if _, ok := written[l.p]; !ok {
 			rest[h] = l

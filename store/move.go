@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/ckptfs/ckptfs/store/codec"
+	"github.com/ckptfs/ckptfs/store/secret"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -84,10 +86,10 @@ func (g *collection) entries(p *pack) ([]entry, error) {
 // written in the order in which they stood.
 func (g *collection) moveBatch(w *packWriters, p *pack, batch []moving) error {
 	if len(g.comps) == 0 {
-		g.comps = make([]*compressor, max(1, g.workers))
+		g.comps = make([]*codec.Compressor, max(1, g.workers))
 	}
 	var next atomic.Int64
-	work := func(c **compressor) {
+	work := func(c **codec.Compressor) {
 		for i := next.Add(1) - 1; i < int64(len(batch)); i = next.Add(1) - 1 {
 			m := &batch[i]
 			if m.err = g.ctx.Err(); m.err == nil {
@@ -119,7 +121,7 @@ func (g *collection) moveBatch(w *packWriters, p *pack, batch []moving) error {
 
 // load reads a chunk of p, if it is whole, and makes of it what will be stored: the same, or
 // if it was stored fast what zstd makes of it.
-func (g *collection) load(p *pack, m *moving, c **compressor) error {
+func (g *collection) load(p *pack, m *moving, c **codec.Compressor) error {
 	s, e := g.s, &m.e
 	stored, raw := s.bufs.get(int(e.stored)), s.bufs.get(int(e.raw))
 	defer raw.release()
@@ -138,16 +140,16 @@ func (g *collection) load(p *pack, m *moving, c **compressor) error {
 		return &ChunkError{Hash: e.hash, Pack: p.name(), Err: err}
 	}
 	m.codec = e.codec
-	if !provisional(e.codec) && !(p.id.IsFast() && e.codec == codecRaw) {
+	if !codec.Provisional(e.codec) && !(p.id.IsFast() && e.codec == codec.Raw) {
 		return nil
 	}
 	if *c == nil {
-		if *c, err = newCompressor(settledLevel); err != nil {
+		if *c, err = codec.NewCompressor(settledLevel); err != nil {
 			return err
 		}
 	}
 	m.again = true
-	stored.data, m.codec = (*c).append(stored.data[:0], raw.data)
+	stored.data, m.codec = (*c).Append(stored.data[:0], raw.data)
 	m.plain = stored.data
 	return nil
 }
@@ -159,7 +161,7 @@ func (g *collection) checkedChunk(readAt func(*pack, []byte, int64) error, p *pa
 	}
 	plain, err = p.unseal(g.s.sec, e, stored)
 	if err == nil {
-		err = g.s.dec.decode(raw, plain, e.codec, e.hash)
+		err = g.s.dec.Decode(raw, plain, e.codec, e.hash)
 	}
 	return plain, err
 }
@@ -171,7 +173,7 @@ func (g *collection) store(w *packWriters, p *pack, m *moving) (err error) {
 		g.report.SettledFrom += int64(m.e.stored)
 		g.report.SettledTo += int64(len(m.plain))
 		if g.s.sec != nil {
-			g.report.SettledTo += sealLen
+			g.report.SettledTo += secret.Overhead
 		}
 	}
 	_, g.sealBuf, err = w.of(p.id.HasNodes()).append(e, m.plain, g.sealBuf)

@@ -2,10 +2,12 @@ package store
 
 import (
 	"crypto/cipher"
+	"encoding/binary"
 	"sync"
 	"sync/atomic"
 
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/secret"
 )
 
 // pack is one pack file: being written, or sealed and immutable.
@@ -43,24 +45,36 @@ type pack struct {
 func (p *pack) name() string { return p.id.String() + disk.PackExt }
 
 // aead is the cipher of the pack's chunks, nil without a key. It is made at the first use.
-func (p *pack) aead(sec *secrets) cipher.AEAD {
+func (p *pack) aead(sec *secret.Secrets) cipher.AEAD {
 	if sec == nil {
 		return nil
 	}
 	if a := p.cipher.Load(); a != nil {
 		return *a
 	}
-	a := sec.packAEAD(p.id)
+	a := sec.Pack(p.id)
 	p.cipher.Store(&a)
 	return a
 }
 
+// chunkSeal is nonce and additional data of a chunk in a pack.
+type chunkSeal struct {
+	nonce [12]byte
+	data  [36]byte
+}
+
+func (c *chunkSeal) set(e *entry) {
+	binary.LittleEndian.PutUint32(c.nonce[:], e.off)
+	copy(c.data[:], e.hash[:])
+	binary.LittleEndian.PutUint32(c.data[32:], e.raw|uint32(e.codec)<<24)
+}
+
 // seal appends chunks to buf, encrypted for their places in the pack.
-func (p *pack) seal(sec *secrets, es []entry, plain, buf []byte) []byte {
+func (p *pack) seal(sec *secret.Secrets, es []entry, plain, buf []byte) []byte {
 	a := p.aead(sec)
 	var c chunkSeal
 	for i := range es {
-		n := es[i].stored - sealLen
+		n := es[i].stored - secret.Overhead
 		c.set(&es[i])
 		buf = a.Seal(buf, c.nonce[:], plain[:n], c.data[:])
 		plain = plain[n:]
@@ -69,7 +83,7 @@ func (p *pack) seal(sec *secrets, es []entry, plain, buf []byte) []byte {
 }
 
 // unseal decrypts in place what was read at the place of a chunk.
-func (p *pack) unseal(sec *secrets, e *entry, stored []byte) ([]byte, error) {
+func (p *pack) unseal(sec *secret.Secrets, e *entry, stored []byte) ([]byte, error) {
 	a := p.aead(sec)
 	if a == nil {
 		return stored, nil
@@ -78,7 +92,7 @@ func (p *pack) unseal(sec *secrets, e *entry, stored []byte) ([]byte, error) {
 	c.set(e)
 	plain, err := a.Open(stored[:0], c.nonce[:], stored, c.data[:])
 	if err != nil {
-		return nil, errSeal
+		return nil, secret.ErrSeal
 	}
 	return plain, nil
 }

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/secret"
 )
 
 // The pack format; doc.go draws it. Everything is little endian.
@@ -26,7 +28,7 @@ const (
 
 // entry is one chunk in a pack.
 type entry struct {
-	hash   Hash
+	hash   chunk.Hash
 	off    uint32 // in the pack file
 	stored uint32 // bytes there
 	raw    uint32 // bytes of the chunk
@@ -39,11 +41,11 @@ func (e *entry) loc(p *pack) loc {
 }
 
 // entry is what a pack says of a chunk at a place.
-func (l *loc) entry(h *Hash) entry {
+func (l *loc) entry(h *chunk.Hash) entry {
 	return entry{hash: *h, off: l.off, stored: l.stored, raw: l.raw, codec: l.codec}
 }
 
-func packHead(sec *secrets, id disk.ID, created int64) []byte {
+func packHead(sec *secret.Secrets, id disk.ID, created int64) []byte {
 	var flags uint32
 	if sec != nil {
 		flags |= packSealed
@@ -58,7 +60,7 @@ func packHead(sec *secrets, id disk.ID, created int64) []byte {
 
 // packFooter encodes the list of chunks and the tail. Offsets are not stored: the chunks
 // stand one after the other.
-func packFooter(sec *secrets, id disk.ID, head []byte, entries []entry) []byte {
+func packFooter(sec *secret.Secrets, id disk.ID, head []byte, entries []entry) []byte {
 	b := make([]byte, 0, len(entries)*packEntryLen+packTailLen)
 	for i := range entries {
 		e := &entries[i]
@@ -74,8 +76,8 @@ func packFooter(sec *secrets, id disk.ID, head []byte, entries []entry) []byte {
 	return append(b, packEnd...)
 }
 
-func footerSum(sec *secrets, head, footer []byte) (sum Hash) {
-	h := sec.newSum()
+func footerSum(sec *secret.Secrets, head, footer []byte) (sum chunk.Hash) {
+	h := sec.NewSum()
 	h.Write(head)
 	h.Write(footer)
 	h.Sum(sum[:0])
@@ -92,7 +94,7 @@ type packInfo struct {
 var errCutPack = errors.New("the pack is cut or its footer is damaged")
 
 // readPack reads and checks header and footer of a pack of size bytes.
-func readPack(sec *secrets, r io.ReaderAt, size int64) (*packInfo, error) {
+func readPack(sec *secret.Secrets, r io.ReaderAt, size int64) (*packInfo, error) {
 	if size < packHeadLen+packTailLen || size > maxPackLen {
 		return nil, fmt.Errorf("%w: it is %d bytes long", errCutPack, size)
 	}
@@ -114,7 +116,7 @@ func readPack(sec *secrets, r io.ReaderAt, size int64) (*packInfo, error) {
 	case f&^packSealed != 0:
 		return nil, fmt.Errorf("pack flags %#x are not known", f)
 	case f&packSealed != 0 != (sec != nil):
-		return nil, fmt.Errorf("pack flags %#x do not fit the store, which has %s", f, sec.describe())
+		return nil, fmt.Errorf("pack flags %#x do not fit the store, which has %s", f, sec.Describe())
 	}
 	n := int64(binary.LittleEndian.Uint32(tail))
 	if n > maxPackEntries || packHeadLen+n*packEntryLen+packTailLen > size {
@@ -124,7 +126,7 @@ func readPack(sec *secrets, r io.ReaderAt, size int64) (*packInfo, error) {
 	if _, err := r.ReadAt(foot, size-packTailLen-n*packEntryLen); err != nil {
 		return nil, fmt.Errorf("reading the footer: %w", err)
 	}
-	if footerSum(sec, head, foot) != Hash(tail[24:56]) || string(head[16:32]) != string(tail[8:24]) {
+	if footerSum(sec, head, foot) != chunk.Hash(tail[24:56]) || string(head[16:32]) != string(tail[8:24]) {
 		return nil, fmt.Errorf("%w: checksum", errCutPack)
 	}
 	info := &packInfo{id: disk.ID(head[16:32]), created: int64(binary.LittleEndian.Uint64(head[32:]))}
@@ -146,7 +148,7 @@ func decodeEntries(b []byte, size int64) ([]entry, error) {
 		e.raw, e.codec = raw&0xffffff, uint8(raw>>24)
 		e.off = uint32(off)
 		off += int64(e.stored)
-		if e.stored == 0 || e.raw == 0 || e.raw > MaxChunk || off > end {
+		if e.stored == 0 || e.raw == 0 || e.raw > chunk.MaxLen || off > end {
 			return nil, fmt.Errorf("%w: chunk %d of %d is out of bounds", errCutPack, i, n)
 		}
 	}

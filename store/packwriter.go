@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/secret"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,7 +28,7 @@ type packSink interface {
 // once: a place is reserved under the lock, the bytes are written outside of it.
 type packWriter struct {
 	files *packFiles
-	sec   *secrets
+	sec   *secret.Secrets
 	up    func(p *pack, r io.ReaderAt) *packUpload // nil in a folder
 	limit int64
 	kind  byte // of pack, see newPackID
@@ -139,7 +140,7 @@ func (w *packWriter) reserve(es []entry) (*pack, error) {
 	}
 	for i := range es {
 		if w.sec != nil {
-			es[i].stored += sealLen
+			es[i].stored += secret.Overhead
 		}
 		es[i].off = uint32(p.end)
 		p.end += int64(es[i].stored)

@@ -7,13 +7,16 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/codec"
 )
 
 var errNoChunk = errors.New("the store does not have it")
 
 // readChunk fills dst with the chunk h and checks it. Of several copies the first good
 // one serves.
-func (s *Store) readChunk(h *Hash, dst []byte) error {
+func (s *Store) readChunk(h *chunk.Hash, dst []byte) error {
 	var last *ChunkError
 	begun, relearned := int64(0), false
 	if s.sh != nil {
@@ -75,7 +78,7 @@ func (s *Store) readChunk(h *Hash, dst []byte) error {
 
 // readBad tries a copy that was found damaged before: the disk may have recovered, or the
 // file was put back.
-func (s *Store) readBad(h *Hash, dst []byte) error {
+func (s *Store) readBad(h *chunk.Hash, dst []byte) error {
 	l, ok := s.anyCopy(h)
 	if !ok || l.p.gone.Load() {
 		return s.missing(h)
@@ -88,20 +91,20 @@ func (s *Store) readBad(h *Hash, dst []byte) error {
 }
 
 // readCopy reads one copy of a chunk.
-func (s *Store) readCopy(l loc, h *Hash, dst []byte) error {
+func (s *Store) readCopy(l loc, h *chunk.Hash, dst []byte) error {
 	return s.readCopyWith(s.files.readAt, l, h, dst)
 }
 
 // readCopyAgain reads one copy of a chunk from the bucket itself: what came before may have
 // been damaged on its way, or in the cache.
-func (s *Store) readCopyAgain(l loc, h *Hash, dst []byte) error {
+func (s *Store) readCopyAgain(l loc, h *chunk.Hash, dst []byte) error {
 	s.files.cache.forget(l.p)
 	return s.readCopyWith(s.files.cache.fetch, l, h, dst)
 }
 
-func (s *Store) readCopyWith(readAt func(*pack, []byte, int64) error, l loc, h *Hash, dst []byte) error {
+func (s *Store) readCopyWith(readAt func(*pack, []byte, int64) error, l loc, h *chunk.Hash, dst []byte) error {
 	if int(l.raw) != len(dst) {
-		return errMismatch
+		return codec.ErrMismatch
 	}
 	b := s.bufs.get(int(l.stored))
 	defer b.release()
@@ -113,17 +116,17 @@ func (s *Store) readCopyWith(readAt func(*pack, []byte, int64) error, l loc, h *
 
 // decodeCopy makes the chunk out of what stands in its place in a pack, and checks it. It may
 // use stored to decrypt in.
-func (s *Store) decodeCopy(l *loc, h *Hash, dst, stored []byte) error {
+func (s *Store) decodeCopy(l *loc, h *chunk.Hash, dst, stored []byte) error {
 	e := l.entry(h)
 	plain, err := l.p.unseal(s.sec, &e, stored)
 	if err != nil {
 		return err
 	}
-	return s.dec.decode(dst, plain, l.codec, *h)
+	return s.dec.Decode(dst, plain, l.codec, *h)
 }
 
 // readNode returns a chunk whose length only the index knows, in a buffer of its own.
-func (s *Store) readNode(h *Hash) (*buf, error) {
+func (s *Store) readNode(h *chunk.Hash) (*buf, error) {
 	n, err := s.size(h)
 	if err != nil {
 		return nil, err
@@ -137,7 +140,7 @@ func (s *Store) readNode(h *Hash) (*buf, error) {
 }
 
 // size returns the length of a chunk.
-func (s *Store) size(h *Hash) (int, error) {
+func (s *Store) size(h *chunk.Hash) (int, error) {
 	begun := bootTime()
 	n, ok, err := s.ix.size(h)
 	if err != nil && s.healIndex(err) {
@@ -171,7 +174,7 @@ func (s *Store) size(h *Hash) (int, error) {
 }
 
 // missing says why a chunk cannot be found, and in which pack it was.
-func (s *Store) missing(h *Hash) error {
+func (s *Store) missing(h *chunk.Hash) error {
 	l, ok := s.anyCopy(h)
 	switch {
 	case !ok:
@@ -186,7 +189,7 @@ func (s *Store) missing(h *Hash) error {
 	case l.p.gone.Load():
 		return &ChunkError{Hash: *h, Pack: l.p.name(), Err: fs.ErrNotExist}
 	}
-	return &ChunkError{Hash: *h, Pack: l.p.name(), Err: errMismatch}
+	return &ChunkError{Hash: *h, Pack: l.p.name(), Err: codec.ErrMismatch}
 }
 
 // isDamage tells bytes that are lost from bytes that cannot be read just now.

@@ -10,7 +10,9 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/secret"
 	"github.com/fxamacker/cbor/v2"
 )
 
@@ -60,16 +62,16 @@ func recDecMode() (cbor.DecMode, error) {
 var errRecord = errors.New("not an image record")
 
 // recordFile is the content of a record's file.
-func (x *secrets) recordFile(id disk.ID, r *record) ([]byte, error) {
+func recordFile(x *secret.Secrets, id disk.ID, r *record) ([]byte, error) {
 	b, err := encodeRecord(r)
 	if err != nil || x == nil {
 		return b, err
 	}
-	return append([]byte(recSealed), x.sealRecord(id, b)...), nil
+	return append([]byte(recSealed), x.SealRecord(id, b)...), nil
 }
 
 // parseRecord is the way back.
-func (x *secrets) parseRecord(id disk.ID, b []byte) (*record, error) {
+func parseRecord(x *secret.Secrets, id disk.ID, b []byte) (*record, error) {
 	if x == nil {
 		return decodeRecord(b)
 	}
@@ -77,7 +79,7 @@ func (x *secrets) parseRecord(id disk.ID, b []byte) (*record, error) {
 	if !ok {
 		return nil, fmt.Errorf("%w: it is not encrypted", errRecord)
 	}
-	plain, err := x.openRecord(id, sealed)
+	plain, err := x.OpenRecord(id, sealed)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errRecord, err)
 	}
@@ -100,7 +102,7 @@ func encodeRecord(r *record) ([]byte, error) {
 	b = append(b, recMagic...)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(body)))
 	b = append(b, body...)
-	sum := hashOf(b)
+	sum := chunk.Sum(b)
 	return append(b, sum[:]...), nil
 }
 
@@ -112,7 +114,7 @@ func decodeRecord(b []byte) (*record, error) {
 	if int64(n) != int64(len(b)-recMin) {
 		return nil, fmt.Errorf("%w: it is cut", errRecord)
 	}
-	if hashOf(b[:12+n]) != Hash(b[12+n:]) {
+	if chunk.Sum(b[:12+n]) != chunk.Hash(b[12+n:]) {
 		return nil, fmt.Errorf("%w: checksum", errRecord)
 	}
 	dec, err := recDecMode()

@@ -83,7 +83,7 @@ func (sh *shared) fetchRecords(ctx context.Context, wanted []disk.ID, etags map[
 func (sh *shared) readRecord(ctx context.Context, id disk.ID) (*record, error) {
 	var rec *record
 	err := sh.b.getParsed(ctx, recordKey(id), maxRecord, func(b []byte) (err error) {
-		rec, err = sh.s.sec.parseRecord(id, b)
+		rec, err = parseRecord(sh.s.sec, id, b)
 		return err
 	})
 	return rec, err
@@ -169,7 +169,7 @@ func (in *Ingest) commitShared(id disk.ID, rec *record) error {
 	if err != nil {
 		return err
 	}
-	b, err := in.s.sec.recordFile(id, rec)
+	b, err := recordFile(in.s.sec, id, rec)
 	if err != nil {
 		return err
 	}
@@ -301,7 +301,7 @@ func (sh *shared) renameRecord(ctx context.Context, id disk.ID, name string) (*r
 			return rec, err // done before, if it is so: the answer to the put was lost
 		}
 		rec.Name, rec.Kept = name, true
-		b, err := sh.s.sec.recordFile(id, rec)
+		b, err := recordFile(sh.s.sec, id, rec)
 		if err == nil {
 			err = sh.b.putBytes(ctx, recordKey(id), b, ifStill(o.etag))
 		}

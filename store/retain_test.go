@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 // aged puts an image into the store as if it were so old.
@@ -24,7 +26,7 @@ func aged(t *testing.T, s *Store, name, series string, age time.Duration, chunks
 	in.SetSeries(series)
 	in.created = pruneNow.Add(-age)
 	for _, c := range chunks {
-		if err := in.Put(hashOf(c), c); err != nil {
+		if err := in.Put(chunk.Sum(c), c); err != nil {
 			t.Fatal(err)
 		}
 	}

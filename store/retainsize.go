@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 // pruneSize removes the oldest images until the others need no more than p.MaxSize. What an
@@ -57,7 +59,7 @@ func (s *Store) tooMuch(ctx context.Context, p *Policy) (gone []*imageRec, over 
 		return nil, 0, err
 	}
 	s.ix.mu.RLock()
-	w := &weigher{s: s, ctx: ctx, marks: newMarks(s.ix.runs), young: map[Hash]struct{}{}}
+	w := &weigher{s: s, ctx: ctx, marks: newMarks(s.ix.runs), young: map[chunk.Hash]struct{}{}}
 	s.ix.mu.RUnlock()
 	var may []*imageRec
 	first := true
@@ -93,9 +95,9 @@ func (s *Store) tooMuch(ctx context.Context, p *Policy) (gone []*imageRec, over 
 type weigher struct {
 	s     *Store
 	ctx   context.Context
-	marks *marks            // alive: counted; walked: a node whose chunks are counted
-	young map[Hash]struct{} // the same of chunks that no run knows yet
-	total int64             // bytes
+	marks *marks                  // alive: counted; walked: a node whose chunks are counted
+	young map[chunk.Hash]struct{} // the same of chunks that no run knows yet
+	total int64                   // bytes
 }
 
 // weigh adds what an image needs and no image before it did.
@@ -112,7 +114,7 @@ func (w *weigher) weigh(rec *record) error {
 }
 
 // node counts a node and reports whether it was walked before.
-func (w *weigher) node(h *Hash) (bool, error) {
+func (w *weigher) node(h *chunk.Hash) (bool, error) {
 	if err := w.ctx.Err(); err != nil {
 		return false, err
 	}
@@ -141,7 +143,7 @@ func (w *weigher) leaf(sp span) error {
 
 // count adds a chunk, unless it was added before, and says where in the runs it is. One that
 // is lost takes no room.
-func (w *weigher) count(h *Hash) (*run, int, error) {
+func (w *weigher) count(h *chunk.Hash) (*run, int, error) {
 	x := w.s.ix
 	x.mu.RLock()
 	defer x.mu.RUnlock()

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/zeebo/blake3"
 )
@@ -111,7 +112,7 @@ var blockPool = sync.Pool{New: func() any { return new([runBlock]byte) }}
 
 // find looks h up and adds the blocks it reads to reads: one if h is there, none if it is
 // not, unless fingerprints are equal.
-func (r *run) find(h *Hash, reads *atomic.Uint64) (pos int, l loc, ok bool, err error) {
+func (r *run) find(h *chunk.Hash, reads *atomic.Uint64) (pos int, l loc, ok bool, err error) {
 	k := key8(h[:])
 	for b := r.lastBlock(k); b >= 0; b-- {
 		if slot := r.slot(b, h, 0); slot >= 0 {
@@ -128,13 +129,13 @@ func (r *run) find(h *Hash, reads *atomic.Uint64) (pos int, l loc, ok bool, err 
 }
 
 // slot returns the first slot of a block, not before from, that may hold h, or -1.
-func (r *run) slot(b int, h *Hash, from int) int {
+func (r *run) slot(b int, h *chunk.Hash, from int) int {
 	rec := r.filter[b*filterLen : (b+1)*filterLen]
 	return filterSlot(rec, partOf(key8(h[:]), r.key(b), r.end(b)), fingerprint(h[:]), from)
 }
 
 // look reads a block and compares h with what stands in the slots where it may be.
-func (r *run) look(b, slot int, h *Hash) (pos int, l loc, ok bool, err error) {
+func (r *run) look(b, slot int, h *chunk.Hash) (pos int, l loc, ok bool, err error) {
 	block := blockPool.Get().(*[runBlock]byte)
 	defer blockPool.Put(block)
 	n, err := r.block(b, block)
@@ -142,7 +143,7 @@ func (r *run) look(b, slot int, h *Hash) (pos int, l loc, ok bool, err error) {
 		return 0, l, false, err
 	}
 	for ; slot >= 0 && slot < n; slot = r.slot(b, h, slot+1) {
-		if rec := block[slot*runEntryLen:]; Hash(rec[:32]) == *h {
+		if rec := block[slot*runEntryLen:]; chunk.Hash(rec[:32]) == *h {
 			l, err = r.loc(rec)
 			return b*perBlock + slot, l, err == nil, err
 		}
@@ -170,7 +171,7 @@ func (r *run) loc(rec []byte) (loc, error) {
 	pk := binary.LittleEndian.Uint32(rec[44:])
 	l := loc{off: binary.LittleEndian.Uint32(rec[32:]), stored: binary.LittleEndian.Uint32(rec[36:]),
 		raw: raw & 0xffffff, codec: uint8(raw >> 24)}
-	if int(pk) >= len(r.packs) || l.raw == 0 || l.raw > MaxChunk || l.stored > 2*MaxChunk {
+	if int(pk) >= len(r.packs) || l.raw == 0 || l.raw > chunk.MaxLen || l.stored > 2*chunk.MaxLen {
 		return l, &runError{r, errors.New("entry out of bounds")}
 	}
 	l.p = r.packs[pk]
@@ -228,7 +229,7 @@ func readRun(f io.ReaderAt, size int64, known func(id disk.ID, size, created int
 	if _, err := f.ReadAt(tail, size-int64(len(tail))); err != nil && len(tail) > 0 {
 		return nil, fmt.Errorf("%w: %w", errRun, err)
 	}
-	if runSum(head, table) != Hash(head[32:]) || crc32.Checksum(tail, castagnoli) != binary.LittleEndian.Uint32(head[24:]) {
+	if runSum(head, table) != chunk.Hash(head[32:]) || crc32.Checksum(tail, castagnoli) != binary.LittleEndian.Uint32(head[24:]) {
 		return nil, fmt.Errorf("%w: checksum", errRun)
 	}
 	r := &run{n: int(n), data: data, keys: tail[: 8*blocks : 8*blocks], filter: tail[8*blocks:], packs: make([]*pack, packs)}
@@ -246,7 +247,7 @@ func readRun(f io.ReaderAt, size int64, known func(id disk.ID, size, created int
 
 func alignBlock(n int64) int64 { return (n + runBlock - 1) &^ (runBlock - 1) }
 
-func runSum(head, table []byte) (sum Hash) {
+func runSum(head, table []byte) (sum chunk.Hash) {
 	h := blake3.New()
 	h.Write(head[:32])
 	h.Write(table)
@@ -261,7 +262,7 @@ type runIter struct {
 	block  [runBlock]byte
 	filter []byte
 	pos    int
-	hash   Hash
+	hash   chunk.Hash
 	loc    loc
 }
 
@@ -289,7 +290,7 @@ func (it *runIter) next() (bool, error) {
 	if it.pos > 0 && bytes.Compare(it.hash[:], rec[:32]) >= 0 {
 		return false, &runError{it.r, fmt.Errorf("entry %d is out of order", it.pos)}
 	}
-	it.hash = Hash(rec[:32])
+	it.hash = chunk.Hash(rec[:32])
 	var err error
 	it.loc, err = it.r.loc(rec)
 	return err == nil, err

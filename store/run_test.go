@@ -13,18 +13,19 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
 
 // writeHashes writes a run of hashes, sorted before, and opens it again.
-func writeHashes(t testing.TB, hashes []Hash) *run {
+func writeHashes(t testing.TB, hashes []chunk.Hash) *run {
 	t.Helper()
 	p := &pack{id: disk.ID{7}, size: 100, created: 5}
 	w, err := newRunWriter(t.TempDir(), []*pack{p}, len(hashes))
 	if err != nil {
 		t.Fatal(err)
 	}
-	slices.SortFunc(hashes, func(a, b Hash) int { return bytes.Compare(a[:], b[:]) })
+	slices.SortFunc(hashes, func(a, b chunk.Hash) int { return bytes.Compare(a[:], b[:]) })
 	for i := range hashes {
 		if err := w.add(&hashes[i], &loc{p: p, off: uint32(i), stored: 5, raw: 9}); err != nil {
 			t.Fatal(err)
@@ -67,7 +68,7 @@ func TestRunFinds(t *testing.T) {
 	for _, sort := range runSorts {
 		for _, n := range []int{0, 1, 2, perBlock - 1, perBlock, perBlock + 1, 10 * perBlock, 5000} {
 			rnd := rand.New(rand.NewPCG(uint64(n), 9))
-			hashes := make([]Hash, n)
+			hashes := make([]chunk.Hash, n)
 			for i := range hashes {
 				fillRandom(rnd, hashes[i][:])
 				binary.BigEndian.PutUint64(hashes[i][:], sort.key(rnd))
@@ -94,7 +95,7 @@ func TestRunFinds(t *testing.T) {
 	}
 }
 
-func walk(t *testing.T, r *run, want []Hash) {
+func walk(t *testing.T, r *run, want []chunk.Hash) {
 	t.Helper()
 	it := r.iter()
 	for i := range want {
@@ -111,7 +112,7 @@ func walk(t *testing.T, r *run, want []Hash) {
 // is opened, blocks when they are read: no chunk vanishes without an error.
 func TestRunDamage(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 3))
-	hashes := make([]Hash, 10*perBlock+3)
+	hashes := make([]chunk.Hash, 10*perBlock+3)
 	for i := range hashes {
 		fillRandom(rnd, hashes[i][:])
 	}
@@ -235,7 +236,7 @@ func earlierRun(b []byte) []byte {
 	copy(old, runOldMagic)
 	clear(old[24:32])
 	head := append(bytes.Clone(old[:32]), old[runHeadLen:runHeadLen+packs*runPackLen]...)
-	sum := hashOf(append(head, old[int64(len(old))-8*blocks:]...))
+	sum := chunk.Sum(append(head, old[int64(len(old))-8*blocks:]...))
 	copy(old[32:], sum[:])
 	return old
 }

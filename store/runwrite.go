@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
 
@@ -46,7 +47,7 @@ func newRunWriter(dir string, packs []*pack, entries int) (*runWriter, error) {
 	return w, nil
 }
 
-func (w *runWriter) add(h *Hash, l *loc) error {
+func (w *runWriter) add(h *chunk.Hash, l *loc) error {
 	i := w.n % perBlock
 	if i == 0 {
 		if err := w.flushBlock(key8(h[:])); err != nil {

@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+
+	"github.com/ckptfs/ckptfs/store/codec"
 )
 
 // settleRun bounds what one Settle takes on, in bytes of packs: who wants to open, verify or
@@ -83,7 +85,7 @@ func (g *settling) choose() []*pack {
 func (g *settling) storedFast(p *pack, entries []entry) bool {
 	for i := range entries {
 		e := &entries[i]
-		if !provisional(e.codec) && e.codec != codecRaw || g.s.ix.isBad(p, e.off) {
+		if !codec.Provisional(e.codec) && e.codec != codec.Raw || g.s.ix.isBad(p, e.off) {
 			return false
 		}
 	}

@@ -3,19 +3,18 @@ package store
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"sync"
 	"testing"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
-	"github.com/klauspost/compress/zstd"
 )
 
 func settle(t testing.TB, s *Store) GCReport {
@@ -54,90 +53,6 @@ func packNames(t testing.TB, s *Store) (list []string) {
 	return list
 }
 
-func TestCodecs(t *testing.T) {
-	c, err := newCompressor(zstd.SpeedFastest)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := newDecoder(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	random := make([]byte, MaxChunk)
-	fillRandom(rand.New(rand.NewPCG(1, 1)), random)
-	half := append(bytes.Clone(random[:MaxChunk/2]), make([]byte, MaxChunk/2)...)
-	for _, raw := range [][]byte{{7}, random[:100], half[MaxChunk/2-50:], half[MaxChunk/2-8192:][:16384], half, random} {
-		for codec, encode := range map[uint8]func(dst, raw []byte) ([]byte, uint8){codecZstd: c.append, codecS2: appendS2, codecFast: appendFast} {
-			stored, got := encode(nil, raw)
-			pays := len(raw) > 100 && len(raw) != len(random) || len(raw) == len(half) && raw[len(raw)-1] == 0
-			if want := map[bool]uint8{true: codec, false: codecRaw}[pays]; got != want {
-				t.Errorf("%d bytes have codec %d, want %d", len(raw), got, want)
-			}
-			dst := make([]byte, len(raw))
-			if err := d.decode(dst, stored, got, hashOf(raw)); err != nil || !bytes.Equal(dst, raw) {
-				t.Errorf("codec %d, %d bytes: %v", got, len(raw), err)
-			}
-			if err := d.decode(make([]byte, len(raw)+1), stored, got, hashOf(raw)); err == nil {
-				t.Errorf("codec %d: a wrong length is not noticed", got)
-			}
-			if err := d.decode(dst, stored, got, Hash{}); !errors.Is(err, errMismatch) {
-				t.Errorf("codec %d: a wrong hash: %v", got, err)
-			}
-		}
-	}
-}
-
-// FuzzDecode decodes what is no chunk: it must not write or allocate beyond what was asked for.
-func FuzzDecode(f *testing.F) {
-	c, err := newCompressor(zstd.SpeedFastest)
-	if err != nil {
-		f.Fatal(err)
-	}
-	raw := bytes.Repeat([]byte("abcdefg"), 1000)
-	for codec, encode := range map[uint8]func(dst, raw []byte) ([]byte, uint8){codecZstd: c.append, codecS2: appendS2, codecFast: appendFast} {
-		stored, _ := encode(nil, raw)
-		f.Add(bytes.Clone(stored), uint16(len(raw)), codec)
-		f.Add(append(binary.AppendUvarint(nil, 1<<32-1), stored[2:]...), uint16(len(raw)), codec)
-		f.Add(append(binary.AppendUvarint(nil, uint64(len(raw))), stored[len(stored)/2:]...), uint16(len(raw)), codec)
-	}
-	d, err := newDecoder(nil)
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Fuzz(func(t *testing.T, stored []byte, n uint16, codec uint8) {
-		before := bytes.Clone(stored)
-		for _, room := range []int{0, decodeRoom, 64} { // behind the chunk
-			guarded := bytes.Repeat([]byte{0xa5}, int(n)+64)
-			if err := d.decode(guarded[:n:int(n)+room], stored, codec, Hash{1}); err == nil {
-				t.Fatal("what cannot be decoded, or has another hash, was taken")
-			}
-			rest := guarded[int(n)+min(room, decodeRoom):]
-			if !bytes.Equal(rest, bytes.Repeat([]byte{0xa5}, len(rest))) || !bytes.Equal(stored, before) {
-				t.Fatal("it wrote where it must not")
-			}
-		}
-	})
-}
-
-// TestHostileLength: a block that says it is 4 GiB long costs nothing.
-func TestHostileLength(t *testing.T) {
-	d, err := newDecoder(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	block := append(binary.AppendUvarint(nil, 1<<32-1), make([]byte, 100)...)
-	dst := make([]byte, 4096)
-	for codec, block := range map[uint8][]byte{codecS2: block, codecFast: block, codecFast + 128: append([]byte{0}, block...)} {
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		err = d.decode(dst, block, codec&127, Hash{})
-		runtime.ReadMemStats(&after)
-		if n := after.TotalAlloc - before.TotalAlloc; err == nil || n > 1<<20 {
-			t.Errorf("codec %d: %v, %d bytes allocated", codec&127, err, n)
-		}
-	}
-}
-
 func TestSettle(t *testing.T) {
 	for _, key := range []*Key{nil, testKey(t)} {
 		o := Options{PackSize: 1 << 20, Key: key}
@@ -146,7 +61,7 @@ func TestSettle(t *testing.T) {
 		ingest(t, s, "a", a)
 		before := packBytes(t, s)
 		was := codecs(t, s)
-		if was[codecFast] == 0 {
+		if was[codec.Fast] == 0 {
 			t.Fatalf("chunks by codec: %v", was)
 		}
 		r := settle(t, s)
@@ -155,7 +70,7 @@ func TestSettle(t *testing.T) {
 			t.Errorf("from %d to %d bytes: %+v", before, after, r)
 		}
 		now := codecs(t, s)
-		if now[codecFast] != 0 || now[codecZstd] < was[codecFast] || now[codecRaw]+now[codecZstd] != was[0]+was[1]+was[3] {
+		if now[codec.Fast] != 0 || now[codec.Zstd] < was[codec.Fast] || now[codec.Raw]+now[codec.Zstd] != was[0]+was[1]+was[3] {
 			t.Errorf("chunks by codec: %v, then %v", was, now)
 		}
 		names := packNames(t, s)
@@ -242,7 +157,7 @@ func TestSettleStopped(t *testing.T) {
 	if runs < 3 {
 		t.Errorf("%d runs: nothing was stopped", runs)
 	}
-	if now := codecs(t, s); now[0]+now[1] != whole[0]+whole[1]+whole[3] || now[codecFast] != 0 {
+	if now := codecs(t, s); now[0]+now[1] != whole[0]+whole[1]+whole[3] || now[codec.Fast] != 0 {
 		t.Errorf("chunks by codec: %v, %v before", now, whole)
 	}
 	wantClean(t, s)
@@ -339,7 +254,7 @@ func putAndRead(s *Store, name string, chunks [][]byte, abort bool) error {
 		return err
 	}
 	for _, c := range chunks {
-		if err := in.Put(hashOf(c), c); err != nil {
+		if err := in.Put(chunk.Sum(c), c); err != nil {
 			return err
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
 
@@ -56,7 +57,7 @@ func runPackIDs(f io.ReaderAt, size int64) ([]disk.ID, error) {
 	if _, err := f.ReadAt(table, runHeadLen); err != nil && n > 0 {
 		return nil, err
 	}
-	if runSum(head, table) != Hash(head[32:]) {
+	if runSum(head, table) != chunk.Hash(head[32:]) {
 		return nil, fmt.Errorf("%w: checksum", errRun)
 	}
 	ids := make([]disk.ID, n)

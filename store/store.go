@@ -12,7 +12,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/secret"
 )
 
 // Options are the knobs of a store. The zero value is fine.
@@ -80,13 +82,13 @@ func (o *Options) defaults() {
 type Store struct {
 	dir      string
 	o        Options
-	sec      *secrets // nil: not encrypted
+	sec      *secret.Secrets // nil: not encrypted
 	lock     *os.File
 	files    *packFiles
 	sh       *shared // nil in a folder
 	ix       *index
 	w        *packWriters
-	dec      *decoder
+	dec      *codec.Decoder
 	bufs     bufPool       // chunks
 	reads    bufPool       // pieces of packs
 	decoding chan struct{} // as many read-aheads decode at once
@@ -182,7 +184,7 @@ func (s *Store) openFolder() (err error) {
 }
 
 func (s *Store) open(location string) (err error) {
-	s.sec = newSecrets(s.o.Key)
+	s.sec = secret.New(s.o.Key)
 	if IsBucket(location) {
 		err = s.openShared(location)
 	} else {
@@ -203,7 +205,7 @@ func (s *Store) open(location string) (err error) {
 			s.o.Log(fmt.Sprintf("store %s: removed %d unfinished files", s.dir, n))
 		}
 	}
-	if s.dec, err = newDecoder(s.sec); err != nil {
+	if s.dec, err = codec.NewDecoder(s.sec); err != nil {
 		return err
 	}
 	s.files = &packFiles{dir: filepath.Join(s.dir, packsName), m: map[*pack]*packFile{}}
@@ -278,7 +280,7 @@ func (s *Store) readRecord(id disk.ID) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.sec.parseRecord(id, b)
+	return parseRecord(s.sec, id, b)
 }
 
 func (s *Store) recordPath(id disk.ID) string {
@@ -289,7 +291,7 @@ func (s *Store) recordPath(id disk.ID) string {
 }
 
 func (s *Store) writeRecord(id disk.ID, rec *record) error {
-	b, err := s.sec.recordFile(id, rec)
+	b, err := recordFile(s.sec, id, rec)
 	if err != nil {
 		return err
 	}
@@ -341,6 +343,6 @@ func (s *Store) Close() error {
 	if s.sh != nil {
 		s.files.cache.close()
 	}
-	s.dec.dec.Close()
+	s.dec.Close()
 	return errors.Join(err, s.lock.Close())
 }

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
 
@@ -72,7 +73,7 @@ func ingest(t testing.TB, s *Store, name string, chunks [][]byte) Image {
 		t.Fatal(err)
 	}
 	for _, c := range chunks {
-		if err := in.Put(hashOf(c), c); err != nil {
+		if err := in.Put(chunk.Sum(c), c); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -288,14 +289,14 @@ func TestAbort(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range testImage(1, 200) {
-		if err := in.Put(hashOf(c), c); err != nil {
+		if err := in.Put(chunk.Sum(c), c); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := in.Abort(); err != nil {
 		t.Fatal(err)
 	}
-	if err := in.Put(Hash{}, []byte("x")); !errors.Is(err, ErrAborted) {
+	if err := in.Put(chunk.Hash{}, []byte("x")); !errors.Is(err, ErrAborted) {
 		t.Error(err)
 	}
 	if err := in.Commit(); !errors.Is(err, ErrAborted) {
@@ -331,7 +332,7 @@ func TestContext(t *testing.T) {
 		t.Error(err)
 	}
 	cancel()
-	if err := in.Put(hashOf([]byte("x")), []byte("x")); !errors.Is(err, context.Canceled) {
+	if err := in.Put(chunk.Sum([]byte("x")), []byte("x")); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	if err := in.Commit(); !errors.Is(err, context.Canceled) {
@@ -343,12 +344,12 @@ func TestContext(t *testing.T) {
 
 func TestPutRefuses(t *testing.T) {
 	s := open(t, t.TempDir(), Options{})
-	for _, c := range [][]byte{nil, make([]byte, MaxChunk+1), []byte("wrong hash")} {
+	for _, c := range [][]byte{nil, make([]byte, chunk.MaxLen+1), []byte("wrong hash")} {
 		in, err := s.Begin(context.Background(), "a")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := in.Put(Hash{1}, c); err == nil {
+		if err := in.Put(chunk.Hash{1}, c); err == nil {
 			t.Errorf("%d bytes were taken", len(c))
 		}
 		in.Abort()
@@ -362,13 +363,13 @@ func TestClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := []byte("something")
-	if err := in.Put(hashOf(c), c); err != nil {
+	if err := in.Put(chunk.Sum(c), c); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := in.Put(hashOf(c), c); !errors.Is(err, ErrClosed) {
+	if err := in.Put(chunk.Sum(c), c); !errors.Is(err, ErrClosed) {
 		t.Error(err)
 	}
 	if err := in.Abort(); err != nil {

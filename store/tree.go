@@ -7,6 +7,8 @@ import (
 	"math"
 	"sort"
 	"sync"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 // The chunk list of an image is a tree of nodes that are chunks themselves. A node ends
@@ -25,19 +27,19 @@ const (
 
 // chunkRef is one chunk of an image.
 type chunkRef struct {
-	hash Hash
+	hash chunk.Hash
 	size uint32
 	zero bool // nothing but zeros, and not stored
 }
 
 // span is one node below another, or one leaf of an image.
 type span struct {
-	hash Hash
+	hash chunk.Hash
 	size int64 // bytes of image below it
 }
 
 // endsNode reports whether a node ends after an entry with this hash.
-func endsNode(h *Hash, n int) bool {
+func endsNode(h *chunk.Hash, n int) bool {
 	return n >= maxNode || binary.LittleEndian.Uint32(h[28:])&splitMask == 0
 }
 
@@ -96,8 +98,8 @@ func decodeLeaf(b []byte) ([]chunkRef, int64, error) {
 	for i := range refs {
 		rec := body[i*leafLen:]
 		size := binary.LittleEndian.Uint32(rec[32:])
-		refs[i] = chunkRef{hash: Hash(rec[:32]), size: size &^ zeroFlag, zero: size&zeroFlag != 0}
-		if refs[i].size == 0 || refs[i].size > MaxChunk {
+		refs[i] = chunkRef{hash: chunk.Hash(rec[:32]), size: size &^ zeroFlag, zero: size&zeroFlag != 0}
+		if refs[i].size == 0 || refs[i].size > chunk.MaxLen {
 			return nil, 0, fmt.Errorf("%w: a chunk of %d bytes", errNode, refs[i].size)
 		}
 		total += int64(refs[i].size)
@@ -118,7 +120,7 @@ func decodeInner(b []byte, level int) ([]span, int64, error) {
 		if size == 0 || size > math.MaxInt64/(2*maxNode) {
 			return nil, 0, fmt.Errorf("%w: a node of %d bytes", errNode, size)
 		}
-		spans[i] = span{hash: Hash(rec[:32]), size: int64(size)}
+		spans[i] = span{hash: chunk.Hash(rec[:32]), size: int64(size)}
 		total += int64(size)
 	}
 	return spans, total, nil
@@ -132,7 +134,7 @@ type treeBuilder struct {
 	size  int64      // of all
 	spans []span     // closed leaves
 	ends  []int64    // offset where each of them ends
-	put   func(node []byte) (Hash, error)
+	put   func(node []byte) (chunk.Hash, error)
 	node  []byte
 	count int64
 }
@@ -158,9 +160,9 @@ func (t *treeBuilder) closeLeaf(mu sync.Locker) error {
 
 // root is what a record says of a tree.
 type root struct {
-	Hash  Hash  `cbor:"1,keyasint"` // root node; zero for no bytes at all
-	Level int   `cbor:"2,keyasint"` // of the root node; 0 is a leaf
-	Size  int64 `cbor:"3,keyasint"` // bytes
+	Hash  chunk.Hash `cbor:"1,keyasint"` // root node; zero for no bytes at all
+	Level int        `cbor:"2,keyasint"` // of the root node; 0 is a leaf
+	Size  int64      `cbor:"3,keyasint"` // bytes
 }
 
 // finish closes the last leaf and writes the nodes above the leaves.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
 
@@ -29,7 +30,7 @@ func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) 
 			return err
 		}
 	}
-	v := &verification{s: s, begun: bootTime(), ctx: ctx, out: report, cut: map[*pack]int64{}, bad: map[Hash]*ChunkError{}, users: map[Hash][]string{}, unknown: map[Hash]*pack{}}
+	v := &verification{s: s, begun: bootTime(), ctx: ctx, out: report, cut: map[*pack]int64{}, bad: map[chunk.Hash]*ChunkError{}, users: map[chunk.Hash][]string{}, unknown: map[chunk.Hash]*pack{}}
 	recs, err := v.records()
 	if err != nil {
 		return err
@@ -66,11 +67,11 @@ type verification struct {
 	out    func(string)
 	faults int
 	cut    map[*pack]int64 // packs whose footer is lost, and how long they are
-	bad    map[Hash]*ChunkError
-	users  map[Hash][]string // images that need a bad chunk
+	bad    map[chunk.Hash]*ChunkError
+	users  map[chunk.Hash][]string // images that need a bad chunk
 	// unknown are chunks that a pack has but the index does not: garbage, unless an image
 	// needs one. The index keeps one of two copies, and the pack of that one may have gone.
-	unknown map[Hash]*pack
+	unknown map[chunk.Hash]*pack
 	ids     map[string]disk.ID // of images, in a bucket
 	down    error              // why the bucket could not be asked
 }
@@ -208,7 +209,7 @@ func (v *verification) relearn() bool {
 	return again
 }
 
-func (v *verification) badCopy(l loc, h *Hash, err error) {
+func (v *verification) badCopy(l loc, h *chunk.Hash, err error) {
 	if isDamage(err) {
 		v.s.ix.condemnCopy(l)
 	}
@@ -315,7 +316,7 @@ func (v *verification) chunks() {
 
 // entriesOf lists what the index knows of a pack whose footer is lost.
 func (x *index) entriesOf(p *pack) (list []entry) {
-	add := func(h Hash, l loc) {
+	add := func(h chunk.Hash, l loc) {
 		if l.p == p {
 			list = append(list, entry{hash: h, off: l.off, stored: l.stored, raw: l.raw, codec: l.codec})
 		}

@@ -3,6 +3,9 @@ package store
 import (
 	"errors"
 	"fmt"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/codec"
 )
 
 // view reads the chunks of one image with small caches: of leaves of its list, and of
@@ -72,7 +75,7 @@ func (v *view) copyChunk(image string, p []byte, ref *chunkRef, start, off int64
 	}
 	defer v.chunks.done(e)
 	if len(e.val.data) != int(ref.size) {
-		return 0, blame(&ChunkError{Hash: ref.hash, Err: errMismatch}, image, start)
+		return 0, blame(&ChunkError{Hash: ref.hash, Err: codec.ErrMismatch}, image, start)
 	}
 	return copy(p[:n], e.val.data[skip:]), nil
 }
@@ -134,7 +137,7 @@ func (s *Store) inner(sp span, level int) ([]span, error) {
 
 // walkLeaves calls fn for every leaf below a node, in order. seen, if set, is asked about
 // every node first; what it knows is not entered.
-func (s *Store) walkLeaves(sp span, level int, seen func(*Hash) (bool, error), fn func(span) error) error {
+func (s *Store) walkLeaves(sp span, level int, seen func(*chunk.Hash) (bool, error), fn func(span) error) error {
 	if seen != nil {
 		if known, err := seen(&sp.hash); known || err != nil {
 			return err

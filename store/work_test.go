@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 // worker works on a store and says what it is about to do and what the store confirmed.
@@ -123,7 +125,7 @@ func (w *worker) ingest(rnd *rand.Rand) error {
 		return err
 	}
 	for _, c := range testImage(seed, 40) {
-		if err := in.Put(hashOf(c), c); err != nil {
+		if err := in.Put(chunk.Sum(c), c); err != nil {
 			return err
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"syscall"
 	"testing"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 // TestWriteBackFails: the disk says while an ingest runs that it has lost what was written. The
@@ -14,7 +16,7 @@ func TestWriteBackFails(t *testing.T) {
 	ingest(t, s, "before", before)
 	in := begin(t, s, "x")
 	for _, c := range chunks {
-		if err := in.Put(hashOf(c), c); err != nil {
+		if err := in.Put(chunk.Sum(c), c); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -40,7 +42,7 @@ func TestWriteBack(t *testing.T) {
 	chunks := randomChunks(3, 8*writeBackStep)
 	in := begin(t, s, "x")
 	for _, c := range chunks {
-		if err := in.Put(hashOf(c), c); err != nil {
+		if err := in.Put(chunk.Sum(c), c); err != nil {
 			t.Fatal(err)
 		}
 	}

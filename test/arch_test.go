@@ -20,8 +20,11 @@ const module = "github.com/ckptfs/ckptfs"
 // it, which may import each other, unless one has an entry of its own. Test files are held to
 // the same rules.
 var mayImport = map[string][]string{
-	"store":         {"store/disk", "store/lossyfs", "store/s3test"},
+	"store":         {"store/chunk", "store/codec", "store/disk", "store/secret", "store/lossyfs", "store/s3test"},
+	"store/chunk":   {},
 	"store/disk":    {},
+	"store/secret":  {"store/chunk", "store/disk"},
+	"store/codec":   {"store/chunk", "store/secret"},
 	"store/lossyfs": {},
 	"store/s3test":  {},
 	"ckpt/procfs":   {},
@@ -155,6 +158,9 @@ func TestArchitectureBites(t *testing.T) {
 		{"procfs imports ours", "ckpt/procfs/bad.go", imports("procfs", module+"/ckpt/image"), "may not import ckpt/image"},
 		{"the bench imports what it tests", "store/s3test/bad.go", imports("s3test", module+"/store"), "store/s3test may not import store"},
 		{"the bench is for tests", "store/bad.go", imports("store", module+"/store/s3test"), "only tests may import store/s3test"},
+		{"a room of the store knows the door", "store/chunk/bad.go", imports("chunk", module+"/store"), "store/chunk may not import store"},
+		{"a room knows what is above it", "store/secret/bad.go", imports("secret", module+"/store/codec"), "store/secret may not import store/codec"},
+		{"others come by the door", "fusefs/bad.go", imports("fusefs", module+"/store/codec"), "fusefs may not import store/codec"},
 		{"cgo", "ckpt/ptrace/bad.go", imports("ptrace", "C"), "no cgo"},
 		{"a package without a rule", "cmd/other/bad.go", imports("main", "os"), "has no rule"},
 		{"a new folder", "internal/x.go", imports("internal", "os"), "top level is fixed"},

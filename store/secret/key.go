@@ -1,4 +1,4 @@
-package store
+package secret
 
 import (
 	"bytes"
@@ -16,8 +16,8 @@ import (
 // keyPrefix begins the one line of a key file; 32 random bytes in base64 follow.
 const keyPrefix = "ckptfs-key-1 "
 
-// maxKeyFile bounds what is read of a file that is said to be a key.
-const maxKeyFile = 4096
+// MaxKeyFile bounds what is read of a file that is said to be a key.
+const MaxKeyFile = 4096
 
 // Key encrypts a store. It comes from a key file and is never written into the store.
 type Key struct{ master [32]byte }
@@ -50,7 +50,7 @@ func ReadKeyFile(path string) (*Key, error) {
 		return nil, fmt.Errorf("key file: %w", err)
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxKeyFile))
+	b, err := io.ReadAll(io.LimitReader(f, MaxKeyFile))
 	if err != nil {
 		return nil, fmt.Errorf("key file: %w", err)
 	}

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
 func testKey(t testing.TB) *Key {
@@ -20,47 +22,6 @@ func testKey(t testing.TB) *Key {
 		t.Fatal(err)
 	}
 	return k
-}
-
-func TestKeyFile(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "key")
-	if err := NewKeyFile(path); err != nil {
-		t.Fatal(err)
-	}
-	st, err := os.Stat(path)
-	if err != nil || st.Mode() != 0o600 {
-		t.Errorf("mode %v, %v", st.Mode(), err)
-	}
-	before, _ := os.ReadFile(path)
-	if err := NewKeyFile(path); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("a key file was overwritten: %v", err)
-	}
-	if after, _ := os.ReadFile(path); !bytes.Equal(before, after) {
-		t.Error("the key changed")
-	}
-	a, err := ReadKeyFile(path)
-	if err != nil || *a == *testKey(t) {
-		t.Errorf("two new keys are the same (%v)", err)
-	}
-	for _, bad := range [][]byte{nil, []byte("x"), before[:20], before[:len(before)-3], append([]byte("y"), before...)} {
-		os.WriteFile(path, bad, 0o600)
-		if _, err := ReadKeyFile(path); !errors.Is(err, errNoKey) {
-			t.Errorf("%q: %v", bad, err)
-		}
-	}
-	if _, err := ReadKeyFile(path + "x"); !errors.Is(err, fs.ErrNotExist) {
-		t.Error(err)
-	}
-}
-
-func FuzzParseKey(f *testing.F) {
-	f.Add([]byte(keyPrefix + "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n"))
-	f.Add([]byte(keyPrefix))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if k, err := parseKey(b); (k == nil) == (err == nil) {
-			t.Errorf("%v, %v", k, err)
-		}
-	})
 }
 
 // TestSealed stores images with a key and looks at what is on the disk.
@@ -86,7 +47,7 @@ func TestSealed(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	known := hashOf(secret)
+	known := chunk.Sum(secret)
 	filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
 			return err

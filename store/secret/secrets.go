@@ -1,33 +1,35 @@
-package store
+// Package secret keeps keys and what a store derives from them: names of chunks that tell nothing,
+// ciphers of packs and records, and checksums that only the owner of the key can make.
+package secret
 
 import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hmac"
 	"crypto/rand"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
 
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/zeebo/blake3"
 )
 
-// sealLen is how many bytes a sealed chunk or record is longer than a plain one.
-const sealLen = 16
+// Overhead is how many bytes a sealed chunk or record is longer than a plain one.
+const Overhead = 16
 
-// errSeal says that something at rest was changed, or was sealed with another key.
-var errSeal = errors.New("it was changed, or sealed with another key")
+// ErrSeal says that something at rest was changed, or was sealed with another key.
+var ErrSeal = errors.New("it was changed, or sealed with another key")
 
-// secrets is what a store derives from its key. All methods work on nil: a store without
+// Secrets is what a store derives from its key. All methods work on nil: a store without
 // a key, whose chunks are named by their hash alone and not encrypted.
 //
 // No two seals share key and nonce: every pack has a key of its own, made of its random
 // ID, and a chunk's nonce is its offset there; every writing of a record has a key made
 // of a fresh random salt.
-type secrets struct {
+type Secrets struct {
 	packs   [32]byte // master of the packs' keys
 	records [32]byte // master of the records' keys
 	sums    [32]byte // keys the checksums of pack footers
@@ -35,11 +37,12 @@ type secrets struct {
 	ids     sync.Pool
 }
 
-func newSecrets(k *Key) *secrets {
+// New derives the secrets of a key; nil has none.
+func New(k *Key) *Secrets {
 	if k == nil {
 		return nil
 	}
-	x := new(secrets)
+	x := new(Secrets)
 	var ids [32]byte
 	for context, out := range map[string][]byte{
 		"ckptfs store 2 chunk ids":   ids[:],
@@ -63,9 +66,9 @@ func newKeyed(key *[32]byte) *blake3.Hasher {
 	return h
 }
 
-// id turns the hash of a chunk into its name in the store. With a key nobody else can tell
+// ID turns the hash of a chunk into its name in the store. With a key nobody else can tell
 // which content has which name, nor test whether the store holds something.
-func (x *secrets) id(h Hash) Hash {
+func (x *Secrets) ID(h chunk.Hash) chunk.Hash {
 	if x == nil {
 		return h
 	}
@@ -77,24 +80,24 @@ func (x *secrets) id(h Hash) Hash {
 	return h
 }
 
-// idOf is the name of a chunk with these bytes.
-func (x *secrets) idOf(b []byte) Hash { return x.id(hashOf(b)) }
+// IDOf is the name of a chunk with these bytes.
+func (x *Secrets) IDOf(b []byte) chunk.Hash { return x.ID(chunk.Sum(b)) }
 
-// fingerprint is the line of the version file that tells which key a store has.
-func (x *secrets) fingerprint() string {
+// Fingerprint is the line of the version file that tells which key a store has.
+func (x *Secrets) Fingerprint() string {
 	if x == nil {
 		return ""
 	}
 	return hex.EncodeToString(x.check[:])
 }
 
-// matches reports, in constant time, whether a fingerprint is that of this key.
-func (x *secrets) matches(fingerprint string) bool {
-	return hmac.Equal([]byte(fingerprint), []byte(x.fingerprint()))
+// Matches reports, in constant time, whether a fingerprint is that of this key.
+func (x *Secrets) Matches(fingerprint string) bool {
+	return hmac.Equal([]byte(fingerprint), []byte(x.Fingerprint()))
 }
 
-// describe says in messages whether there is a key.
-func (x *secrets) describe() string {
+// Describe says in messages whether there is a key.
+func (x *Secrets) Describe() string {
 	if x == nil {
 		return "no key"
 	}
@@ -118,48 +121,36 @@ func aead(master *[32]byte, parts ...[]byte) cipher.AEAD {
 	return g
 }
 
-// packAEAD is the cipher of one pack, nil without a key.
-func (x *secrets) packAEAD(id disk.ID) cipher.AEAD {
+// Pack is the cipher of one pack, nil without a key.
+func (x *Secrets) Pack(id disk.ID) cipher.AEAD {
 	if x == nil {
 		return nil
 	}
 	return aead(&x.packs, id[:])
 }
 
-// chunkSeal is nonce and additional data of a chunk in a pack.
-type chunkSeal struct {
-	nonce [12]byte
-	data  [36]byte
-}
-
-func (c *chunkSeal) set(e *entry) {
-	binary.LittleEndian.PutUint32(c.nonce[:], e.off)
-	copy(c.data[:], e.hash[:])
-	binary.LittleEndian.PutUint32(c.data[32:], e.raw|uint32(e.codec)<<24)
-}
-
-// sealRecord encrypts a record: salt 16, then ciphertext and tag. The ID is authenticated.
-func (x *secrets) sealRecord(id disk.ID, plain []byte) []byte {
+// SealRecord encrypts a record: salt 16, then ciphertext and tag. The ID is authenticated.
+func (x *Secrets) SealRecord(id disk.ID, plain []byte) []byte {
 	var salt, nonce [16]byte
 	rand.Read(salt[:]) // never fails, see crypto/rand
-	out := append(make([]byte, 0, len(salt)+len(plain)+sealLen), salt[:]...)
+	out := append(make([]byte, 0, len(salt)+len(plain)+Overhead), salt[:]...)
 	return aead(&x.records, salt[:]).Seal(out, nonce[:12], plain, id[:])
 }
 
-func (x *secrets) openRecord(id disk.ID, b []byte) ([]byte, error) {
+func (x *Secrets) OpenRecord(id disk.ID, b []byte) ([]byte, error) {
 	var nonce [16]byte
-	if len(b) < len(nonce)+sealLen {
-		return nil, fmt.Errorf("%d bytes: %w", len(b), errSeal)
+	if len(b) < len(nonce)+Overhead {
+		return nil, fmt.Errorf("%d bytes: %w", len(b), ErrSeal)
 	}
 	plain, err := aead(&x.records, b[:16]).Open(nil, nonce[:12], b[16:], id[:])
 	if err != nil {
-		return nil, errSeal
+		return nil, ErrSeal
 	}
 	return plain, nil
 }
 
-// newSum is the hash for the checksums of a store's own files, keyed if it has a key.
-func (x *secrets) newSum() *blake3.Hasher {
+// NewSum is the hash for the checksums of a store's own files, keyed if it has a key.
+func (x *Secrets) NewSum() *blake3.Hasher {
 	if x == nil {
 		return blake3.New()
 	}

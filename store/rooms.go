@@ -1,0 +1,24 @@
+package store
+
+import (
+	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/secret"
+)
+
+// What rooms declare and callers of the store need.
+
+// Hash is the BLAKE3-256 of a chunk's raw bytes: its name in the store.
+type Hash = chunk.Hash
+
+// MaxChunk is the longest chunk that Put accepts, in bytes.
+const MaxChunk = chunk.MaxLen
+
+// Key encrypts a store. It comes from a key file and is never written into the store.
+type Key = secret.Key
+
+// NewKeyFile writes a new random key into a file of mode 0600 that must not exist yet
+// (fs.ErrExist). Without the file nobody can read what was stored with it.
+func NewKeyFile(path string) error { return secret.NewKeyFile(path) }
+
+// ReadKeyFile reads what NewKeyFile wrote.
+func ReadKeyFile(path string) (*Key, error) { return secret.ReadKeyFile(path) }
