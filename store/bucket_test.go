@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/s3test"
 )
@@ -177,27 +178,14 @@ func TestBucketKey(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	err := s.sh.b.list(t.Context(), "", "", func(obj object) {
-		b, err := s.sh.b.getAll(t.Context(), obj.key, 1<<30)
+	err := s.sh.b.List(t.Context(), "", "", func(obj bucket.Object) {
+		b, err := s.sh.b.GetAll(t.Context(), obj.Key, 1<<30)
 		if err != nil || bytes.Contains(b, []byte("private-name")) || bytes.Contains(b, []byte("CPTN")) {
-			t.Errorf("%s: readable, or %v", obj.key, err)
+			t.Errorf("%s: readable, or %v", obj.Key, err)
 		}
 	})
 	if err != nil {
 		t.Error(err)
-	}
-}
-
-func TestBucketNames(t *testing.T) {
-	for _, bad := range []string{"s3://", "s3:///x", "s3://b/x y", "s3://b?x"} {
-		if _, _, err := parseBucket(bad); !errors.Is(err, fs.ErrInvalid) {
-			t.Errorf("%q: %v", bad, err)
-		}
-	}
-	for loc, want := range map[string][2]string{"s3://b": {"b", ""}, "s3://b/": {"b", ""}, "s3://b/x/y/": {"b", "x/y/"}} {
-		if n, p, err := parseBucket(loc); err != nil || [2]string{n, p} != want {
-			t.Errorf("%q: %q %q %v", loc, n, p, err)
-		}
 	}
 }
 

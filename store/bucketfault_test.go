@@ -92,7 +92,7 @@ func (b *victim) wantWhole(t *testing.T) {
 		wantImage(t, s, name, chunks)
 	}
 	wantClean(t, s)
-	for u := range s.sh.b.core.ListIncompleteUploads(t.Context(), s.sh.b.name, s.sh.b.prefix, true) {
+	for u := range s.sh.b.Uploads(t.Context(), "") {
 		t.Errorf("an upload of %s is left: %v", u.Key, u.Err)
 	}
 	if err := s.Close(); err != nil {

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
 
@@ -34,7 +35,7 @@ func (s *Store) GCWait(ctx context.Context) (time.Duration, error) {
 	if s.sh == nil {
 		return 0, nil
 	}
-	last, err := s.sh.b.stat(ctx, lastGCKey)
+	last, err := s.sh.b.Stat(ctx, lastGCKey)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
@@ -45,7 +46,7 @@ func (s *Store) GCWait(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	wait := gcEvery*s.sh.grace - time.Duration(now-last.mod.UnixNano())
+	wait := gcEvery*s.sh.grace - time.Duration(now-last.Modified.UnixNano())
 	if wait <= 0 {
 		return 0, nil
 	}
@@ -60,7 +61,7 @@ func (g *collection) prepareShared() error {
 		return err
 	}
 	g.now = now
-	if err := sh.b.putBytes(g.ctx, lastGCKey, []byte{'\n'}, always); err != nil {
+	if err := sh.b.PutBytes(g.ctx, lastGCKey, []byte{'\n'}, bucket.Always); err != nil {
 		return err
 	}
 	if err := sh.refresh(g.ctx, true); err != nil {
@@ -79,11 +80,11 @@ func (g *collection) prepareShared() error {
 // markers and leases are dated by the server.
 func (sh *shared) serverTime(ctx context.Context) (int64, error) {
 	key := leasesName + "/" + disk.NewID().String() + ".now"
-	if err := sh.b.putBytes(ctx, key, []byte{'\n'}, always); err != nil {
+	if err := sh.b.PutBytes(ctx, key, []byte{'\n'}, bucket.Always); err != nil {
 		return 0, err
 	}
-	o, err := sh.b.stat(ctx, key)
-	return o.mod.UnixNano(), errors.Join(err, sh.b.remove(ctx, key))
+	o, err := sh.b.Stat(ctx, key)
+	return o.Modified.UnixNano(), errors.Join(err, sh.b.Remove(ctx, key))
 }
 
 // ripe reports whether a marker is so old that everyone who writes has seen it. Servers
@@ -116,7 +117,7 @@ func (g *collection) finishMarkers() error {
 			g.report.Pending += left
 			continue
 		}
-		if err := sh.b.remove(g.ctx, markerKey(id)); err != nil {
+		if err := sh.b.Remove(g.ctx, markerKey(id)); err != nil {
 			return err
 		}
 		sh.mu.Lock()
@@ -189,7 +190,7 @@ func (g *collection) removeDoomed(id disk.ID) (gone bool, err error) {
 	}
 	ctx, cancel := context.WithTimeout(g.ctx, sh.grace/4)
 	defer cancel()
-	if err := sh.b.remove(ctx, packKey(id)); err != nil {
+	if err := sh.b.Remove(ctx, packKey(id)); err != nil {
 		return false, err
 	}
 	g.s.packGone(p)
@@ -220,18 +221,18 @@ func (g *collection) markPacks(packs []*pack) error {
 // server can list them, and nothing depends on it.
 func (g *collection) abortUploads() {
 	sh := g.s.sh
-	ctx, cancel := context.WithTimeout(g.ctx, sh.b.attempt)
+	ctx, cancel := context.WithTimeout(g.ctx, sh.b.Attempt)
 	defer cancel()
-	for u := range sh.b.core.ListIncompleteUploads(ctx, sh.b.name, sh.b.prefix+packsName+"/", true) {
+	for u := range sh.b.Uploads(ctx, packsName+"/") {
 		if u.Err != nil {
-			g.s.o.Log(fmt.Sprintf("store %s: unfinished uploads cannot be listed: %v", sh.b.url, u.Err))
+			g.s.o.Log(fmt.Sprintf("store %s: unfinished uploads cannot be listed: %v", sh.b.URL, u.Err))
 			return
 		}
 		if g.now-u.Initiated.UnixNano() < int64(abandoned) {
 			continue
 		}
-		if err := sh.b.abortUpload(ctx, u.Key, u.UploadID); err != nil {
-			g.s.o.Log(fmt.Sprintf("store %s: removing an unfinished upload of %s: %v", sh.b.url, u.Key, err))
+		if err := sh.b.AbortUpload(ctx, u.Key, u.UploadID); err != nil {
+			g.s.o.Log(fmt.Sprintf("store %s: removing an unfinished upload of %s: %v", sh.b.URL, u.Key, err))
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/s3test"
 )
@@ -38,7 +39,7 @@ func gcUntilFreed(t testing.TB, s *Store) {
 
 func bucketPacks(t testing.TB, s *Store) (n int, bytes int64) {
 	t.Helper()
-	if err := s.sh.b.list(t.Context(), packsName+"/", "", func(o object) { n, bytes = n+1, bytes+o.size }); err != nil {
+	if err := s.sh.b.List(t.Context(), packsName+"/", "", func(o bucket.Object) { n, bytes = n+1, bytes+o.Size }); err != nil {
 		t.Fatal(err)
 	}
 	return n, bytes

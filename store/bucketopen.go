@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/secret"
@@ -18,7 +19,7 @@ import (
 
 // openShared connects to the bucket and prepares the cache folder for it.
 func (s *Store) openShared(location string) error {
-	b, err := openBucket(location, &s.o)
+	b, err := bucket.Open(location, s.o.Patience, s.o.attempt)
 	if err != nil {
 		return err
 	}
@@ -29,7 +30,7 @@ func (s *Store) openShared(location string) error {
 		}
 		dir = filepath.Join(dir, "ckptfs")
 	}
-	sum := chunk.Sum([]byte(b.core.EndpointURL().String() + " " + b.name + "/" + b.prefix))
+	sum := chunk.Sum([]byte(b.Where()))
 	s.dir = filepath.Join(dir, hex.EncodeToString(sum[:8]))
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
@@ -58,7 +59,7 @@ func (sh *shared) version() (string, error) {
 		b, err := sh.getTwice(versionName)
 		var re minio.ErrorResponse
 		if errors.As(err, &re) && re.Code == minio.NoSuchBucket {
-			return "", fmt.Errorf("there is no bucket %q; create it first: %w", sh.b.name, err)
+			return "", fmt.Errorf("there is no bucket %q; create it first: %w", sh.b.Name, err)
 		}
 		if err == nil || !errors.Is(err, fs.ErrNotExist) {
 			return string(b), err
@@ -66,12 +67,12 @@ func (sh *shared) version() (string, error) {
 		if err := sh.mayInit(); err != nil {
 			return "", err
 		}
-		err = sh.b.putBytes(sh.ctx, versionName, versionText(sh.s.sec, sh.grace), ifAbsent)
+		err = sh.b.PutBytes(sh.ctx, versionName, versionText(sh.s.sec, sh.grace), bucket.IfAbsent)
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return "", err
 		}
 	}
-	return "", fmt.Errorf("%s/%s was written %d times and still is not there; the server contradicts itself", sh.b.url, versionName, versionTries)
+	return "", fmt.Errorf("%s/%s was written %d times and still is not there; the server contradicts itself", sh.b.URL, versionName, versionTries)
 }
 
 // versionTries bounds how often a version object that was written is looked for in vain.
@@ -79,10 +80,10 @@ const versionTries = 5
 
 // getTwice returns a small object that has no checksum of its own, when it came equal twice.
 func (sh *shared) getTwice(key string) (data []byte, err error) {
-	err = sh.b.getParsed(sh.ctx, key, secret.MaxKeyFile, func(b []byte) error {
+	err = sh.b.GetParsed(sh.ctx, key, secret.MaxKeyFile, func(b []byte) error {
 		if string(b) != string(data) || data == nil {
 			data = b
-			return fmt.Errorf("%s/%s never comes the same: the network changes it", sh.b.url, key)
+			return fmt.Errorf("%s/%s never comes the same: the network changes it", sh.b.URL, key)
 		}
 		return nil
 	})
@@ -94,14 +95,14 @@ func (sh *shared) mayInit() error {
 	ctx, cancel := context.WithCancel(sh.ctx)
 	defer cancel()
 	found := ""
-	err := sh.b.list(ctx, "", "", func(o object) {
+	err := sh.b.List(ctx, "", "", func(o bucket.Object) {
 		if found == "" {
-			found = o.key
+			found = o.Key
 			cancel() // one is enough
 		}
 	})
 	if found != "" && found != versionName {
-		return fmt.Errorf("%w: %s is not empty (%s); choose another prefix", ErrNotStore, sh.b.url, found)
+		return fmt.Errorf("%w: %s is not empty (%s); choose another prefix", ErrNotStore, sh.b.URL, found)
 	}
 	if ctx.Err() != nil {
 		return nil
@@ -137,9 +138,9 @@ func (s *Store) listShared() (map[disk.ID]*pack, error) {
 		return nil, err
 	}
 	m := map[disk.ID]*pack{}
-	err := sh.b.list(sh.ctx, packsName+"/", "", func(o object) {
-		if id, ok := keyID(o.key, disk.PackExt); ok {
-			p := &pack{id: id, size: o.size, created: id.Time().UnixNano()}
+	err := sh.b.List(sh.ctx, packsName+"/", "", func(o bucket.Object) {
+		if id, ok := keyID(o.Key, disk.PackExt); ok {
+			p := &pack{id: id, size: o.Size, created: id.Time().UnixNano()}
 			p.doomed.Store(s.doomed[id])
 			m[id] = p
 			if strings.Compare(id.String(), sh.newest.String()) > 0 {
@@ -204,7 +205,7 @@ func (s *Store) readSharedFooter(p *pack) (info *packInfo, err error) {
 
 // sizeAgain asks for the size of a pack, which a damaged listing may have told wrong.
 func (s *Store) sizeAgain(p *pack) error {
-	o, err := s.sh.b.stat(s.sh.ctx, packKey(p.id))
+	o, err := s.sh.b.Stat(s.sh.ctx, packKey(p.id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: %w", errGone, err)
 	}
@@ -213,6 +214,6 @@ func (s *Store) sizeAgain(p *pack) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p.size = o.size
+	p.size = o.Size
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/minio/minio-go/v7"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/s3test"
 )
@@ -26,12 +27,12 @@ func TestBucketOtherCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := map[string]bool{}
-	list := func(fn func(object)) {
-		if err := a.sh.b.list(t.Context(), packsName+"/", "", fn); err != nil {
+	list := func(fn func(bucket.Object)) {
+		if err := a.sh.b.List(t.Context(), packsName+"/", "", fn); err != nil {
 			t.Fatal(err)
 		}
 	}
-	list(func(o object) { first[o.key] = true })
+	list(func(o bucket.Object) { first[o.Key] = true })
 	b.sh.seen.Store(bootTime()) // b has no reason to look what a did
 	if err := (&victim{Store: b}).putImage("b", chunks); err != nil {
 		t.Fatal(err)
@@ -39,10 +40,10 @@ func TestBucketOtherCopy(t *testing.T) {
 	o.Cache = t.TempDir()
 	c := open(t, loc, o) // knows both copies
 	removed := 0
-	list(func(o object) {
-		if !first[o.key] {
+	list(func(o bucket.Object) {
+		if !first[o.Key] {
 			removed++
-			if err := srv.Client(t).RemoveObject(t.Context(), srv.Bucket, a.sh.b.prefix+o.key, minio.RemoveObjectOptions{}); err != nil {
+			if err := srv.Client(t).RemoveObject(t.Context(), srv.Bucket, a.sh.b.Prefix+o.Key, minio.RemoveObjectOptions{}); err != nil {
 				t.Error(err)
 			}
 		}
@@ -121,7 +122,7 @@ func TestBucketStaleFolders(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			rule := proxy.Add(s3test.Rule{Kinds: []s3test.Kind{s3test.List}, Prefix: a.sh.b.prefix + folder + "/", Faults: []s3test.Fault{s3test.StaleList(old)}})
+			rule := proxy.Add(s3test.Rule{Kinds: []s3test.Kind{s3test.List}, Prefix: a.sh.b.Prefix + folder + "/", Faults: []s3test.Fault{s3test.StaleList(old)}})
 			for i := range 2 {
 				name := fmt.Sprint("b", i)
 				ingest(t, b, name, chunks)
@@ -162,7 +163,7 @@ func TestBucketMarkerDamaged(t *testing.T) {
 	if err := a.sh.mark(t.Context(), a.snapshotPacks()); err != nil {
 		t.Fatal(err)
 	}
-	rule := proxy.Add(s3test.Rule{Kinds: []s3test.Kind{s3test.Get}, Prefix: a.sh.b.prefix + markersName + "/", Count: 1,
+	rule := proxy.Add(s3test.Rule{Kinds: []s3test.Kind{s3test.Get}, Prefix: a.sh.b.Prefix + markersName + "/", Count: 1,
 		Faults: []s3test.Fault{s3test.FlipResponse(int64(len(markerMagic)) + 5)}})
 	if err := b.sh.refresh(t.Context(), true); err != nil {
 		t.Fatal(err)

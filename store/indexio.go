@@ -271,7 +271,7 @@ func (s *Store) flushLater(n int) {
 			return
 		}
 		if err := s.sh.shareRun(s.sh.ctx); err != nil {
-			s.o.Log(fmt.Sprintf("store %s: sharing the index: %v; other machines read the packs instead", s.sh.b.url, err))
+			s.o.Log(fmt.Sprintf("store %s: sharing the index: %v; other machines read the packs instead", s.sh.b.URL, err))
 		}
 	}()
 }

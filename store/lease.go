@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/fxamacker/cbor/v2"
@@ -38,7 +39,7 @@ func (sh *shared) renewLease() error {
 		if !sh.leased {
 			return nil
 		}
-		err := sh.b.remove(sh.ctx, sh.leaseKey())
+		err := sh.b.Remove(sh.ctx, sh.leaseKey())
 		sh.leased = err != nil
 		return err
 	}
@@ -51,7 +52,7 @@ func (sh *shared) renewLease() error {
 	}
 	sum := chunk.Sum(b)
 	b = append(b, sum[:]...)
-	if err := sh.b.putBytes(sh.ctx, sh.leaseKey(), b, always); err != nil {
+	if err := sh.b.PutBytes(sh.ctx, sh.leaseKey(), b, bucket.Always); err != nil {
 		return err
 	}
 	sh.leased = true
@@ -76,7 +77,7 @@ func (sh *shared) claim(name string, id disk.ID) error {
 
 // stillListed asks the bucket whether an image is there.
 func (sh *shared) stillListed(name string, id disk.ID) error {
-	_, err := sh.b.stat(sh.ctx, recordKey(id))
+	_, err := sh.b.Stat(sh.ctx, recordKey(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("image %q has just been removed: %w", name, fs.ErrNotExist)
 	}
@@ -114,12 +115,12 @@ func (s *Store) parseLease(id disk.ID, b []byte) (roots []root, err error) {
 func (sh *shared) leases(ctx context.Context, now int64) (roots []root, err error) {
 	var old []string
 	var live []disk.ID
-	err = sh.b.list(ctx, leasesName+"/", "", func(o object) {
-		id, ok := keyID(o.key, leaseExt)
+	err = sh.b.List(ctx, leasesName+"/", "", func(o bucket.Object) {
+		id, ok := keyID(o.Key, leaseExt)
 		switch {
 		case id == sh.lease:
-		case now-o.mod.UnixNano() > 2*int64(sh.grace): // of what kind ever, see serverTime
-			old = append(old, o.key)
+		case now-o.Modified.UnixNano() > 2*int64(sh.grace): // of what kind ever, see serverTime
+			old = append(old, o.Key)
 		case !ok:
 		default:
 			live = append(live, id)
@@ -129,14 +130,14 @@ func (sh *shared) leases(ctx context.Context, now int64) (roots []root, err erro
 		return nil, err
 	}
 	for _, key := range old {
-		if err := sh.b.remove(ctx, key); err != nil {
+		if err := sh.b.Remove(ctx, key); err != nil {
 			return nil, err
 		}
 	}
 	for _, id := range live {
 		key := leasesName + "/" + id.String() + leaseExt
 		var more []root
-		err := sh.b.getParsed(ctx, key, maxLease, func(b []byte) (err error) {
+		err := sh.b.GetParsed(ctx, key, maxLease, func(b []byte) (err error) {
 			more, err = sh.s.parseLease(id, b)
 			return err
 		})
@@ -144,7 +145,7 @@ func (sh *shared) leases(ctx context.Context, now int64) (roots []root, err erro
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("what another machine is reading (%s/%s): %w", sh.b.url, key, err)
+			return nil, fmt.Errorf("what another machine is reading (%s/%s): %w", sh.b.URL, key, err)
 		}
 		roots = append(roots, more...)
 	}

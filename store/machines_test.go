@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
@@ -139,7 +140,7 @@ func (w *machineWork) read(name string) error {
 		fmt.Println("read", tokenOf(name))
 	}
 	if errors.Is(err, ErrDamaged) {
-		_, gerr := w.s.sh.b.stat(context.Background(), "version")
+		_, gerr := w.s.sh.b.Stat(context.Background(), "version")
 		err = fmt.Errorf("%w (after %v, version: %v)", err, time.Since(begun), gerr)
 	}
 	// A lease that is late because the machine stood still protects nothing.
@@ -331,9 +332,9 @@ func wantEmptied(t *testing.T, s *Store) {
 		gc(t, s)
 	}
 	for _, dir := range []string{packsName, imagesName, markersName, leasesName} {
-		err := s.sh.b.list(t.Context(), dir+"/", "", func(o object) {
-			if o.key != lastGCKey {
-				t.Errorf("%s is left", o.key)
+		err := s.sh.b.List(t.Context(), dir+"/", "", func(o bucket.Object) {
+			if o.Key != lastGCKey {
+				t.Errorf("%s is left", o.Key)
 			}
 		})
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
@@ -60,9 +61,9 @@ func markerKey(id disk.ID) string { return markersName + "/" + id.String() + mar
 // was there is not any more: its packs are gone, or stay. Called with mu held.
 func (sh *shared) readMarkers(ctx context.Context) (vanished bool, err error) {
 	found := map[disk.ID]time.Time{}
-	err = sh.b.list(ctx, markersName+"/", "", func(o object) {
-		if id, ok := keyID(o.key, markerExt); ok {
-			found[id] = o.mod
+	err = sh.b.List(ctx, markersName+"/", "", func(o bucket.Object) {
+		if id, ok := keyID(o.Key, markerExt); ok {
+			found[id] = o.Modified
 		}
 	})
 	if err != nil {
@@ -73,7 +74,7 @@ func (sh *shared) readMarkers(ctx context.Context) (vanished bool, err error) {
 			continue
 		}
 		var packs []disk.ID
-		err := sh.b.getParsed(ctx, markerKey(id), maxMarker, func(b []byte) (err error) {
+		err := sh.b.GetParsed(ctx, markerKey(id), maxMarker, func(b []byte) (err error) {
 			packs, err = decodeMarker(b)
 			return err
 		})
@@ -82,7 +83,7 @@ func (sh *shared) readMarkers(ctx context.Context) (vanished bool, err error) {
 			continue
 		}
 		if err != nil {
-			return false, fmt.Errorf("%s/%s: %w", sh.b.url, markerKey(id), err)
+			return false, fmt.Errorf("%s/%s: %w", sh.b.URL, markerKey(id), err)
 		}
 		sh.markers[id] = &marker{packs, mod}
 	}
@@ -90,7 +91,7 @@ func (sh *shared) readMarkers(ctx context.Context) (vanished bool, err error) {
 		if _, ok := found[id]; ok {
 			continue
 		}
-		_, err := sh.b.stat(ctx, markerKey(id)) // the listing may be old
+		_, err := sh.b.Stat(ctx, markerKey(id)) // the listing may be old
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return false, err
 		}
@@ -128,16 +129,16 @@ func (sh *shared) mark(ctx context.Context, packs []*pack) error {
 		p.doomed.Store(true)
 	}
 	id := disk.NewID()
-	if err := sh.b.putBytes(ctx, markerKey(id), encodeMarker(ids), always); err != nil {
+	if err := sh.b.PutBytes(ctx, markerKey(id), encodeMarker(ids), bucket.Always); err != nil {
 		return err
 	}
-	o, err := sh.b.stat(ctx, markerKey(id))
+	o, err := sh.b.Stat(ctx, markerKey(id))
 	if err != nil {
 		return err
 	}
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	sh.markers[id] = &marker{ids, o.mod}
+	sh.markers[id] = &marker{ids, o.Modified}
 	sh.applyMarkers()
 	return nil
 }

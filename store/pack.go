@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/secret"
 )
@@ -38,8 +39,8 @@ type pack struct {
 	full    bool           // takes no more chunks
 	err     error
 	file    *packFile
-	upload  *packUpload // nil in a folder
-	pending []int64     // where WriteAt calls under way began
+	upload  *bucket.Upload // nil in a folder
+	pending []int64        // where WriteAt calls under way began
 }
 
 func (p *pack) name() string { return p.id.String() + disk.PackExt }

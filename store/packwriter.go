@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/secret"
 	"golang.org/x/sys/unix"
@@ -29,7 +30,7 @@ type packSink interface {
 type packWriter struct {
 	files *packFiles
 	sec   *secret.Secrets
-	up    func(p *pack, r io.ReaderAt) *packUpload // nil in a folder
+	up    func(p *pack, r io.ReaderAt) *bucket.Upload // nil in a folder
 	limit int64
 	kind  byte // of pack, see newPackID
 	sink  packSink
@@ -71,7 +72,7 @@ func (w *packWriters) flush() {
 func newPackWriter(s *Store, sink packSink) *packWriter {
 	w := &packWriter{files: s.files, sec: s.sec, limit: s.o.PackSize, sink: sink}
 	if sh := s.sh; sh != nil {
-		w.up = func(p *pack, r io.ReaderAt) *packUpload { return sh.b.newUpload(sh.ctx, packKey(p.id), r) }
+		w.up = func(p *pack, r io.ReaderAt) *bucket.Upload { return sh.b.NewUpload(sh.ctx, packKey(p.id), r) }
 	}
 	w.idle.L = &w.mu
 	return w
@@ -204,7 +205,7 @@ func (p *pack) wrote(off int64) {
 	for _, o := range p.pending {
 		end = min(end, o)
 	}
-	p.upload.advance(end)
+	p.upload.Advance(end)
 }
 
 // retire detaches the current pack; one that nobody wants any more is then removed.
@@ -296,7 +297,7 @@ func (w *packWriter) finish(p *pack) error {
 
 // send ends the upload of a pack. The file stays as a cache, which need not be durable.
 func (w *packWriter) send(p *pack) error {
-	if err := p.upload.finish(p.size); err != nil {
+	if err := p.upload.Finish(p.size); err != nil {
 		return err
 	}
 	if os.Rename(p.file.f.Name(), w.files.path(p)) == nil {
@@ -311,7 +312,7 @@ func (w *packWriter) discard(p *pack, err error) {
 	p.gone.Store(true)
 	w.sink.failed(p, err)
 	if p.upload != nil {
-		p.upload.drop()
+		p.upload.Drop()
 	}
 	w.files.forget(p)
 	os.Remove(w.files.path(p) + disk.TmpExt) // best effort: Open removes what stays

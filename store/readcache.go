@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
 
@@ -26,7 +27,7 @@ const partExt = ".part"
 // readCache keeps packs of a bucket, or blocks of them, in files, up to a limit.
 type readCache struct {
 	files *packFiles
-	b     *bucket
+	b     *bucket.Bucket
 	ctx   context.Context
 	limit int64
 	holes *atomic.Bool // see shared
@@ -54,7 +55,7 @@ type blockLoad struct {
 	err  error
 }
 
-func newReadCache(ctx context.Context, files *packFiles, b *bucket, limit int64, holes *atomic.Bool) *readCache {
+func newReadCache(ctx context.Context, files *packFiles, b *bucket.Bucket, limit int64, holes *atomic.Bool) *readCache {
 	return &readCache{files: files, b: b, ctx: ctx, limit: limit, holes: holes, m: map[*pack]*cachedPack{}}
 }
 
@@ -124,7 +125,7 @@ func (c *readCache) readAt(p *pack, b []byte, off int64) error {
 
 // fetch reads past the cache.
 func (c *readCache) fetch(p *pack, b []byte, off int64) error {
-	err := c.b.get(c.ctx, packKey(p.id), b, off)
+	err := c.b.Get(c.ctx, packKey(p.id), b, off)
 	if errors.Is(err, fs.ErrNotExist) {
 		p.gone.Store(true)
 		c.holes.Store(true)

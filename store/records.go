@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
 
@@ -32,9 +33,9 @@ func (sh *shared) refreshImages(ctx context.Context, notBefore int64) error {
 		return nil
 	}
 	found := map[disk.ID]string{}
-	err := sh.b.list(ctx, imagesName+"/", "", func(o object) {
-		if id, ok := keyID(o.key, disk.ImgExt); ok && !sh.removed[id] {
-			found[id] = o.etag
+	err := sh.b.List(ctx, imagesName+"/", "", func(o bucket.Object) {
+		if id, ok := keyID(o.Key, disk.ImgExt); ok && !sh.removed[id] {
+			found[id] = o.ETag
 		}
 	})
 	if err != nil {
@@ -82,7 +83,7 @@ func (sh *shared) fetchRecords(ctx context.Context, wanted []disk.ID, etags map[
 
 func (sh *shared) readRecord(ctx context.Context, id disk.ID) (*record, error) {
 	var rec *record
-	err := sh.b.getParsed(ctx, recordKey(id), maxRecord, func(b []byte) (err error) {
+	err := sh.b.GetParsed(ctx, recordKey(id), maxRecord, func(b []byte) (err error) {
 		rec, err = parseRecord(sh.s.sec, id, b)
 		return err
 	})
@@ -93,7 +94,7 @@ func (sh *shared) readRecord(ctx context.Context, id disk.ID) (*record, error) {
 func parallel(n int, fn func(int)) {
 	var wg sync.WaitGroup
 	next := make(chan int)
-	for range min(n, bucketSlots) {
+	for range min(n, bucket.Slots) {
 		wg.Go(func() {
 			for i := range next {
 				fn(i)
@@ -147,7 +148,7 @@ func (sh *shared) noteRecord(id disk.ID, rec *record) {
 
 // removeRecord removes a record. Listings may show it for a while; we know better.
 func (sh *shared) removeRecord(ctx context.Context, id disk.ID) error {
-	if err := sh.b.remove(ctx, recordKey(id)); err != nil {
+	if err := sh.b.Remove(ctx, recordKey(id)); err != nil {
 		return err
 	}
 	sh.mu.Lock()
@@ -173,7 +174,7 @@ func (in *Ingest) commitShared(id disk.ID, rec *record) error {
 	if err != nil {
 		return err
 	}
-	err = sh.b.putBytes(in.ctx, recordKey(id), b, always)
+	err = sh.b.PutBytes(in.ctx, recordKey(id), b, bucket.Always)
 	if err == nil && since(asked) > sh.grace/2 {
 		// It took so long that packs may be going, by a GC that did not see the record. That
 		// our loop has asked meanwhile is not enough: it cannot save what we need before we are done.
@@ -193,14 +194,14 @@ func (in *Ingest) commitShared(id disk.ID, rec *record) error {
 
 // undoRecords removes records of commits that failed, or leaves them to the next call.
 func (sh *shared) undoRecords() {
-	ctx, cancel := context.WithTimeout(context.Background(), sh.b.attempt)
+	ctx, cancel := context.WithTimeout(context.Background(), sh.b.Attempt)
 	defer cancel()
 	sh.mu.Lock()
 	ids := slices.Collect(maps.Keys(sh.undo))
 	sh.mu.Unlock()
 	for _, id := range ids {
-		if err := sh.b.remove(ctx, recordKey(id)); err != nil {
-			sh.s.o.Log(fmt.Sprintf("store %s: an image whose commit failed may be listed until it can be removed: %v", sh.b.url, err))
+		if err := sh.b.Remove(ctx, recordKey(id)); err != nil {
+			sh.s.o.Log(fmt.Sprintf("store %s: an image whose commit failed may be listed until it can be removed: %v", sh.b.URL, err))
 			return
 		}
 		sh.mu.Lock()
@@ -292,7 +293,7 @@ const renameTries = 5
 // one that another machine removes just then must not come back.
 func (sh *shared) renameRecord(ctx context.Context, id disk.ID, name string) (*record, error) {
 	for tries := 1; ; tries++ {
-		o, err := sh.b.stat(ctx, recordKey(id))
+		o, err := sh.b.Stat(ctx, recordKey(id))
 		if err != nil {
 			return nil, err
 		}
@@ -303,7 +304,7 @@ func (sh *shared) renameRecord(ctx context.Context, id disk.ID, name string) (*r
 		rec.Name, rec.Kept = name, true
 		b, err := recordFile(sh.s.sec, id, rec)
 		if err == nil {
-			err = sh.b.putBytes(ctx, recordKey(id), b, ifStill(o.etag))
+			err = sh.b.PutBytes(ctx, recordKey(id), b, bucket.IfStill(o.ETag))
 		}
 		if !errors.Is(err, fs.ErrExist) || tries == renameTries {
 			return rec, err

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/secret"
 )
@@ -22,3 +23,9 @@ func NewKeyFile(path string) error { return secret.NewKeyFile(path) }
 
 // ReadKeyFile reads what NewKeyFile wrote.
 func ReadKeyFile(path string) (*Key, error) { return secret.ReadKeyFile(path) }
+
+// BucketError says what a bucket did not do, after all retries.
+type BucketError = bucket.Error
+
+// IsBucket reports whether a location names a bucket, s3://BUCKET/PREFIX, and not a folder.
+func IsBucket(location string) bool { return bucket.Is(location) }

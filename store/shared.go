@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"golang.org/x/sys/unix"
 )
@@ -19,7 +20,7 @@ import (
 // that keep machines out of each other's way are in doc.go, "Bucket".
 type shared struct {
 	s      *Store
-	b      *bucket
+	b      *bucket.Bucket
 	ctx    context.Context // ends with the store
 	cancel context.CancelCauseFunc
 	grace  time.Duration
@@ -76,7 +77,7 @@ func ago(d time.Duration) int64 { return bootTime() - int64(d) }
 
 func since(boot int64) time.Duration { return time.Duration(bootTime() - boot) }
 
-func newShared(s *Store, b *bucket) *shared {
+func newShared(s *Store, b *bucket.Bucket) *shared {
 	sh := &shared{s: s, b: b, grace: s.o.Grace, lease: disk.NewID(), markers: map[disk.ID]*marker{},
 		removed: map[disk.ID]bool{}, undo: map[disk.ID]bool{}, records: map[disk.ID]fetched{}}
 	sh.holes.Store(true) // what the index had when it was written, nobody knows
@@ -127,9 +128,9 @@ func (sh *shared) listNewPacks(ctx context.Context, all bool) error {
 		after = packKey(idBefore(sh.newest.Time().Add(-clockSkew)))
 	}
 	found := map[disk.ID]int64{}
-	err := sh.b.list(ctx, packsName+"/", after, func(o object) {
-		if id, ok := keyID(o.key, disk.PackExt); ok {
-			found[id] = o.size
+	err := sh.b.List(ctx, packsName+"/", after, func(o bucket.Object) {
+		if id, ok := keyID(o.Key, disk.PackExt); ok {
+			found[id] = o.Size
 			if id.String() > sh.newest.String() {
 				sh.newest = id
 			}
@@ -186,7 +187,7 @@ func (s *Store) compare(found map[disk.ID]int64, all bool) (fresh, missing []*pa
 // lookFor looks at every pack that a listing did not show: listings may be old.
 func (sh *shared) lookFor(ctx context.Context, packs []*pack) error {
 	for _, p := range packs {
-		_, err := sh.b.stat(ctx, packKey(p.id))
+		_, err := sh.b.Stat(ctx, packKey(p.id))
 		if errors.Is(err, fs.ErrNotExist) {
 			sh.s.packGone(p)
 			continue
@@ -229,7 +230,7 @@ func (sh *shared) start() {
 func (sh *shared) keepReading() {
 	sh.undoRecords()
 	if err := sh.renewLease(); err != nil {
-		sh.s.o.Log(fmt.Sprintf("store %s: what is being read here may be removed by other machines: %v", sh.b.url, err))
+		sh.s.o.Log(fmt.Sprintf("store %s: what is being read here may be removed by other machines: %v", sh.b.URL, err))
 	}
 }
 
@@ -242,7 +243,7 @@ func (sh *shared) keepUp() {
 		return
 	}
 	if err := sh.refresh(sh.ctx, false); err != nil {
-		s.o.Log(fmt.Sprintf("store %s: %v", sh.b.url, err))
+		s.o.Log(fmt.Sprintf("store %s: %v", sh.b.URL, err))
 		if sh.inTouch() == nil {
 			return // the next round may have more luck
 		}
@@ -265,7 +266,7 @@ var errOutOfTouch = errors.New("what other machines are about to remove is not k
 // inTouch fails if we may have missed that a pack we refer to is removed.
 func (sh *shared) inTouch() error {
 	if d := since(sh.seen.Load()); d > sh.grace/2 {
-		return fmt.Errorf("the bucket %s could not be asked for %s: %w", sh.b.url, d.Round(time.Millisecond), errOutOfTouch)
+		return fmt.Errorf("the bucket %s could not be asked for %s: %w", sh.b.URL, d.Round(time.Millisecond), errOutOfTouch)
 	}
 	return nil
 }
@@ -290,8 +291,8 @@ func (sh *shared) close() {
 	sh.loop.Wait()
 	sh.undoRecords()
 	if sh.leased {
-		ctx, cancel := context.WithTimeout(context.Background(), sh.b.attempt)
+		ctx, cancel := context.WithTimeout(context.Background(), sh.b.Attempt)
 		defer cancel()
-		_ = sh.b.remove(ctx, sh.leaseKey()) // GC ignores an old one
+		_ = sh.b.Remove(ctx, sh.leaseKey()) // GC ignores an old one
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
@@ -32,12 +33,12 @@ type sharedRun struct {
 // rangeReader reads an object of a bucket by ranges.
 type rangeReader struct {
 	ctx context.Context
-	b   *bucket
+	b   *bucket.Bucket
 	key string
 }
 
 func (r *rangeReader) ReadAt(p []byte, off int64) (int, error) {
-	return len(p), r.b.get(r.ctx, r.key, p, off)
+	return len(p), r.b.Get(r.ctx, r.key, p, off)
 }
 
 // runPackIDs reads which packs a run of size bytes knows.
@@ -69,9 +70,9 @@ func runPackIDs(f io.ReaderAt, size int64) ([]disk.ID, error) {
 
 // runs lists the runs in the bucket. One that cannot be read helps nobody and is left out.
 func (sh *shared) runs(ctx context.Context) (list []sharedRun, err error) {
-	err = sh.b.list(ctx, indexName+"/", "", func(o object) {
-		if id, ok := keyID(o.key, disk.RunExt); ok {
-			list = append(list, sharedRun{id: id, size: o.size})
+	err = sh.b.List(ctx, indexName+"/", "", func(o bucket.Object) {
+		if id, ok := keyID(o.Key, disk.RunExt); ok {
+			list = append(list, sharedRun{id: id, size: o.Size})
 		}
 	})
 	if err != nil {
@@ -81,7 +82,7 @@ func (sh *shared) runs(ctx context.Context) (list []sharedRun, err error) {
 		r := &list[i]
 		var err error // ours: several are read at once
 		if r.packs, err = runPackIDs(&rangeReader{ctx, sh.b, runKey(r.id)}, r.size); err != nil {
-			sh.s.o.Log(fmt.Sprintf("store %s: %s: %v; ignored", sh.b.url, runKey(r.id), err))
+			sh.s.o.Log(fmt.Sprintf("store %s: %s: %v; ignored", sh.b.URL, runKey(r.id), err))
 		}
 	})
 	return slices.DeleteFunc(list, func(r sharedRun) bool { return len(r.packs) == 0 }), nil
@@ -109,7 +110,7 @@ func (sh *shared) fetchRuns(packs map[disk.ID]*pack, known func(disk.ID, int64, 
 			continue
 		}
 		if err := sh.fetchRun(r, known); err != nil {
-			sh.s.o.Log(fmt.Sprintf("store %s: %s: %v; the packs tell the same", sh.b.url, runKey(r.id), err))
+			sh.s.o.Log(fmt.Sprintf("store %s: %s: %v; the packs tell the same", sh.b.URL, runKey(r.id), err))
 			continue
 		}
 		for _, id := range news {
@@ -129,7 +130,7 @@ func (sh *shared) fetchRun(r sharedRun, known func(disk.ID, int64, int64) *pack)
 	piece := make([]byte, min(r.size, 4<<20))
 	for off := int64(0); off < r.size && err == nil; off += int64(len(piece)) {
 		piece = piece[:min(int64(len(piece)), r.size-off)]
-		if err = sh.b.get(sh.ctx, runKey(r.id), piece, off); err == nil {
+		if err = sh.b.Get(sh.ctx, runKey(r.id), piece, off); err == nil {
 			_, err = f.Write(piece)
 		}
 	}
@@ -189,7 +190,7 @@ func (sh *shared) shareRun(ctx context.Context) error {
 	}
 	for _, r := range list {
 		if r.id != id && sh.superfluous(&r, mine) {
-			if err := sh.b.remove(ctx, runKey(r.id)); err != nil {
+			if err := sh.b.Remove(ctx, runKey(r.id)); err != nil {
 				return err
 			}
 		}
@@ -220,7 +221,7 @@ func (sh *shared) putRun(ctx context.Context, id disk.ID, path string) error {
 	if err != nil {
 		return err
 	}
-	u := sh.b.newUpload(ctx, runKey(id), f)
-	u.advance(st.Size())
-	return u.finish(st.Size())
+	u := sh.b.NewUpload(ctx, runKey(id), f)
+	u.Advance(st.Size())
+	return u.Finish(st.Size())
 }

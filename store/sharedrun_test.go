@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/s3test"
 )
 
@@ -31,8 +32,8 @@ func TestBucketSharedRun(t *testing.T) {
 	}
 	wantClean(t, b)
 	// A run that is damaged helps nobody and hurts nobody.
-	err := b.sh.b.list(t.Context(), indexName+"/", "", func(obj object) {
-		if err := b.sh.b.putBytes(t.Context(), obj.key, []byte("x"), always); err != nil {
+	err := b.sh.b.List(t.Context(), indexName+"/", "", func(obj bucket.Object) {
+		if err := b.sh.b.PutBytes(t.Context(), obj.Key, []byte("x"), bucket.Always); err != nil {
 			t.Error(err)
 		}
 	})

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/secret"
@@ -63,13 +64,13 @@ func (o *Options) defaults() {
 		o.CacheSize = 10 << 30
 	}
 	if o.Patience <= 0 {
-		o.Patience = defaultPatience
+		o.Patience = bucket.DefaultPatience
 	}
 	if o.Grace <= 0 {
 		o.Grace = 15 * time.Minute
 	}
 	if o.attempt <= 0 {
-		o.attempt = min(defaultAttempt, o.Patience)
+		o.attempt = min(bucket.DefaultAttempt, o.Patience)
 	}
 	o.PackSize = min(o.PackSize, maxPackLen/2)
 	o.Host = label(o.Host)
@@ -285,7 +286,7 @@ func (s *Store) readRecord(id disk.ID) (*record, error) {
 
 func (s *Store) recordPath(id disk.ID) string {
 	if s.sh != nil {
-		return s.sh.b.url + "/" + recordKey(id)
+		return s.sh.b.URL + "/" + recordKey(id)
 	}
 	return filepath.Join(s.dir, imagesName, id.String()+disk.ImgExt)
 }

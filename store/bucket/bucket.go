@@ -1,4 +1,6 @@
-package store
+// Package bucket talks to a folder of an object store: every call is tried again for as long as the
+// user has patience, and every write carries its checksum. It knows nothing of what is inside.
+package bucket
 
 import (
 	"bytes"
@@ -17,36 +19,36 @@ import (
 	"github.com/minio/minio-go/v7"
 )
 
-// bucket is a folder of an object store. Every call is tried again until it succeeds, fails
+// Bucket is a folder of an object store. Every call is tried again until it succeeds, fails
 // for good, or the patience ends; all of them may be made by any number of goroutines.
-type bucket struct {
+type Bucket struct {
 	core     *minio.Core
-	url      string // as the user wrote it
-	name     string
-	prefix   string
+	URL      string // as the user wrote it
+	Name     string
+	Prefix   string
 	patience time.Duration // how long one call is tried
-	attempt  time.Duration // how long one try of a small request may take
+	Attempt  time.Duration // how long one try of a small request may take
 	slots    chan struct{} // requests under way
 }
 
 // What is reasonable for servers from the next rack to the next continent.
 const (
-	defaultPatience = 90 * time.Second
-	defaultAttempt  = 20 * time.Second
+	DefaultPatience = 90 * time.Second
+	DefaultAttempt  = 20 * time.Second
 	slowest         = 256 << 10 // bytes a second, below which a transfer counts as hung
-	bucketSlots     = 32
+	Slots           = 32
 	maxBackoff      = 5 * time.Second
 )
 
-// BucketError says what a bucket did not do, after all retries.
-type BucketError struct {
+// Error says what a bucket did not do, after all retries.
+type Error struct {
 	Op    string // "get", "put", "list" …
 	URL   string // of the object
 	Tries int
 	Err   error
 }
 
-func (e *BucketError) Error() string {
+func (e *Error) Error() string {
 	s := fmt.Sprintf("%s %s", e.Op, e.URL)
 	if e.Tries > 1 {
 		s += fmt.Sprintf(" (%d tries)", e.Tries)
@@ -54,7 +56,7 @@ func (e *BucketError) Error() string {
 	return s + ": " + e.Err.Error() + e.advice()
 }
 
-func (e *BucketError) advice() string {
+func (e *Error) advice() string {
 	switch status(e.Err) {
 	case http.StatusForbidden, http.StatusUnauthorized:
 		return "; check the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE) and what they may do"
@@ -67,7 +69,7 @@ func (e *BucketError) advice() string {
 }
 
 // Unwrap makes errors.Is find what callers decide on: fs.ErrNotExist, fs.ErrExist.
-func (e *BucketError) Unwrap() []error {
+func (e *Error) Unwrap() []error {
 	switch status(e.Err) {
 	case http.StatusNotFound:
 		return []error{fs.ErrNotExist, e.Err}
@@ -105,7 +107,9 @@ func temporary(err error) bool {
 	return re.StatusCode == 0 || re.StatusCode >= 500 && re.StatusCode != http.StatusNotImplemented
 }
 
-func openBucket(location string, o *Options) (*bucket, error) {
+// Open makes the client of a bucket. No request is made. patience is how long a call is tried,
+// attempt how long one try of a small request may take.
+func Open(location string, patience, attempt time.Duration) (*Bucket, error) {
 	name, prefix, err := parseBucket(location)
 	if err != nil {
 		return nil, err
@@ -114,20 +118,23 @@ func openBucket(location string, o *Options) (*bucket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store %s: %w", location, err)
 	}
-	return &bucket{core: core, url: strings.TrimRight(location, "/"), name: name, prefix: prefix,
-		patience: o.Patience, attempt: o.attempt, slots: make(chan struct{}, bucketSlots)}, nil
+	return &Bucket{core: core, URL: strings.TrimRight(location, "/"), Name: name, Prefix: prefix,
+		patience: patience, Attempt: attempt, slots: make(chan struct{}, Slots)}, nil
 }
 
+// Where names the server and the folder.
+func (b *Bucket) Where() string { return b.core.EndpointURL().String() + " " + b.Name + "/" + b.Prefix }
+
 // try makes a call of op on key that moves n bytes.
-func (b *bucket) try(ctx context.Context, op, key string, n int64, call func(ctx context.Context) error) error {
+func (b *Bucket) try(ctx context.Context, op, key string, n int64, call func(ctx context.Context) error) error {
 	select {
 	case b.slots <- struct{}{}:
 		defer func() { <-b.slots }()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	limit := b.attempt + time.Duration(n)*time.Second/slowest
-	end := time.Now().Add(b.patience + limit - b.attempt)
+	limit := b.Attempt + time.Duration(n)*time.Second/slowest
+	end := time.Now().Add(b.patience + limit - b.Attempt)
 	for tries := 1; ; tries++ {
 		actx, cancel := context.WithTimeout(ctx, limit)
 		err := call(actx)
@@ -142,7 +149,7 @@ func (b *bucket) try(ctx context.Context, op, key string, n int64, call func(ctx
 		// The signature covers the body, too: what was changed on its way is sent again.
 		changed := n > 0 && tries < 3 && minio.ToErrorResponse(err).Code == minio.SignatureDoesNotMatch
 		if !temporary(err) && !changed || time.Now().Add(wait).After(end) {
-			return &BucketError{Op: op, URL: b.url + "/" + key, Tries: tries, Err: err}
+			return &Error{Op: op, URL: b.URL + "/" + key, Tries: tries, Err: err}
 		}
 		select {
 		case <-time.After(wait):
@@ -160,13 +167,13 @@ func backoff(n int) time.Duration {
 }
 
 // put writes an object of n bytes at offset off of r. The server checks the content.
-func (b *bucket) put(ctx context.Context, key string, r io.ReaderAt, off, n int64) error {
+func (b *Bucket) put(ctx context.Context, key string, r io.ReaderAt, off, n int64) error {
 	sum, err := sumOf(r, off, n)
 	if err != nil {
 		return err
 	}
 	return b.try(ctx, "put", key, n, func(ctx context.Context) error {
-		_, err := b.core.PutObject(ctx, b.name, b.prefix+key, io.NewSectionReader(r, off, n), n, "", sum, minio.PutObjectOptions{})
+		_, err := b.core.PutObject(ctx, b.Name, b.Prefix+key, io.NewSectionReader(r, off, n), n, "", sum, minio.PutObjectOptions{})
 		return err
 	})
 }
@@ -175,17 +182,20 @@ func (b *bucket) put(ctx context.Context, key string, r io.ReaderAt, off, n int6
 // know no conditions: they put in any case.
 type condition func(*minio.PutObjectOptions)
 
-func always(*minio.PutObjectOptions)     {}
-func ifAbsent(o *minio.PutObjectOptions) { o.SetMatchETagExcept("*") }
+// Always asks for nothing.
+func Always(*minio.PutObjectOptions) {}
 
-// ifStill asks for the object to be there, as etag; where it is not there at all, the error is
+// IfAbsent asks for the object not to be there.
+func IfAbsent(o *minio.PutObjectOptions) { o.SetMatchETagExcept("*") }
+
+// IfStill asks for the object to be there, as etag; where it is not there at all, the error is
 // fs.ErrNotExist.
-func ifStill(etag string) condition {
+func IfStill(etag string) condition {
 	return func(o *minio.PutObjectOptions) { o.SetMatchETag(etag) }
 }
 
-// putBytes writes a small object.
-func (b *bucket) putBytes(ctx context.Context, key string, data []byte, cond condition) error {
+// PutBytes writes a small object.
+func (b *Bucket) PutBytes(ctx context.Context, key string, data []byte, cond condition) error {
 	sum, err := sumOf(bytes.NewReader(data), 0, int64(len(data)))
 	if err != nil {
 		return err
@@ -193,9 +203,9 @@ func (b *bucket) putBytes(ctx context.Context, key string, data []byte, cond con
 	return b.try(ctx, "put", key, int64(len(data)), func(ctx context.Context) error {
 		var o minio.PutObjectOptions
 		cond(&o)
-		_, err := b.core.PutObject(ctx, b.name, b.prefix+key, bytes.NewReader(data), int64(len(data)), "", sum, o)
+		_, err := b.core.PutObject(ctx, b.Name, b.Prefix+key, bytes.NewReader(data), int64(len(data)), "", sum, o)
 		if status(err) == http.StatusNotImplemented {
-			_, err = b.core.PutObject(ctx, b.name, b.prefix+key, bytes.NewReader(data), int64(len(data)), "", sum, minio.PutObjectOptions{})
+			_, err = b.core.PutObject(ctx, b.Name, b.Prefix+key, bytes.NewReader(data), int64(len(data)), "", sum, minio.PutObjectOptions{})
 		}
 		return err
 	})
@@ -210,8 +220,8 @@ func sumOf(r io.ReaderAt, off, n int64) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// get fills p with the bytes of an object at off.
-func (b *bucket) get(ctx context.Context, key string, p []byte, off int64) error {
+// Get fills p with the bytes of an object at off.
+func (b *Bucket) Get(ctx context.Context, key string, p []byte, off int64) error {
 	if len(p) == 0 {
 		return nil
 	}
@@ -220,7 +230,7 @@ func (b *bucket) get(ctx context.Context, key string, p []byte, off int64) error
 		if err := o.SetRange(off, off+int64(len(p))-1); err != nil {
 			return err
 		}
-		body, _, _, err := b.core.GetObject(ctx, b.name, b.prefix+key, o)
+		body, _, _, err := b.core.GetObject(ctx, b.Name, b.Prefix+key, o)
 		if err != nil {
 			return err
 		}
@@ -230,10 +240,10 @@ func (b *bucket) get(ctx context.Context, key string, p []byte, off int64) error
 	})
 }
 
-// getAll returns a small object, of at most max bytes.
-func (b *bucket) getAll(ctx context.Context, key string, max int64) (data []byte, err error) {
+// GetAll returns a small object, of at most max bytes.
+func (b *Bucket) GetAll(ctx context.Context, key string, max int64) (data []byte, err error) {
 	err = b.try(ctx, "get", key, 0, func(ctx context.Context) error {
-		body, info, _, err := b.core.GetObject(ctx, b.name, b.prefix+key, minio.GetObjectOptions{})
+		body, info, _, err := b.core.GetObject(ctx, b.Name, b.Prefix+key, minio.GetObjectOptions{})
 		if err != nil {
 			return err
 		}
@@ -248,11 +258,11 @@ func (b *bucket) getAll(ctx context.Context, key string, max int64) (data []byte
 	return data, err
 }
 
-// getParsed hands a small object to parse. If that finds it damaged it is asked for again:
+// GetParsed hands a small object to parse. If that finds it damaged it is asked for again:
 // bytes may go wrong on their way.
-func (b *bucket) getParsed(ctx context.Context, key string, max int64, parse func([]byte) error) error {
+func (b *Bucket) GetParsed(ctx context.Context, key string, max int64, parse func([]byte) error) error {
 	for tries := 1; ; tries++ {
-		data, err := b.getAll(ctx, key, max)
+		data, err := b.GetAll(ctx, key, max)
 		if err != nil {
 			return err
 		}
@@ -262,35 +272,35 @@ func (b *bucket) getParsed(ctx context.Context, key string, max int64, parse fun
 	}
 }
 
-// object is an entry of a listing.
-type object struct {
-	key  string // without the bucket's prefix
-	size int64
-	mod  time.Time // by the server's clock
-	etag string
+// Object is an entry of a listing.
+type Object struct {
+	Key      string // without the bucket's prefix
+	Size     int64
+	Modified time.Time // by the server's clock
+	ETag     string
 }
 
 // listPage is how many objects one request lists.
 const listPage = 1000
 
-// list calls fn for every object below a prefix whose key comes after a given one, in order.
+// List calls fn for every object below a prefix whose key comes after a given one, in order.
 // A listing that breaks off goes on where it was.
-func (b *bucket) list(ctx context.Context, below, after string, fn func(object)) error {
+func (b *Bucket) List(ctx context.Context, below, after string, fn func(Object)) error {
 	if after != "" {
-		after = b.prefix + after
+		after = b.Prefix + after
 	}
 	for {
 		n := 0
 		err := b.try(ctx, "list", below, 0, func(ctx context.Context) error {
 			ctx, cancel := context.WithCancel(ctx) // ends the iteration where we leave it
 			defer cancel()
-			for o := range b.core.ListObjectsIter(ctx, b.name, minio.ListObjectsOptions{
-				Prefix: b.prefix + below, StartAfter: after, Recursive: true, MaxKeys: listPage}) {
+			for o := range b.core.ListObjectsIter(ctx, b.Name, minio.ListObjectsOptions{
+				Prefix: b.Prefix + below, StartAfter: after, Recursive: true, MaxKeys: listPage}) {
 				if o.Err != nil {
 					return o.Err
 				}
 				after = o.Key
-				fn(object{key: strings.TrimPrefix(o.Key, b.prefix), size: o.Size, mod: o.LastModified, etag: strings.Trim(o.ETag, `"`)})
+				fn(Object{Key: strings.TrimPrefix(o.Key, b.Prefix), Size: o.Size, Modified: o.LastModified, ETag: strings.Trim(o.ETag, `"`)})
 				if n++; n == listPage {
 					break
 				}
@@ -303,20 +313,20 @@ func (b *bucket) list(ctx context.Context, below, after string, fn func(object))
 	}
 }
 
-// stat tells of one object, or fs.ErrNotExist.
-func (b *bucket) stat(ctx context.Context, key string) (o object, err error) {
+// Stat tells of one object, or fs.ErrNotExist.
+func (b *Bucket) Stat(ctx context.Context, key string) (o Object, err error) {
 	err = b.try(ctx, "look at", key, 0, func(ctx context.Context) error {
-		info, err := b.core.StatObject(ctx, b.name, b.prefix+key, minio.StatObjectOptions{})
-		o = object{key: key, size: info.Size, mod: info.LastModified, etag: strings.Trim(info.ETag, `"`)}
+		info, err := b.core.StatObject(ctx, b.Name, b.Prefix+key, minio.StatObjectOptions{})
+		o = Object{Key: key, Size: info.Size, Modified: info.LastModified, ETag: strings.Trim(info.ETag, `"`)}
 		return err
 	})
 	return o, err
 }
 
-// remove removes an object; one that is not there is no error.
-func (b *bucket) remove(ctx context.Context, key string) error {
+// Remove removes an object; one that is not there is no error.
+func (b *Bucket) Remove(ctx context.Context, key string) error {
 	err := b.try(ctx, "remove", key, 0, func(ctx context.Context) error {
-		return b.core.RemoveObject(ctx, b.name, b.prefix+key, minio.RemoveObjectOptions{})
+		return b.core.RemoveObject(ctx, b.Name, b.Prefix+key, minio.RemoveObjectOptions{})
 	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

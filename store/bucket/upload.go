@@ -1,4 +1,4 @@
-package store
+package bucket
 
 import (
 	"context"
@@ -14,10 +14,10 @@ import (
 // partSize is the size of the parts of a pack's upload; S3 wants 5 MiB at least.
 const partSize = 8 << 20
 
-// packUpload sends a pack while it is being written, part by part. Its bytes come from
+// Upload sends a pack while it is being written, part by part. Its bytes come from
 // the local file, so nothing of it is in memory.
-type packUpload struct {
-	b      *bucket
+type Upload struct {
+	b      *Bucket
 	ctx    context.Context
 	cancel context.CancelFunc
 	key    string
@@ -32,14 +32,15 @@ type packUpload struct {
 	err   error
 }
 
-func (b *bucket) newUpload(ctx context.Context, key string, r io.ReaderAt) *packUpload {
-	u := &packUpload{b: b, key: key, r: r}
+// NewUpload begins the upload of what is being written into r.
+func (b *Bucket) NewUpload(ctx context.Context, key string, r io.ReaderAt) *Upload {
+	u := &Upload{b: b, key: key, r: r}
 	u.ctx, u.cancel = context.WithCancel(ctx)
 	return u
 }
 
-// advance says that all bytes before end are written and stay. It does not wait.
-func (u *packUpload) advance(end int64) {
+// Advance says that all bytes before end are written and stay. It does not wait.
+func (u *Upload) Advance(end int64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for u.err == nil && end-u.sent >= partSize {
@@ -48,7 +49,7 @@ func (u *packUpload) advance(end int64) {
 }
 
 // start sends the next n bytes. Called with mu held.
-func (u *packUpload) start(n int64) {
+func (u *Upload) start(n int64) {
 	off, number := u.sent, len(u.parts)+1
 	u.sent += n
 	u.parts = append(u.parts, minio.CompletePart{PartNumber: number})
@@ -63,10 +64,10 @@ func (u *packUpload) start(n int64) {
 	})
 }
 
-func (u *packUpload) part(number int, off, n int64) (tag string, err error) {
+func (u *Upload) part(number int, off, n int64) (tag string, err error) {
 	u.begin.Do(func() {
 		err = u.b.try(u.ctx, "begin the upload of", u.key, 0, func(ctx context.Context) error {
-			id, err := u.b.core.NewMultipartUpload(ctx, u.b.name, u.b.prefix+u.key, minio.PutObjectOptions{})
+			id, err := u.b.core.NewMultipartUpload(ctx, u.b.Name, u.b.Prefix+u.key, minio.PutObjectOptions{})
 			u.mu.Lock()
 			defer u.mu.Unlock()
 			u.id = id
@@ -87,7 +88,7 @@ func (u *packUpload) part(number int, off, n int64) (tag string, err error) {
 		return "", err
 	}
 	err = u.b.try(u.ctx, "put a part of", u.key, n, func(ctx context.Context) error {
-		p, err := u.b.core.PutObjectPart(ctx, u.b.name, u.b.prefix+u.key, id, number,
+		p, err := u.b.core.PutObjectPart(ctx, u.b.Name, u.b.Prefix+u.key, id, number,
 			io.NewSectionReader(u.r, off, n), n, minio.PutObjectPartOptions{Sha256Hex: sum})
 		tag = p.ETag
 		return err
@@ -95,8 +96,8 @@ func (u *packUpload) part(number int, off, n int64) (tag string, err error) {
 	return tag, err
 }
 
-// finish sends what is left of size bytes and makes the object visible.
-func (u *packUpload) finish(size int64) error {
+// Finish sends what is left of size bytes and makes the object visible.
+func (u *Upload) Finish(size int64) error {
 	defer u.cancel()
 	u.mu.Lock()
 	if len(u.parts) == 0 {
@@ -113,14 +114,14 @@ func (u *packUpload) finish(size int64) error {
 		return u.err
 	}
 	err := u.b.try(u.ctx, "end the upload of", u.key, 0, func(ctx context.Context) error {
-		_, err := u.b.core.CompleteMultipartUpload(ctx, u.b.name, u.b.prefix+u.key, u.id, u.parts, minio.PutObjectOptions{})
+		_, err := u.b.core.CompleteMultipartUpload(ctx, u.b.Name, u.b.Prefix+u.key, u.id, u.parts, minio.PutObjectOptions{})
 		return err
 	})
 	if err == nil {
 		return nil
 	}
 	// The answer to a try that succeeded may have been lost: the next one then finds nothing.
-	if o, serr := u.b.stat(u.ctx, u.key); serr == nil && o.size == size {
+	if o, serr := u.b.Stat(u.ctx, u.key); serr == nil && o.Size == size {
 		return nil
 	} else if !errors.Is(serr, fs.ErrNotExist) {
 		err = errors.Join(err, serr)
@@ -129,28 +130,33 @@ func (u *packUpload) finish(size int64) error {
 	return err
 }
 
-// drop gives the upload up.
-func (u *packUpload) drop() {
+// Drop gives the upload up.
+func (u *Upload) Drop() {
 	u.cancel()
 	u.wg.Wait()
 	u.abort()
 }
 
 // abort removes the parts from the server. What it cannot remove, a later GC does.
-func (u *packUpload) abort() {
+func (u *Upload) abort() {
 	if u.id == "" {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(u.ctx), u.b.attempt)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(u.ctx), u.b.Attempt)
 	defer cancel()
-	_ = u.b.abortUpload(ctx, u.b.prefix+u.key, u.id)
+	_ = u.b.AbortUpload(ctx, u.b.Prefix+u.key, u.id)
 	u.id = ""
 }
 
-// abortUpload removes the parts of an upload. name is the whole key.
-func (b *bucket) abortUpload(ctx context.Context, name, id string) error {
-	err := b.try(ctx, "give up the upload of", strings.TrimPrefix(name, b.prefix), 0, func(ctx context.Context) error {
-		return b.core.AbortMultipartUpload(ctx, b.name, name, id)
+// Uploads lists the uploads below a prefix that nobody has ended.
+func (b *Bucket) Uploads(ctx context.Context, below string) <-chan minio.ObjectMultipartInfo {
+	return b.core.ListIncompleteUploads(ctx, b.Name, b.Prefix+below, true)
+}
+
+// AbortUpload removes the parts of an upload. name is the whole key.
+func (b *Bucket) AbortUpload(ctx context.Context, name, id string) error {
+	err := b.try(ctx, "give up the upload of", strings.TrimPrefix(name, b.Prefix), 0, func(ctx context.Context) error {
+		return b.core.AbortMultipartUpload(ctx, b.Name, name, id)
 	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

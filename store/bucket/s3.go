@@ -1,4 +1,4 @@
-package store
+package bucket
 
 import (
 	"errors"
@@ -20,8 +20,8 @@ import (
 // bucketScheme begins the location of a store in a bucket.
 const bucketScheme = "s3://"
 
-// IsBucket reports whether a location names a bucket, s3://BUCKET/PREFIX, and not a folder.
-func IsBucket(location string) bool { return strings.HasPrefix(location, bucketScheme) }
+// Is reports whether a location names a bucket, s3://BUCKET/PREFIX, and not a folder.
+func Is(location string) bool { return strings.HasPrefix(location, bucketScheme) }
 
 // parseBucket takes bucket and prefix out of a location; the prefix is empty or ends in "/".
 func parseBucket(location string) (name, prefix string, err error) {
