@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // reading is an image that is read in some order, every other time by Gather.
@@ -174,7 +175,7 @@ func failures(t *testing.T, s *Store, chunks [][]byte) (bad []int64) {
 func TestDamageAhead(t *testing.T) {
 	dir, packs := twoImages(t)
 	chunks := testImage(1, 100)
-	for _, off := range []int64{packHeadLen + 5000, 300 << 10, 600 << 10} {
+	for _, off := range []int64{pack.HeadLen + 5000, 300 << 10, 600 << 10} {
 		flip(t, packs[0], off)
 	}
 	s := open(t, dir, Options{ReadAhead: -1})

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/secret"
 )
 
@@ -99,12 +100,12 @@ func (s *Store) saveBad() {
 	x.badChanged = false
 	var list []badPlace
 	for at := range x.bad {
-		if at.p.gone.Load() {
+		if at.p.Gone.Load() {
 			delete(x.bad, at)
 			changed = true
 			continue
 		}
-		list = append(list, badPlace{at.p.id, at.off})
+		list = append(list, badPlace{at.p.ID, at.off})
 	}
 	x.mu.Unlock()
 	if !changed {
@@ -127,10 +128,10 @@ func (s *Store) writeBad(list []badPlace) error {
 
 // condemnCopy remembers that a copy of a chunk is damaged, so that another copy is read
 // and the next Put stores the chunk again.
-func (x *index) condemnCopy(l loc) {
+func (x *index) condemnCopy(l pack.Loc) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	at := place{l.p, l.off}
+	at := place{l.P, l.Off}
 	if _, known := x.bad[at]; !known {
 		x.bad[at] = struct{}{}
 		x.badChanged = true
@@ -138,18 +139,18 @@ func (x *index) condemnCopy(l loc) {
 }
 
 // forgive takes back condemnCopy: the copy could be read after all.
-func (x *index) forgive(l loc) {
-	if !x.isBad(l.p, l.off) {
+func (x *index) forgive(l pack.Loc) {
+	if !x.isBad(l.P, l.Off) {
 		return
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	delete(x.bad, place{l.p, l.off})
+	delete(x.bad, place{l.P, l.Off})
 	x.badChanged = true
 }
 
 // isBad reports whether a copy is known to be damaged.
-func (x *index) isBad(p *pack, off uint32) bool {
+func (x *index) isBad(p *pack.Pack, off uint32) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	_, bad := x.bad[place{p, off}]
@@ -157,16 +158,16 @@ func (x *index) isBad(p *pack, off uint32) bool {
 }
 
 // condemnFooter remembers that a pack no longer tells what it holds.
-func (s *Store) condemnFooter(p *pack) { s.ix.condemnCopy(loc{p: p, off: footerOff}) }
+func (s *Store) condemnFooter(p *pack.Pack) { s.ix.condemnCopy(pack.Loc{P: p, Off: footerOff}) }
 
 // anyCopy looks for a copy of a chunk, however bad it is. It may be in a pack that is gone.
-func (s *Store) anyCopy(h *chunk.Hash) (l loc, ok bool) {
+func (s *Store) anyCopy(h *chunk.Hash) (l pack.Loc, ok bool) {
 	s.ix.mu.RLock()
 	defer s.ix.mu.RUnlock()
 	if l, ok = s.ix.mem[*h]; ok {
 		return l, true
 	}
-	_, _, _, ok, _ = s.ix.findRun(h, func(c loc, _ *run, _ int) bool { // an error here adds nothing
+	_, _, _, ok, _ = s.ix.findRun(h, func(c pack.Loc, _ *run, _ int) bool { // an error here adds nothing
 		l = c
 		return true
 	})
@@ -174,14 +175,14 @@ func (s *Store) anyCopy(h *chunk.Hash) (l loc, ok bool) {
 }
 
 // unreadable lists the packs of which nobody knows any more what is in them.
-func (x *index) unreadable() (list []*pack) {
+func (x *index) unreadable() (list []*pack.Pack) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	for at := range x.bad {
-		if at.off == footerOff && !at.p.sealed.Load() && !at.p.gone.Load() {
+		if at.off == footerOff && !at.p.Sealed.Load() && !at.p.Gone.Load() {
 			list = append(list, at.p)
 		}
 	}
-	slices.SortFunc(list, func(a, b *pack) int { return bytes.Compare(a.id[:], b.id[:]) })
+	slices.SortFunc(list, func(a, b *pack.Pack) int { return bytes.Compare(a.ID[:], b.ID[:]) })
 	return list
 }

@@ -4,6 +4,7 @@ import (
 	"sync"
 
 	"github.com/ckptfs/ckptfs/store/codec"
+	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -19,7 +20,7 @@ type batch struct {
 	node    bool
 	jobs    []*job
 	raw     int // bytes of their chunks
-	entries []entry
+	entries []pack.Entry
 	plain   []byte // one after the other
 	sealed  []byte // where they are encrypted
 }
@@ -148,7 +149,7 @@ func (x *encoders) encode(c *encoder, j *job, node bool) int {
 	}
 	n = len(b.plain) - n
 	b.jobs, b.raw = append(b.jobs, j), b.raw+len(j.data)
-	b.entries = append(b.entries, entry{hash: j.hash, raw: uint32(len(j.data)), stored: uint32(n), codec: how})
+	b.entries = append(b.entries, pack.Entry{Hash: j.hash, Raw: uint32(len(j.data)), Stored: uint32(n), Codec: how})
 	if b.full() {
 		*slot = nil
 		x.queue <- b
@@ -158,9 +159,9 @@ func (x *encoders) encode(c *encoder, j *job, node bool) int {
 
 // write appends a batch to a pack.
 func (x *encoders) write(b *batch) {
-	var p *pack
+	var p *pack.Pack
 	var err error
-	p, b.sealed, err = x.s.w.of(b.node).appendAll(b.entries, b.plain, b.sealed)
+	p, b.sealed, err = x.s.w.Of(b.node).AppendAll(b.entries, b.plain, b.sealed)
 	x.s.ix.unqueue(b.jobs) // nobody joins any more
 	for _, j := range b.jobs {
 		x.s.finish(j, p, err)
@@ -171,7 +172,7 @@ func (x *encoders) write(b *batch) {
 }
 
 // finish tells everyone who refers to a chunk that it is in a pack, or will never be.
-func (s *Store) finish(j *job, p *pack, err error) {
+func (s *Store) finish(j *job, p *pack.Pack, err error) {
 	for _, in := range j.waiters {
 		if in.packs != nil && p != nil {
 			in.refer(p)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // In a bucket GC takes two runs. The first copies what is alive, then marks the packs it
@@ -181,11 +182,11 @@ func (g *collection) removeDoomed(id disk.ID) (gone bool, err error) {
 	if p == nil {
 		return true, nil // another machine was here
 	}
-	if _, counted := g.known[p]; !counted || g.live[p] > 0 || g.s.ix.marks.young.has(p) {
+	if _, counted := g.known[p]; !counted || g.live[p] > 0 || g.s.ix.marks.young.Has(p) {
 		g.ripened = append(g.ripened, p)
 		return false, nil
 	}
-	if p.gone.Load() {
+	if p.Gone.Load() {
 		return true, nil
 	}
 	ctx, cancel := context.WithTimeout(g.ctx, sh.grace/4)
@@ -195,21 +196,21 @@ func (g *collection) removeDoomed(id disk.ID) (gone bool, err error) {
 	}
 	g.s.packGone(p)
 	g.report.Packs++
-	g.report.Freed += p.size
+	g.report.Freed += p.Size
 	return true, nil
 }
 
 // young reports whether a pack is too young to be looked at.
-func (g *collection) young(p *pack) bool {
+func (g *collection) young(p *pack.Pack) bool {
 	young := g.s.o.young
 	if young == 0 {
 		young = youngPacks * g.s.sh.grace
 	}
-	return g.now-p.id.Time().UnixNano() < int64(young)
+	return g.now-p.ID.Time().UnixNano() < int64(young)
 }
 
 // markPacks is the end of the first run: what was not needed or has been copied may go.
-func (g *collection) markPacks(packs []*pack) error {
+func (g *collection) markPacks(packs []*pack.Pack) error {
 	if len(packs) == 0 {
 		return nil
 	}

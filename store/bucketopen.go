@@ -13,6 +13,7 @@ import (
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/secret"
 	"github.com/minio/minio-go/v7"
 )
@@ -129,7 +130,7 @@ func (s *Store) claimCache(text string) error {
 }
 
 // listShared lists the packs of the bucket, with what is about to be removed.
-func (s *Store) listShared() (map[disk.ID]*pack, error) {
+func (s *Store) listShared() (map[disk.ID]*pack.Pack, error) {
 	sh := s.sh
 	now := bootTime()
 	sh.mu.Lock()
@@ -137,11 +138,11 @@ func (s *Store) listShared() (map[disk.ID]*pack, error) {
 	if _, err := sh.readMarkers(sh.ctx); err != nil {
 		return nil, err
 	}
-	m := map[disk.ID]*pack{}
+	m := map[disk.ID]*pack.Pack{}
 	err := sh.b.List(sh.ctx, packsName+"/", "", func(o bucket.Object) {
 		if id, ok := keyID(o.Key, disk.PackExt); ok {
-			p := &pack{id: id, size: o.Size, created: id.Time().UnixNano()}
-			p.doomed.Store(s.doomed[id])
+			p := &pack.Pack{ID: id, Size: o.Size, Created: id.Time().UnixNano()}
+			p.Doomed.Store(s.doomed[id])
 			m[id] = p
 			if strings.Compare(id.String(), sh.newest.String()) > 0 {
 				sh.newest = id
@@ -152,7 +153,7 @@ func (s *Store) listShared() (map[disk.ID]*pack, error) {
 		return nil, err
 	}
 	sh.seen.Store(now)
-	return m, s.files.cache.adoptOld(m)
+	return m, s.files.Cache.AdoptOld(m)
 }
 
 // tailLen is how much of the end of a pack is fetched for its footer: enough for 6,500 chunks.
@@ -162,16 +163,16 @@ const tailLen = 256 << 10
 // and the head is known.
 type footerReader struct {
 	s    *Store
-	p    *pack
+	p    *pack.Pack
 	tail []byte
 	from int64 // offset of tail
 	err  error
 }
 
-func (s *Store) newFooterReader(p *pack) *footerReader {
-	r := &footerReader{s: s, p: p, from: max(0, p.size-tailLen)}
-	r.tail = make([]byte, p.size-r.from)
-	r.err = s.files.cache.fetch(p, r.tail, r.from)
+func (s *Store) newFooterReader(p *pack.Pack) *footerReader {
+	r := &footerReader{s: s, p: p, from: max(0, p.Size-tailLen)}
+	r.tail = make([]byte, p.Size-r.from)
+	r.err = s.files.Cache.Fetch(p, r.tail, r.from)
 	return r
 }
 
@@ -181,21 +182,21 @@ func (r *footerReader) ReadAt(b []byte, off int64) (int, error) {
 		return 0, r.err
 	case off >= r.from:
 		return copy(b, r.tail[off-r.from:]), nil
-	case off == 0 && len(b) == packHeadLen:
-		return copy(b, packHead(r.s.sec, r.p.id, r.p.created)), nil
+	case off == 0 && len(b) == pack.HeadLen:
+		return copy(b, pack.Head(r.s.sec, r.p.ID, r.p.Created)), nil
 	}
-	return len(b), r.s.files.cache.fetch(r.p, b, off)
+	return len(b), r.s.files.Cache.Fetch(r.p, b, off)
 }
 
-// readSharedFooter is readFooter for a pack of a bucket that is not here. What came damaged
+// readSharedFooter is ReadFooter for a pack of a bucket that is not here. What came damaged
 // is asked for again.
-func (s *Store) readSharedFooter(p *pack) (info *packInfo, err error) {
+func (s *Store) readSharedFooter(p *pack.Pack) (info *pack.Info, err error) {
 	for tries := 1; ; tries++ {
-		info, err = readPack(s.sec, s.newFooterReader(p), p.size)
-		if err == nil || !isDamage(err) || errors.Is(err, errGone) || tries == 3 {
+		info, err = pack.Read(s.sec, s.newFooterReader(p), p.Size)
+		if err == nil || !isDamage(err) || errors.Is(err, pack.ErrGone) || tries == 3 {
 			return info, err
 		}
-		if !p.sealed.Load() {
+		if !p.Sealed.Load() {
 			if err := s.sizeAgain(p); err != nil {
 				return nil, err
 			}
@@ -204,16 +205,16 @@ func (s *Store) readSharedFooter(p *pack) (info *packInfo, err error) {
 }
 
 // sizeAgain asks for the size of a pack, which a damaged listing may have told wrong.
-func (s *Store) sizeAgain(p *pack) error {
-	o, err := s.sh.b.Stat(s.sh.ctx, packKey(p.id))
+func (s *Store) sizeAgain(p *pack.Pack) error {
+	o, err := s.sh.b.Stat(s.sh.ctx, packKey(p.ID))
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: %w", errGone, err)
+		return fmt.Errorf("%w: %w", pack.ErrGone, err)
 	}
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p.size = o.Size
+	p.Size = o.Size
 	return nil
 }

@@ -169,8 +169,8 @@ func TestBucketMarkerDamaged(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range b.snapshotPacks() {
-		if !p.doomed.Load() {
-			t.Errorf("pack %s is about to go, and b does not know", p.name())
+		if !p.Doomed.Load() {
+			t.Errorf("pack %s is about to go, and b does not know", p.Name())
 		}
 	}
 	if rule.Hits() != 1 || len(b.snapshotPacks()) < 2 {

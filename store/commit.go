@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // Commit makes the image durable and then lists it. On an error nothing is listed, the
@@ -50,7 +52,7 @@ func (in *Ingest) commitHere(id disk.ID, rec *record) error {
 	var wrote error
 	var record sync.WaitGroup
 	record.Go(func() { wrote = disk.WriteTemp(path, b) })
-	in.s.w.flush()
+	in.s.w.Flush()
 	record.Wait()
 	if err = in.failed(); err == nil {
 		err = wrote
@@ -203,7 +205,7 @@ func (in *Ingest) abort() error {
 
 // leave ends an ingest that was not committed. If nobody can refer to what was written
 // since the store was last idle, it returns the packs, which are then gone for all.
-func (s *Store) leave(in *Ingest) []*pack {
+func (s *Store) leave(in *Ingest) []*pack.Pack {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.running, in)
@@ -211,54 +213,63 @@ func (s *Store) leave(in *Ingest) []*pack {
 }
 
 // unneeded is what leave returns. Called with mu held.
-func (s *Store) unneeded() []*pack {
+func (s *Store) unneeded() []*pack.Pack {
 	if len(s.running) > 0 {
 		return nil
 	}
 	dead := s.session.packs
 	if s.session.committed || s.sh != nil { // images, or other machines, refer to what is sealed
-		dead = slices.DeleteFunc(dead, func(p *pack) bool { return p.sealed.Load() })
+		dead = slices.DeleteFunc(dead, func(p *pack.Pack) bool { return p.Sealed.Load() })
 	}
 	s.session = session{}
 	for _, p := range dead {
-		p.gone.Store(true) // before the next Begin can look anything up
-		delete(s.packs, p.id)
+		p.Gone.Store(true) // before the next Begin can look anything up
+		delete(s.packs, p.ID)
 	}
 	return dead
 }
 
 // dropPacks removes packs that are gone.
-func (s *Store) dropPacks(dead []*pack) error {
+func (s *Store) dropPacks(dead []*pack.Pack) error {
 	if len(dead) == 0 {
 		return nil
 	}
-	s.w.flush() // takes the unsealed one out
+	s.w.Flush() // takes the unsealed one out
 	var errs []error
 	for _, p := range dead {
 		s.ix.lose(p)
-		errs = append(errs, s.files.drop(p))
+		errs = append(errs, s.files.Drop(p))
 	}
 	errs = append(errs, disk.SyncDir(filepath.Join(s.dir, packsName)))
 	return errors.Join(errs...)
 }
 
+// pack.Writers makes writers for packs of a kind.
+func (s *Store) packWriters(sink pack.Sink, kind byte) *pack.Writers {
+	c := pack.Config{Files: s.files, Sec: s.sec, Limit: s.o.PackSize, Sink: sink}
+	if sh := s.sh; sh != nil {
+		c.Up = func(id disk.ID, r io.ReaderAt) pack.Upload { return sh.b.NewUpload(sh.ctx, packKey(id), r) }
+	}
+	return pack.NewWriters(c, kind)
+}
+
 // ingestSink is what the packs of ingests tell the store.
 type ingestSink Store
 
-func (s *ingestSink) opened(p *pack) {
+func (s *ingestSink) Opened(p *pack.Pack) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.session.packs = append(s.session.packs, p)
-	s.writing[p.id] = struct{}{}
+	s.writing[p.ID] = struct{}{}
 }
 
-func (s *ingestSink) added(p *pack, es []entry) { s.ix.added(p, es) }
+func (s *ingestSink) Added(p *pack.Pack, es []pack.Entry) { s.ix.added(p, es) }
 
-func (s *ingestSink) sealed(p *pack) { (*Store)(s).packSealed(p) }
+func (s *ingestSink) Sealed(p *pack.Pack) { (*Store)(s).packSealed(p) }
 
 // failed ends every ingest that runs: any of them may refer to a chunk of the pack.
-func (s *ingestSink) failed(p *pack, err error) {
-	if !errors.Is(err, errAbandoned) {
+func (s *ingestSink) Failed(p *pack.Pack, err error) {
+	if !errors.Is(err, pack.ErrAbandoned) {
 		for _, in := range (*Store)(s).live() {
 			in.fail(err)
 		}
@@ -278,12 +289,12 @@ func (s *Store) live() []*Ingest {
 }
 
 // packSealed enters a sealed pack.
-func (s *Store) packSealed(p *pack) {
+func (s *Store) packSealed(p *pack.Pack) {
 	s.mu.Lock()
-	delete(s.writing, p.id)
-	if !p.gone.Load() {
-		s.packs[p.id] = p
-		p.doomed.Store(s.doomed[p.id]) // one that took long to send may look old to others
+	delete(s.writing, p.ID)
+	if !p.Gone.Load() {
+		s.packs[p.ID] = p
+		p.Doomed.Store(s.doomed[p.ID]) // one that took long to send may look old to others
 	}
 	s.mu.Unlock()
 	s.ix.mu.Lock()
@@ -293,9 +304,9 @@ func (s *Store) packSealed(p *pack) {
 }
 
 // packLost forgets a pack that will not be sealed.
-func (s *Store) packLost(p *pack) {
+func (s *Store) packLost(p *pack.Pack) {
 	s.mu.Lock()
-	delete(s.writing, p.id)
+	delete(s.writing, p.ID)
 	s.mu.Unlock()
 	s.ix.lose(p)
 }

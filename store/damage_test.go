@@ -24,7 +24,7 @@ func twoImages(t *testing.T) (dir string, packsOfA []string) {
 	s := open(t, dir, Options{PackSize: 1 << 20})
 	ingest(t, s, "a", testImage(1, 100))
 	packsOfA = files(t, dir, packsName)
-	slices.SortFunc(packsOfA, func(a, b string) int { return cmp.Compare(s.packs[packID(b)].size, s.packs[packID(a)].size) })
+	slices.SortFunc(packsOfA, func(a, b string) int { return cmp.Compare(s.packs[packID(b)].Size, s.packs[packID(a)].Size) })
 	ingest(t, s, "b", testImage(2, 100))
 	if err := s.Close(); err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // GCReport tells what a GC did.
@@ -133,11 +134,11 @@ func (s *Store) stillDamaged() error {
 }
 
 // runPacks lists the packs that the runs know. Called with mu held.
-func (x *index) runPacks() (list []*pack) {
-	seen := map[*pack]bool{}
+func (x *index) runPacks() (list []*pack.Pack) {
+	seen := map[*pack.Pack]bool{}
 	for _, r := range x.runs {
 		for _, p := range r.packs {
-			if !seen[p] && !p.gone.Load() {
+			if !seen[p] && !p.Gone.Load() {
 				list = append(list, p)
 			}
 			seen[p] = true
@@ -147,10 +148,10 @@ func (x *index) runPacks() (list []*pack) {
 }
 
 // snapshotPacks lists every sealed pack.
-func (s *Store) snapshotPacks() []*pack {
+func (s *Store) snapshotPacks() []*pack.Pack {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := make([]*pack, 0, len(s.packs))
+	list := make([]*pack.Pack, 0, len(s.packs))
 	for _, p := range s.packs {
 		list = append(list, p)
 	}
@@ -163,23 +164,23 @@ type collection struct {
 	ctx     context.Context
 	workers int // goroutines that move chunks
 	comps   []*codec.Compressor
-	wanted  func(*pack, *entry) (bool, error) // which chunks of a chosen pack have to be moved
-	fit     func(*pack, []entry) bool         // whether a chosen pack is what it seems; nil: all are
-	packs   []*pack                           // those whose chunks are all in the runs; younger ones stay
-	live    map[*pack]int64
+	wanted  func(*pack.Pack, *pack.Entry) (bool, error) // which chunks of a chosen pack have to be moved
+	fit     func(*pack.Pack, []pack.Entry) bool         // whether a chosen pack is what it seems; nil: all are
+	packs   []*pack.Pack                                // those whose chunks are all in the runs; younger ones stay
+	live    map[*pack.Pack]int64
 	sealBuf []byte // where moved chunks are encrypted
 	report  GCReport
-	spared  map[*pack]error // packs with the only copy of a needed chunk, and what is wrong with it
-	lost    bool            // a needed chunk is nowhere
+	spared  map[*pack.Pack]error // packs with the only copy of a needed chunk, and what is wrong with it
+	lost    bool                 // a needed chunk is nowhere
 
 	// In a bucket:
 	begun  int64 // bootTime
 	now    int64 // by the server's clock, Unix ns
 	leased []root
-	known  map[*pack]struct{} // of packs
-	marked []*pack            // what may go later
+	known  map[*pack.Pack]struct{} // of packs
+	marked []*pack.Pack            // what may go later
 	// ripened packs are marked and would go now, were they not needed.
-	ripened []*pack
+	ripened []*pack.Pack
 
 	mu  sync.Mutex
 	err error // why a pack of ours was lost
@@ -190,7 +191,7 @@ func (g *collection) run() error {
 	x.mu.Lock()
 	x.marks = newMarks(x.runs)
 	g.packs = x.runPacks()
-	g.known = make(map[*pack]struct{}, len(g.packs))
+	g.known = make(map[*pack.Pack]struct{}, len(g.packs))
 	for _, p := range g.packs {
 		g.known[p] = struct{}{}
 	}
@@ -199,7 +200,7 @@ func (g *collection) run() error {
 		x.mu.Lock()
 		x.marks = nil
 		for _, p := range g.packs {
-			p.condemned.Store(false)
+			p.Condemned.Store(false)
 		}
 		x.mu.Unlock()
 	}()
@@ -219,7 +220,7 @@ func (g *collection) run() error {
 	chosen := append(g.choose(), g.strays()...)
 	x.mu.Lock()
 	for _, p := range chosen {
-		p.condemned.Store(true)
+		p.Condemned.Store(true)
 	}
 	x.mu.Unlock()
 	// Now what is not marked in these packs cannot be referred to any more.
@@ -332,14 +333,14 @@ func (g *collection) markRefs(refs []chunkRef) error {
 // recover, or somebody puts the file back.
 func (g *collection) spare(h *chunk.Hash) {
 	l, ok := g.s.anyCopy(h)
-	if !ok || l.p.gone.Load() {
+	if !ok || l.P.Gone.Load() {
 		g.lost = true
 		return
 	}
 	if g.spared == nil {
-		g.spared = map[*pack]error{}
+		g.spared = map[*pack.Pack]error{}
 	}
-	g.spared[l.p] = &ChunkError{Hash: *h, Pack: l.p.name(), Err: codec.ErrMismatch}
+	g.spared[l.P] = &ChunkError{Hash: *h, Pack: l.P.Name(), Err: codec.ErrMismatch}
 }
 
 // markIngest marks what a running ingest referred to before GC began. A Put or Commit that

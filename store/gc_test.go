@@ -233,7 +233,7 @@ func TestGCTwoCopies(t *testing.T) {
 		}
 	}
 	gc(t, s)
-	if l.p.gone.Load() {
+	if l.P.Gone.Load() {
 		t.Fatal("the pack with the older copy went too")
 	}
 	wantClean(t, s)
@@ -264,8 +264,8 @@ func TestUnknownCopy(t *testing.T) {
 	}
 	s.ix.forgive(old)
 	fresh, _, err := s.ix.find(&h)
-	if err != nil || fresh.p == old.p {
-		t.Fatalf("in %s and %s: %v", old.p.name(), fresh.p.name(), err)
+	if err != nil || fresh.P == old.P {
+		t.Fatalf("in %s and %s: %v", old.P.Name(), fresh.P.Name(), err)
 	}
 	s.maint.Lock()
 	err = s.flushIndex(true)
@@ -274,13 +274,13 @@ func TestUnknownCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Close()
-	if err := os.Remove(s.files.path(fresh.p)); err != nil {
+	if err := os.Remove(s.files.Path(fresh.P)); err != nil {
 		t.Fatal(err)
 	}
 	s = open(t, dir, Options{})
 	var faults []string
 	err = s.Verify(context.Background(), false, func(f string) { faults = append(faults, f) })
-	if !errors.Is(err, ErrDamaged) || len(faults) != 1 || !strings.Contains(faults[0], old.p.name()) || !strings.Contains(faults[0], `["all" "twice"]`) {
+	if !errors.Is(err, ErrDamaged) || len(faults) != 1 || !strings.Contains(faults[0], old.P.Name()) || !strings.Contains(faults[0], `["all" "twice"]`) {
 		t.Errorf("%v: %q", err, faults)
 	}
 	s.Close()

@@ -204,7 +204,7 @@ func (s *Store) Stats() (Stats, error) {
 		}
 	}
 	for _, p := range s.packs {
-		st.Stored += p.size
+		st.Stored += p.Size
 	}
 	s.ix.mu.RLock()
 	defer s.ix.mu.RUnlock()

@@ -7,20 +7,12 @@ import (
 	"sync/atomic"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
-
-// loc says where a chunk stands.
-type loc struct {
-	p      *pack
-	off    uint32
-	stored uint32
-	raw    uint32
-	codec  uint8
-}
 
 // place names a stored copy of a chunk.
 type place struct {
-	p   *pack
+	p   *pack.Pack
 	off uint32
 }
 
@@ -29,10 +21,10 @@ type place struct {
 type index struct {
 	reads  atomic.Uint64 // blocks that lookups read
 	mu     sync.RWMutex
-	mem    map[chunk.Hash]loc
-	fresh  map[*pack]struct{}  // sealed packs whose chunks only mem knows
-	queued map[chunk.Hash]*job // given to Put, not in a pack yet
-	runs   []*run              // newest first; a slice that is replaced, never changed
+	mem    map[chunk.Hash]pack.Loc
+	fresh  map[*pack.Pack]struct{} // sealed packs whose chunks only mem knows
+	queued map[chunk.Hash]*job     // given to Put, not in a pack yet
+	runs   []*run                  // newest first; a slice that is replaced, never changed
 	bad    map[place]struct{}
 	// badChanged: the list on disk does not say the same as bad.
 	badChanged bool
@@ -46,7 +38,7 @@ type marks struct {
 	// that is only alive was put by an ingest, whose chunks GC may not have come to yet.
 	walked map[*run]bitmap
 	// young packs have chunks that are needed and not in the runs yet: not for this GC.
-	young packSet
+	young pack.Set
 }
 
 type bitmap []uint32
@@ -69,24 +61,24 @@ func (b bitmap) set(pos int) bool {
 func (b bitmap) has(pos int) bool { return atomic.LoadUint32(&b[pos/32])&(1<<(pos&31)) != 0 }
 
 func newIndex() *index {
-	return &index{mem: map[chunk.Hash]loc{}, fresh: map[*pack]struct{}{}, queued: map[chunk.Hash]*job{}, bad: map[place]struct{}{}}
+	return &index{mem: map[chunk.Hash]pack.Loc{}, fresh: map[*pack.Pack]struct{}{}, queued: map[chunk.Hash]*job{}, bad: map[place]struct{}{}}
 }
 
 // usable reports whether a copy may be read. Called with the lock held.
-func (x *index) usable(l loc) bool {
-	if l.p.gone.Load() {
+func (x *index) usable(l pack.Loc) bool {
+	if l.P.Gone.Load() {
 		return false
 	}
 	if len(x.bad) == 0 {
 		return true
 	}
-	_, bad := x.bad[place{l.p, l.off}]
+	_, bad := x.bad[place{l.P, l.Off}]
 	return !bad
 }
 
 // hit is a copy that a lookup found.
 type hit struct {
-	loc
+	pack.Loc
 	run *run // nil if memory has it
 	pos int  // in run
 }
@@ -97,11 +89,11 @@ type hit struct {
 func (x *index) lookup(h *chunk.Hash, accept func(hit) bool) (hit, bool, error) {
 	x.mu.RLock()
 	l, ok := x.mem[*h]
-	ok = ok && x.usable(l) && accept(hit{loc: l})
+	ok = ok && x.usable(l) && accept(hit{Loc: l})
 	runs := x.runs
 	x.mu.RUnlock()
 	if ok {
-		return hit{loc: l}, true, nil
+		return hit{Loc: l}, true, nil
 	}
 	for _, r := range runs {
 		pos, l, ok, err := r.find(h, &x.reads)
@@ -120,54 +112,54 @@ func (x *index) lookup(h *chunk.Hash, accept func(hit) bool) (hit, bool, error) 
 func (x *index) accepted(f hit, accept func(hit) bool) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return slices.Contains(x.runs, f.run) && x.usable(f.loc) && accept(f)
+	return slices.Contains(x.runs, f.run) && x.usable(f.Loc) && accept(f)
 }
 
 // lookupLocked is lookup with nothing changing meanwhile.
 func (x *index) lookupLocked(h *chunk.Hash, accept func(hit) bool) (hit, bool, error) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if l, ok := x.mem[*h]; ok && x.usable(l) && accept(hit{loc: l}) {
-		return hit{loc: l}, true, nil
+	if l, ok := x.mem[*h]; ok && x.usable(l) && accept(hit{Loc: l}) {
+		return hit{Loc: l}, true, nil
 	}
-	l, r, pos, ok, err := x.findRun(h, func(l loc, r *run, pos int) bool { return x.usable(l) && accept(hit{l, r, pos}) })
+	l, r, pos, ok, err := x.findRun(h, func(l pack.Loc, r *run, pos int) bool { return x.usable(l) && accept(hit{l, r, pos}) })
 	return hit{l, r, pos}, ok, err
 }
 
 // findRun looks a chunk up in the runs, newest first, for a copy that accept takes. Called
 // with the lock held.
-func (x *index) findRun(h *chunk.Hash, accept func(loc, *run, int) bool) (loc, *run, int, bool, error) {
+func (x *index) findRun(h *chunk.Hash, accept func(pack.Loc, *run, int) bool) (pack.Loc, *run, int, bool, error) {
 	for _, r := range x.runs {
 		pos, l, ok, err := r.find(h, &x.reads)
 		if err != nil || (ok && accept(l, r, pos)) {
 			return l, r, pos, ok, err
 		}
 	}
-	return loc{}, nil, 0, false, nil
+	return pack.Loc{}, nil, 0, false, nil
 }
 
 // find looks a chunk up for a reader.
-func (x *index) find(h *chunk.Hash) (loc, bool, error) {
+func (x *index) find(h *chunk.Hash) (pack.Loc, bool, error) {
 	f, ok, err := x.lookup(h, func(hit) bool { return true })
-	return f.loc, ok, err
+	return f.Loc, ok, err
 }
 
 // reuse looks a chunk up for an ingest that wants to refer to it. A running GC learns
 // that the chunk is alive; what a GC is about to remove is not found.
-func (x *index) reuse(h *chunk.Hash) (*pack, error) {
+func (x *index) reuse(h *chunk.Hash) (*pack.Pack, error) {
 	f, ok, err := x.lookup(h, func(f hit) bool {
-		if f.p.doomed.Load() {
+		if f.P.Doomed.Load() {
 			return false
 		}
 		if x.marks == nil {
 			return true
 		}
 		if f.run == nil {
-			x.marks.young.add(f.p)
+			x.marks.young.Add(f.P)
 			return true
 		}
 		alive := x.marks.alive[f.run]
-		if f.p.condemned.Load() {
+		if f.P.Condemned.Load() {
 			return alive.has(f.pos)
 		}
 		alive.set(f.pos)
@@ -176,7 +168,7 @@ func (x *index) reuse(h *chunk.Hash) (*pack, error) {
 	if !ok || err != nil {
 		return nil, err
 	}
-	return f.p, nil
+	return f.P, nil
 }
 
 // mark is how GC enters that a chunk is alive; it reports whether GC was there before. Chunks that
@@ -194,14 +186,14 @@ func (x *index) mark(h *chunk.Hash, node bool) (known, found bool, err error) {
 	doomed := false // there is a copy, but somebody is about to remove it
 	_, found, err = x.lookup(h, func(f hit) bool {
 		switch {
-		case f.p.doomed.Load():
+		case f.P.Doomed.Load():
 			doomed = true
 			return false
 		case f.run != nil:
 			x.marks.alive[f.run].set(f.pos)
 			known = node && x.marks.walked[f.run].set(f.pos)
 		default:
-			x.marks.young.add(f.p)
+			x.marks.young.Add(f.P)
 		}
 		return true
 	})
@@ -218,9 +210,9 @@ func (x *index) markDoomed(h *chunk.Hash, node bool) (known, found bool, err err
 	defer x.mu.RUnlock()
 	l, ok := x.mem[*h]
 	if found = ok && x.usable(l); found {
-		x.marks.young.add(l.p)
+		x.marks.young.Add(l.P)
 	}
-	_, _, _, _, err = x.findRun(h, func(l loc, r *run, pos int) bool {
+	_, _, _, _, err = x.findRun(h, func(l pack.Loc, r *run, pos int) bool {
 		if x.usable(l) {
 			x.marks.alive[r].set(pos)
 			known = node && x.marks.walked[r].set(pos)
@@ -243,14 +235,14 @@ func (x *index) memory() (n int) {
 
 // enqueue joins an ingest to the job that is about to store h, or makes j that job. It
 // reports whether j was taken; if not, the chunk will be stored or is, then in the pack p.
-func (x *index) enqueue(h *chunk.Hash, j *job, in *Ingest) (taken bool, p *pack) {
+func (x *index) enqueue(h *chunk.Hash, j *job, in *Ingest) (taken bool, p *pack.Pack) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.join(h, in) {
 		return false, nil
 	}
-	if l, ok := x.mem[*h]; ok && x.usable(l) && !l.p.doomed.Load() {
-		return false, l.p
+	if l, ok := x.mem[*h]; ok && x.usable(l) && !l.P.Doomed.Load() {
+		return false, l.P
 	}
 	x.queued[*h] = j
 	return true, nil
@@ -268,11 +260,11 @@ func (x *index) join(h *chunk.Hash, in *Ingest) bool {
 }
 
 // added enters where chunks stand now.
-func (x *index) added(p *pack, es []entry) {
+func (x *index) added(p *pack.Pack, es []pack.Entry) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for i := range es {
-		x.mem[es[i].hash] = es[i].loc(p)
+		x.mem[es[i].Hash] = es[i].Loc(p)
 	}
 }
 
@@ -285,12 +277,12 @@ func (x *index) unqueue(jobs []*job) {
 }
 
 // lose forgets the chunks of a pack.
-func (x *index) lose(p *pack) {
+func (x *index) lose(p *pack.Pack) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	delete(x.fresh, p)
 	for h, l := range x.mem {
-		if l.p == p {
+		if l.P == p {
 			delete(x.mem, h)
 		}
 	}
@@ -305,10 +297,10 @@ func (x *index) absolve(h *chunk.Hash) (any bool) {
 	}
 	n := len(x.bad)
 	if l, ok := x.mem[*h]; ok {
-		delete(x.bad, place{l.p, l.off})
+		delete(x.bad, place{l.P, l.Off})
 	}
-	_, _, _, _, _ = x.findRun(h, func(l loc, _ *run, _ int) bool { // who reads next meets the error
-		delete(x.bad, place{l.p, l.off})
+	_, _, _, _, _ = x.findRun(h, func(l pack.Loc, _ *run, _ int) bool { // who reads next meets the error
+		delete(x.bad, place{l.P, l.Off})
 		return false
 	})
 	any = len(x.bad) < n
@@ -337,7 +329,7 @@ func (x *index) size(h *chunk.Hash) (int, bool, error) {
 	}
 	x.mu.RUnlock()
 	l, ok, err := x.find(h)
-	return int(l.raw), ok, err
+	return int(l.Raw), ok, err
 }
 
 // close closes the runs.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // madeHash is a hash that follows from its key, so that millions need not be kept.
@@ -33,10 +34,10 @@ func madeHash(key uint64) (h chunk.Hash) {
 func madeRun(t testing.TB, dir string, n, step int) (keys []uint64) {
 	t.Helper()
 	rnd := rand.New(rand.NewPCG(uint64(n), 4))
-	packs := make([]*pack, n/2500+1)
+	packs := make([]*pack.Pack, n/2500+1)
 	for i := range packs {
-		packs[i] = &pack{id: disk.NewID(), size: 64 << 20, created: int64(1e9 - n)}
-		if err := os.WriteFile(filepath.Join(dir, packsName, packs[i].name()), nil, 0o600); err != nil {
+		packs[i] = &pack.Pack{ID: disk.NewID(), Size: 64 << 20, Created: int64(1e9 - n)}
+		if err := os.WriteFile(filepath.Join(dir, packsName, packs[i].Name()), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -52,7 +53,7 @@ func madeRun(t testing.TB, dir string, n, step int) (keys []uint64) {
 		}
 		k = next
 		h := madeHash(k)
-		if err := w.add(&h, &loc{p: packs[w.n%len(packs)], off: 40, stored: 4096, raw: 65536}); err != nil {
+		if err := w.add(&h, &pack.Loc{P: packs[w.n%len(packs)], Off: 40, Stored: 4096, Raw: 65536}); err != nil {
 			t.Fatal(err)
 		}
 		if w.n%step == 0 {
@@ -237,19 +238,19 @@ func TestIndexChangesDuringRead(t *testing.T) {
 // meanwhile are.
 func TestMemoryGivenBack(t *testing.T) {
 	x := newIndex()
-	old, open := &pack{id: disk.ID{1}}, &pack{id: disk.ID{2}}
+	old, open := &pack.Pack{ID: disk.ID{1}}, &pack.Pack{ID: disk.ID{2}}
 	x.fresh[old] = struct{}{}
 	for i := range uint64(1000) {
-		x.added(old, []entry{{hash: madeHash(i), raw: 1}})
+		x.added(old, []pack.Entry{{Hash: madeHash(i), Raw: 1}})
 	}
 	ents, packs := x.flushable()
-	if len(ents) != 1000 || !slices.Equal(packs, []*pack{old}) {
+	if len(ents) != 1000 || !slices.Equal(packs, []*pack.Pack{old}) {
 		t.Fatalf("%d chunks of %d packs", len(ents), len(packs))
 	}
-	x.added(open, []entry{{hash: madeHash(5), raw: 1}}) // stored again while the run is written
-	x.added(open, []entry{{hash: madeHash(2000), raw: 1}})
+	x.added(open, []pack.Entry{{Hash: madeHash(5), Raw: 1}}) // stored again while the run is written
+	x.added(open, []pack.Entry{{Hash: madeHash(2000), Raw: 1}})
 	x.flushed(&run{packs: packs})
-	if len(x.mem) != 2 || len(x.fresh) != 0 || x.mem[madeHash(5)].p != open || x.mem[madeHash(2000)].p != open {
+	if len(x.mem) != 2 || len(x.fresh) != 0 || x.mem[madeHash(5)].P != open || x.mem[madeHash(2000)].P != open {
 		t.Errorf("%d chunks and %d packs are left", len(x.mem), len(x.fresh))
 	}
 }
@@ -271,11 +272,11 @@ func TestCoveredRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	var ents []memEntry
-	for _, e := range info.entries {
-		ents = append(ents, memEntry{e.hash, loc{p: part, off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}})
+	for _, e := range info.Entries {
+		ents = append(ents, memEntry{e.Hash, pack.Loc{P: part, Off: e.Off, Stored: e.Stored, Raw: e.Raw, Codec: e.Codec}})
 	}
 	for range 2 { // equal ones cover each other: one of them must stay at first
-		r, err := s.writeRun(ents, []*pack{part})
+		r, err := s.writeRun(ents, []*pack.Pack{part})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -318,9 +319,9 @@ func TestIndexFromPacks(t *testing.T) {
 				break
 			}
 			all = append(all, it.hash[:]...)
-			all = append(all, it.loc.p.id[:]...)
-			all = binary.LittleEndian.AppendUint32(all, it.loc.off)
-			all = binary.LittleEndian.AppendUint32(all, it.loc.stored)
+			all = append(all, it.loc.P.ID[:]...)
+			all = binary.LittleEndian.AppendUint32(all, it.loc.Off)
+			all = binary.LittleEndian.AppendUint32(all, it.loc.Stored)
 		}
 		if err := s.Close(); err != nil {
 			t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // flushAt is how many chunks the index keeps in memory before it writes a run.
@@ -25,18 +26,18 @@ func (s *Store) loadIndex() error {
 	if err != nil {
 		return err
 	}
-	missing := map[disk.ID]*pack{}
-	known := func(id disk.ID, size, created int64) *pack {
+	missing := map[disk.ID]*pack.Pack{}
+	known := func(id disk.ID, size, created int64) *pack.Pack {
 		p := onDisk[id]
 		if p == nil {
 			if p = missing[id]; p == nil {
-				p = &pack{id: id}
-				p.gone.Store(true)
+				p = &pack.Pack{ID: id}
+				p.Gone.Store(true)
 				missing[id] = p
 			}
 		}
-		p.size, p.created = size, created
-		p.sealed.Store(true)
+		p.Size, p.Created = size, created
+		p.Sealed.Store(true)
 		return p
 	}
 	if err := s.openRuns(known); err != nil {
@@ -50,9 +51,9 @@ func (s *Store) loadIndex() error {
 	if err := s.orderRuns(); err != nil {
 		return err
 	}
-	var fresh []*pack
+	var fresh []*pack.Pack
 	for _, p := range onDisk {
-		if !p.sealed.Load() {
+		if !p.Sealed.Load() {
 			fresh = append(fresh, p)
 		}
 	}
@@ -60,15 +61,15 @@ func (s *Store) loadIndex() error {
 	return s.absorb(fresh, false)
 }
 
-func (s *Store) listPacks() (map[disk.ID]*pack, error) {
+func (s *Store) listPacks() (map[disk.ID]*pack.Pack, error) {
 	ents, err := os.ReadDir(filepath.Join(s.dir, packsName))
 	if err != nil {
 		return nil, err
 	}
-	m := make(map[disk.ID]*pack, len(ents))
+	m := make(map[disk.ID]*pack.Pack, len(ents))
 	for _, e := range ents {
 		if id, ok := disk.ParseID(e.Name(), disk.PackExt); ok {
-			m[id] = &pack{id: id}
+			m[id] = &pack.Pack{ID: id}
 		} else {
 			s.o.Log(fmt.Sprintf("store %s: %s/%s is not ours; left alone", s.dir, packsName, e.Name()))
 		}
@@ -77,7 +78,7 @@ func (s *Store) listPacks() (map[disk.ID]*pack, error) {
 }
 
 // openRuns opens every run. A damaged one is removed: its packs know what was in it.
-func (s *Store) openRuns(known func(disk.ID, int64, int64) *pack) error {
+func (s *Store) openRuns(known func(disk.ID, int64, int64) *pack.Pack) error {
 	dir := filepath.Join(s.dir, indexName)
 	ents, err := os.ReadDir(dir)
 	if err != nil {
@@ -111,7 +112,7 @@ func (s *Store) orderRuns() error {
 
 func (r *run) newest() (t int64) {
 	for _, p := range r.packs {
-		t = max(t, p.created)
+		t = max(t, p.Created)
 	}
 	return t
 }
@@ -123,7 +124,7 @@ func (s *Store) dropCovered() error {
 		if !slices.Contains(s.ix.runs, o) {
 			continue // covered itself
 		}
-		have := make(map[*pack]struct{}, len(o.packs))
+		have := make(map[*pack.Pack]struct{}, len(o.packs))
 		for _, p := range o.packs {
 			have[p] = struct{}{}
 		}
@@ -142,9 +143,9 @@ func (s *Store) dropCovered() error {
 }
 
 // coveredBy reports whether all packs of a run that exist are in have.
-func (r *run) coveredBy(have map[*pack]struct{}) bool {
+func (r *run) coveredBy(have map[*pack.Pack]struct{}) bool {
 	for _, p := range r.packs {
-		if _, ok := have[p]; !ok && !p.gone.Load() {
+		if _, ok := have[p]; !ok && !p.Gone.Load() {
 			return false
 		}
 	}
@@ -155,9 +156,9 @@ func (r *run) coveredBy(have map[*pack]struct{}) bool {
 const footerBatch = 128
 
 // absorb enters the chunks of packs that no run knows. held says that maint is.
-func (s *Store) absorb(packs []*pack, held bool) error {
+func (s *Store) absorb(packs []*pack.Pack, held bool) error {
 	for batch := range slices.Chunk(packs, footerBatch) {
-		infos, errs := make([]*packInfo, len(batch)), make([]error, len(batch))
+		infos, errs := make([]*pack.Info, len(batch)), make([]error, len(batch))
 		read := func(i int) { infos[i], errs[i] = s.readFooter(batch[i]) }
 		if s.sh != nil {
 			parallel(len(batch), read)
@@ -175,35 +176,35 @@ func (s *Store) absorb(packs []*pack, held bool) error {
 	return nil
 }
 
-func (s *Store) absorbOne(p *pack, info *packInfo, err error, held bool) error {
+func (s *Store) absorbOne(p *pack.Pack, info *pack.Info, err error, held bool) error {
 	var be *BucketError
 	switch {
-	case s.sh != nil && errors.Is(err, errGone):
+	case s.sh != nil && errors.Is(err, pack.ErrGone):
 		s.packGone(p)
 		return nil
 	case errors.As(err, &be):
 		return err // the next refresh tries again
 	case err != nil:
-		s.o.Log(fmt.Sprintf("store %s: pack %s: %v; left alone", s.dir, p.name(), err))
-		p.sealed.Store(false) // see unreadable
-		if errors.Is(err, errCutPack) {
+		s.o.Log(fmt.Sprintf("store %s: pack %s: %v; left alone", s.dir, p.Name(), err))
+		p.Sealed.Store(false) // see unreadable
+		if errors.Is(err, pack.ErrCut) {
 			s.condemnFooter(p)
 		}
 		return nil
 	}
-	p.created = info.created
-	p.sealed.Store(true)
-	return s.enter(p, info.entries, held)
+	p.Created = info.Created
+	p.Sealed.Store(true)
+	return s.enter(p, info.Entries, held)
 }
 
-func (s *Store) enter(p *pack, entries []entry, held bool) error {
+func (s *Store) enter(p *pack.Pack, entries []pack.Entry, held bool) error {
 	s.ix.mu.Lock()
 	for i := range entries {
 		e := &entries[i]
-		if l, ok := s.ix.mem[e.hash]; ok && s.ix.usable(l) && (l.p.created > p.created || p.doomed.Load()) && !l.p.doomed.Load() {
+		if l, ok := s.ix.mem[e.Hash]; ok && s.ix.usable(l) && (l.P.Created > p.Created || p.Doomed.Load()) && !l.P.Doomed.Load() {
 			continue
 		}
-		s.ix.mem[e.hash] = loc{p: p, off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
+		s.ix.mem[e.Hash] = pack.Loc{P: p, Off: e.Off, Stored: e.Stored, Raw: e.Raw, Codec: e.Codec}
 	}
 	s.ix.fresh[p] = struct{}{}
 	n := len(s.ix.mem)
@@ -220,26 +221,11 @@ func (s *Store) enter(p *pack, entries []entry, held bool) error {
 	return s.flushIndex(false)
 }
 
-// readFooter reads what a pack says of itself and notes its size.
-func (s *Store) readFooter(p *pack) (*packInfo, error) {
-	pf, err := s.files.acquire(p)
-	if err == errElsewhere {
+// ReadFooter reads what a pack says of itself and notes its size.
+func (s *Store) readFooter(p *pack.Pack) (*pack.Info, error) {
+	info, err := s.files.ReadFooter(s.sec, p)
+	if err == pack.ErrElsewhere {
 		return s.readSharedFooter(p)
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer s.files.release(p, pf)
-	st, err := pf.f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if p.size == 0 {
-		p.size = st.Size()
-	}
-	info, err := readPack(s.sec, pf.f, st.Size())
-	if err == nil && info.id != p.id {
-		err = fmt.Errorf("%w: it calls itself %s", errCutPack, info.id)
 	}
 	return info, err
 }

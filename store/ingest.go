@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // maxAttached bounds the attachments of one image together, in bytes: they stay in memory
@@ -49,7 +50,7 @@ type Ingest struct {
 	extra   []chunk.Hash   // nodes and attachments, if the store is in a bucket
 
 	packsMu sync.Mutex
-	packs   map[*pack]struct{} // what the image refers to, if the store is in a bucket
+	packs   map[*pack.Pack]struct{} // what the image refers to, if the store is in a bucket
 
 	mu     sync.Mutex
 	state  ingestState
@@ -85,7 +86,7 @@ func (s *Store) begin(in *Ingest) error {
 	in.tree.put = in.putNode
 	in.win.limit = s.o.Window
 	if s.sh != nil {
-		in.packs = map[*pack]struct{}{}
+		in.packs = map[*pack.Pack]struct{}{}
 		if err := s.sh.freshen(in.ctx, ago(packsFresh)); err != nil {
 			return err
 		}

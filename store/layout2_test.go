@@ -8,6 +8,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/klauspost/compress/s2"
 )
 
@@ -27,27 +28,27 @@ func asLayout2(t *testing.T, dir string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		info, err := readPack(nil, bytes.NewReader(old), int64(len(old)))
+		info, err := pack.Read(nil, bytes.NewReader(old), int64(len(old)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		head := packHead(nil, info.id, info.created)
-		pack := bytes.Clone(head)
-		for i := range info.entries {
-			e := &info.entries[i]
-			if e.codec == codec.Fast {
-				raw := make([]byte, e.raw)
-				if err := d.Decode(raw, old[e.off:][:e.stored], e.codec, e.hash); err != nil {
+		head := pack.Head(nil, info.ID, info.Created)
+		out := bytes.Clone(head)
+		for i := range info.Entries {
+			e := &info.Entries[i]
+			if e.Codec == codec.Fast {
+				raw := make([]byte, e.Raw)
+				if err := d.Decode(raw, old[e.Off:][:e.Stored], e.Codec, e.Hash); err != nil {
 					t.Fatal(err)
 				}
-				n, last := len(pack), len(raw)-1
-				pack, e.codec = append(append(pack, s2.Encode(nil, raw[:last])...), raw[last]), codec.S2
-				e.stored = uint32(len(pack) - n)
+				n, last := len(out), len(raw)-1
+				out, e.Codec = append(append(out, s2.Encode(nil, raw[:last])...), raw[last]), codec.S2
+				e.Stored = uint32(len(out) - n)
 				continue
 			}
-			pack = append(pack, old[e.off:][:e.stored]...)
+			out = append(out, old[e.Off:][:e.Stored]...)
 		}
-		if err := os.WriteFile(name, append(pack, packFooter(nil, info.id, head, info.entries)...), 0o600); err != nil {
+		if err := os.WriteFile(name, append(out, pack.Footer(nil, info.ID, head, info.Entries)...), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

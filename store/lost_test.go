@@ -13,6 +13,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // threeImages are in a store of which something is lost: a and c share chunks, b stands
@@ -45,8 +46,8 @@ func newThree(t *testing.T) *threeImages {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, e := range info.entries {
-			where[e.hash] = spot{s.files.path(p), int64(e.off), int64(e.stored)}
+		for _, e := range info.Entries {
+			where[e.Hash] = spot{s.files.Path(p), int64(e.Off), int64(e.Stored)}
 		}
 	}
 	rec := s.images["a"].rec
@@ -85,14 +86,14 @@ var losses = []struct {
 	{"a flipped bit in the root of the list", "root", flipIn, []string{"a"}, true},
 	{"a flipped bit in an attachment", "attachment", flipIn, []string{"a"}, false},
 	{"a sector of zeros", "shared", func(at spot, b []byte) []byte { clear(b[at.off+512 : at.off+1024]); return b }, []string{"a", "c"}, false},
-	{"bytes of something else", "own", func(at spot, b []byte) []byte { copy(b[at.off:], b[packHeadLen:packHeadLen+1000]); return b }, []string{"a"}, false},
+	{"bytes of something else", "own", func(at spot, b []byte) []byte { copy(b[at.off:], b[pack.HeadLen:pack.HeadLen+1000]); return b }, []string{"a"}, false},
 	{"a flipped bit in the header", "own", func(_ spot, b []byte) []byte { b[33] ^= 1; return b }, nil, true},
-	{"a flipped bit in the footer", "own", func(_ spot, b []byte) []byte { b[len(b)-packTailLen-10] ^= 1; return b }, nil, true},
+	{"a flipped bit in the footer", "own", func(_ spot, b []byte) []byte { b[len(b)-pack.TailLen-10] ^= 1; return b }, nil, true},
 	{"a flipped bit in the tail", "own", func(_ spot, b []byte) []byte { b[len(b)-40] ^= 1; return b }, nil, true},
 	{"a pack cut in its tail", "own", func(_ spot, b []byte) []byte { return b[:len(b)-1] }, nil, true},
 	{"a pack cut within a chunk", "own", func(at spot, b []byte) []byte { return b[:at.off+at.stored/2] }, []string{"a"}, true},
 	{"a pack cut before a shared chunk", "shared", func(at spot, b []byte) []byte { return b[:at.off] }, []string{"a", "c"}, true},
-	{"a pack cut to its header", "shared", func(_ spot, b []byte) []byte { return b[:packHeadLen] }, []string{"a", "c"}, true},
+	{"a pack cut to its header", "shared", func(_ spot, b []byte) []byte { return b[:pack.HeadLen] }, []string{"a", "c"}, true},
 	{"a pack cut to nothing", "shared", func(spot, []byte) []byte { return nil }, []string{"a", "c"}, true},
 	{"a pack that is longer", "own", func(_ spot, b []byte) []byte { return append(b, 0) }, nil, true},
 	{"a missing pack", "shared", nil, []string{"a", "c"}, true},

@@ -12,6 +12,7 @@ import (
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // marker says that a GC wants to remove packs. It is an object of lines, an ID each, and the
@@ -116,17 +117,17 @@ func (sh *shared) applyMarkers() {
 	defer sh.s.mu.Unlock()
 	sh.s.doomed = doomed
 	for id, p := range sh.s.packs {
-		p.doomed.Store(doomed[id])
+		p.Doomed.Store(doomed[id])
 	}
 }
 
 // mark writes a marker. From now on nobody may refer to the packs; after the grace time a
 // GC removes those that are still not needed.
-func (sh *shared) mark(ctx context.Context, packs []*pack) error {
+func (sh *shared) mark(ctx context.Context, packs []*pack.Pack) error {
 	ids := make([]disk.ID, len(packs))
 	for i, p := range packs {
-		ids[i] = p.id
-		p.doomed.Store(true)
+		ids[i] = p.ID
+		p.Doomed.Store(true)
 	}
 	id := disk.NewID()
 	if err := sh.b.PutBytes(ctx, markerKey(id), encodeMarker(ids), bucket.Always); err != nil {

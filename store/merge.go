@@ -9,11 +9,12 @@ import (
 	"slices"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 type memEntry struct {
 	hash chunk.Hash
-	loc  loc
+	loc  pack.Loc
 }
 
 // flushIndex writes what memory knows of sealed packs into a run and merges runs of
@@ -62,33 +63,33 @@ func (s *Store) flushOnce(all bool) error {
 
 // stale reports whether a run lists packs that were removed.
 func (r *run) stale() bool {
-	return slices.ContainsFunc(r.packs, func(p *pack) bool { return p.dropped.Load() })
+	return slices.ContainsFunc(r.packs, func(p *pack.Pack) bool { return p.Dropped.Load() })
 }
 
-func (x *index) flushable() (ents []memEntry, packs []*pack) {
+func (x *index) flushable() (ents []memEntry, packs []*pack.Pack) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	for p := range x.fresh {
-		if !p.gone.Load() {
+		if !p.Gone.Load() {
 			packs = append(packs, p)
 		}
 	}
 	for h, l := range x.mem {
-		if _, ok := x.fresh[l.p]; ok && !l.p.gone.Load() {
+		if _, ok := x.fresh[l.P]; ok && !l.P.Gone.Load() {
 			ents = append(ents, memEntry{h, l})
 		}
 	}
 	return ents, packs
 }
 
-func (s *Store) writeRun(ents []memEntry, packs []*pack) (*run, error) {
+func (s *Store) writeRun(ents []memEntry, packs []*pack.Pack) (*run, error) {
 	slices.SortFunc(ents, func(a, b memEntry) int { return bytes.Compare(a.hash[:], b.hash[:]) })
 	w, err := newRunWriter(filepath.Join(s.dir, indexName), packs, len(ents))
 	if err != nil {
 		return nil, err
 	}
 	for i := range ents {
-		if _, ok := w.number[ents[i].loc.p]; !ok {
+		if _, ok := w.number[ents[i].loc.P]; !ok {
 			continue // dropped meanwhile
 		}
 		if err := w.add(&ents[i].hash, &ents[i].loc); err != nil {
@@ -102,16 +103,16 @@ func (s *Store) writeRun(ents []memEntry, packs []*pack) (*run, error) {
 // flushed enters a run in place of what memory had of its packs. The map is made anew: Go
 // gives no memory of a map back.
 func (x *index) flushed(r *run) {
-	written := make(map[*pack]struct{}, len(r.packs))
+	written := make(map[*pack.Pack]struct{}, len(r.packs))
 	for _, p := range r.packs {
 		written[p] = struct{}{}
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.runs = append([]*run{r}, x.runs...)
-	rest := map[chunk.Hash]loc{}
+	rest := map[chunk.Hash]pack.Loc{}
 	for h, l := range x.mem {
-		if _, ok := written[l.p]; !ok {
+		if _, ok := written[l.P]; !ok {
 			rest[h] = l
 		}
 	}
@@ -140,13 +141,13 @@ func (s *Store) mergeRuns(k int) error {
 }
 
 func (s *Store) merge(old []*run) (*run, error) {
-	var packs []*pack
+	var packs []*pack.Pack
 	entries := 0
-	seen := map[*pack]bool{}
+	seen := map[*pack.Pack]bool{}
 	for _, r := range old {
 		entries += r.n
 		for _, p := range r.packs {
-			if !seen[p] && !p.dropped.Load() {
+			if !seen[p] && !p.Dropped.Load() {
 				packs = append(packs, p)
 			}
 			seen[p] = true
@@ -182,7 +183,7 @@ func (s *Store) mergeInto(w *runWriter, old []*run) error {
 				low = it.hash
 			}
 		}
-		best := loc{}
+		best := pack.Loc{}
 		for i := 0; i < len(its); i++ {
 			if its[i].hash != low {
 				continue
@@ -197,7 +198,7 @@ func (s *Store) mergeInto(w *runWriter, old []*run) error {
 				i--
 			}
 		}
-		if _, ok := w.number[best.p]; !ok {
+		if _, ok := w.number[best.P]; !ok {
 			continue
 		}
 		if err := w.add(&low, &best); err != nil {
@@ -209,10 +210,10 @@ func (s *Store) mergeInto(w *runWriter, old []*run) error {
 
 // better chooses between two copies of a chunk, the newer one first. A copy that is lost
 // is still better than none: errors can then name its pack.
-func (x *index) better(a, b loc) loc {
+func (x *index) better(a, b pack.Loc) pack.Loc {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if a.p == nil || a.p.dropped.Load() || (!x.usable(a) && x.usable(b)) || (x.usable(b) && a.p.doomed.Load() && !b.p.doomed.Load()) {
+	if a.P == nil || a.P.Dropped.Load() || (!x.usable(a) && x.usable(b)) || (x.usable(b) && a.P.Doomed.Load() && !b.P.Doomed.Load()) {
 		return b
 	}
 	return a
@@ -245,9 +246,9 @@ func (s *Store) heal(re *runError) bool {
 	if err := os.Remove(re.run.path); err != nil {
 		s.o.Log(fmt.Sprintf("store %s: %v", s.dir, err))
 	}
-	var packs []*pack
+	var packs []*pack.Pack
 	for _, p := range re.run.packs {
-		if !p.gone.Load() {
+		if !p.Gone.Load() {
 			packs = append(packs, p)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/ckptfs/ckptfs/store/codec"
+	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/secret"
 	"github.com/klauspost/compress/zstd"
 )
@@ -25,7 +26,7 @@ var errUnfit = errors.New("the pack was not stored fast")
 
 // moving is a chunk on its way from a pack to one of ours.
 type moving struct {
-	e     entry
+	e     pack.Entry
 	buf   *buf
 	plain []byte // what will be stored, in buf; not sealed
 	codec uint8
@@ -34,7 +35,7 @@ type moving struct {
 }
 
 // move copies what is wanted of a pack and returns the number of chunks.
-func (g *collection) move(w *packWriters, p *pack) (n int, err error) {
+func (g *collection) move(w *pack.Writers, p *pack.Pack) (n int, err error) {
 	entries, err := g.entries(p)
 	if err != nil {
 		return 0, err
@@ -52,7 +53,7 @@ func (g *collection) move(w *packWriters, p *pack) (n int, err error) {
 		if wanted {
 			n++
 			batch = append(batch, moving{e: entries[i]})
-			size += int(entries[i].raw)
+			size += int(entries[i].Raw)
 		}
 		if len(batch) == moveChunks || size >= moveBytes || i == len(entries)-1 {
 			if err := g.moveBatch(w, p, batch); err != nil {
@@ -65,18 +66,18 @@ func (g *collection) move(w *packWriters, p *pack) (n int, err error) {
 }
 
 // entries lists what a pack holds.
-func (g *collection) entries(p *pack) ([]entry, error) {
+func (g *collection) entries(p *pack.Pack) ([]pack.Entry, error) {
 	info, err := g.s.readFooter(p)
 	switch {
-	case err == nil && g.fit != nil && !g.fit(p, info.entries):
+	case err == nil && g.fit != nil && !g.fit(p, info.Entries):
 		return nil, errUnfit
 	case err == nil:
-		return info.entries, nil
-	case errors.Is(err, errCutPack) && g.fit != nil:
+		return info.Entries, nil
+	case errors.Is(err, pack.ErrCut) && g.fit != nil:
 		return nil, errUnfit
-	case errors.Is(err, errCutPack):
+	case errors.Is(err, pack.ErrCut):
 		return g.s.ix.entriesOf(p), nil
-	case isDamage(err) && !errors.Is(err, errGone):
+	case isDamage(err) && !errors.Is(err, pack.ErrGone):
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return nil, err
@@ -84,7 +85,7 @@ func (g *collection) entries(p *pack) ([]entry, error) {
 
 // moveBatch moves some chunks of p. They are read and encoded by several goroutines, and
 // written in the order in which they stood.
-func (g *collection) moveBatch(w *packWriters, p *pack, batch []moving) error {
+func (g *collection) moveBatch(w *pack.Writers, p *pack.Pack, batch []moving) error {
 	if len(g.comps) == 0 {
 		g.comps = make([]*codec.Compressor, max(1, g.workers))
 	}
@@ -121,26 +122,26 @@ func (g *collection) moveBatch(w *packWriters, p *pack, batch []moving) error {
 
 // load reads a chunk of p, if it is whole, and makes of it what will be stored: the same, or
 // if it was stored fast what zstd makes of it.
-func (g *collection) load(p *pack, m *moving, c **codec.Compressor) error {
+func (g *collection) load(p *pack.Pack, m *moving, c **codec.Compressor) error {
 	s, e := g.s, &m.e
-	stored, raw := s.bufs.get(int(e.stored)), s.bufs.get(int(e.raw))
+	stored, raw := s.bufs.get(int(e.Stored)), s.bufs.get(int(e.Raw))
 	defer raw.release()
 	m.buf = stored
 	var err error
-	m.plain, err = g.checkedChunk(s.files.readAt, p, e, stored.data, raw.data)
-	if err != nil && s.sh != nil && isDamage(err) && !errors.Is(err, errGone) {
-		s.files.cache.forget(p) // it may have come damaged
-		m.plain, err = g.checkedChunk(s.files.cache.fetch, p, e, stored.data, raw.data)
+	m.plain, err = g.checkedChunk(s.files.ReadAt, p, e, stored.data, raw.data)
+	if err != nil && s.sh != nil && isDamage(err) && !errors.Is(err, pack.ErrGone) {
+		s.files.Cache.Forget(p) // it may have come damaged
+		m.plain, err = g.checkedChunk(s.files.Cache.Fetch, p, e, stored.data, raw.data)
 	}
-	if errors.Is(err, errGone) || (err != nil && !isDamage(err)) {
+	if errors.Is(err, pack.ErrGone) || (err != nil && !isDamage(err)) {
 		return err
 	}
 	if err != nil {
-		s.ix.condemnCopy(loc{p: p, off: e.off})
-		return &ChunkError{Hash: e.hash, Pack: p.name(), Err: err}
+		s.ix.condemnCopy(pack.Loc{P: p, Off: e.Off})
+		return &ChunkError{Hash: e.Hash, Pack: p.Name(), Err: err}
 	}
-	m.codec = e.codec
-	if !codec.Provisional(e.codec) && !(p.id.IsFast() && e.codec == codec.Raw) {
+	m.codec = e.Codec
+	if !codec.Provisional(e.Codec) && !(p.ID.IsFast() && e.Codec == codec.Raw) {
 		return nil
 	}
 	if *c == nil {
@@ -155,36 +156,36 @@ func (g *collection) load(p *pack, m *moving, c **codec.Compressor) error {
 }
 
 // checkedChunk reads a chunk as it is stored, decrypted, and checks it.
-func (g *collection) checkedChunk(readAt func(*pack, []byte, int64) error, p *pack, e *entry, stored, raw []byte) (plain []byte, err error) {
-	if err := readAt(p, stored, int64(e.off)); err != nil {
+func (g *collection) checkedChunk(readAt func(*pack.Pack, []byte, int64) error, p *pack.Pack, e *pack.Entry, stored, raw []byte) (plain []byte, err error) {
+	if err := readAt(p, stored, int64(e.Off)); err != nil {
 		return nil, err
 	}
-	plain, err = p.unseal(g.s.sec, e, stored)
+	plain, err = p.Unseal(g.s.sec, e, stored)
 	if err == nil {
-		err = g.s.dec.Decode(raw, plain, e.codec, e.hash)
+		err = g.s.dec.Decode(raw, plain, e.Codec, e.Hash)
 	}
 	return plain, err
 }
 
 // store writes a loaded chunk.
-func (g *collection) store(w *packWriters, p *pack, m *moving) (err error) {
-	e := entry{hash: m.e.hash, raw: m.e.raw, codec: m.codec}
+func (g *collection) store(w *pack.Writers, p *pack.Pack, m *moving) (err error) {
+	e := pack.Entry{Hash: m.e.Hash, Raw: m.e.Raw, Codec: m.codec}
 	if m.again {
-		g.report.SettledFrom += int64(m.e.stored)
+		g.report.SettledFrom += int64(m.e.Stored)
 		g.report.SettledTo += int64(len(m.plain))
 		if g.s.sec != nil {
 			g.report.SettledTo += secret.Overhead
 		}
 	}
-	_, g.sealBuf, err = w.of(p.id.HasNodes()).append(e, m.plain, g.sealBuf)
+	_, g.sealBuf, err = w.Of(p.ID.HasNodes()).Append(e, m.plain, g.sealBuf)
 	return err
 }
 
 // alive reports whether the copy of a chunk in p is the one that is needed.
-func (g *collection) alive(p *pack, e *entry) (bool, error) {
+func (g *collection) alive(p *pack.Pack, e *pack.Entry) (bool, error) {
 	x := g.s.ix
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	_, r, pos, ok, err := x.findRun(&e.hash, func(l loc, _ *run, _ int) bool { return l.p == p && l.off == e.off })
+	_, r, pos, ok, err := x.findRun(&e.Hash, func(l pack.Loc, _ *run, _ int) bool { return l.P == p && l.Off == e.Off })
 	return ok && x.marks.alive[r].has(pos), err
 }

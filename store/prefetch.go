@@ -5,6 +5,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // fetching is a batch of chunks on their way from packs into pieces.
@@ -16,7 +18,7 @@ type fetching struct {
 // located is a piece and where its chunk stands.
 type located struct {
 	*piece
-	loc
+	pack.Loc
 }
 
 // maxGap is how many bytes nobody asked for are read along so that one read of a pack serves
@@ -30,14 +32,14 @@ func (a *ahead) fetch(f *fetching) {
 	f.found = f.found[:0]
 	for _, p := range f.pieces {
 		l, ok, err := a.s.ix.find(&p.ref.hash)
-		if err != nil || !ok || l.raw != p.ref.size {
+		if err != nil || !ok || l.Raw != p.ref.size {
 			a.arrived(p, nil)
 			continue
 		}
 		f.found = append(f.found, located{p, l})
 	}
 	slices.SortFunc(f.found, func(x, y located) int {
-		return cmp.Or(bytes.Compare(x.p.id[:], y.p.id[:]), cmp.Compare(x.loc.off, y.loc.off))
+		return cmp.Or(bytes.Compare(x.P.ID[:], y.P.ID[:]), cmp.Compare(x.Loc.Off, y.Loc.Off))
 	})
 	for rest := f.found; len(rest) > 0; {
 		n := together(rest)
@@ -49,28 +51,28 @@ func (a *ahead) fetch(f *fetching) {
 
 // together returns how many of the first chunks one read should bring.
 func together(list []located) int {
-	first := &list[0].loc
-	end := int64(first.off) + int64(first.stored)
+	first := &list[0].Loc
+	end := int64(first.Off) + int64(first.Stored)
 	for i := 1; i < len(list); i++ {
-		l := &list[i].loc
-		if l.p != first.p || int64(l.off) > end+maxGap {
+		l := &list[i].Loc
+		if l.P != first.P || int64(l.Off) > end+maxGap {
 			return i
 		}
-		end = max(end, int64(l.off)+int64(l.stored))
+		end = max(end, int64(l.Off)+int64(l.Stored))
 	}
 	return len(list)
 }
 
 // fetchRun reads chunks of one pack at once and decodes them.
 func (a *ahead) fetchRun(run []located) {
-	from, end := int64(run[0].loc.off), int64(0)
+	from, end := int64(run[0].Loc.Off), int64(0)
 	for i := range run {
-		end = max(end, int64(run[i].loc.off)+int64(run[i].stored))
+		end = max(end, int64(run[i].Loc.Off)+int64(run[i].Stored))
 	}
 	raw := a.s.reads.get(int(end - from))
 	defer raw.release()
 	begun := time.Now()
-	err := a.s.files.readAt(run[0].p, raw.data, from)
+	err := a.s.files.ReadAt(run[0].P, raw.data, from)
 	reading := time.Since(begun)
 	a.s.decoding <- struct{}{}
 	defer func() { <-a.s.decoding }()
@@ -81,8 +83,8 @@ func (a *ahead) fetchRun(run []located) {
 			a.arrived(l.piece, nil)
 			continue
 		}
-		at := int64(l.loc.off) - from
-		a.arrived(l.piece, a.decode(l, raw.data[at:at+int64(l.stored)]))
+		at := int64(l.Loc.Off) - from
+		a.arrived(l.piece, a.decode(l, raw.data[at:at+int64(l.Stored)]))
 	}
 	a.account(reading, time.Since(begun))
 }
@@ -96,8 +98,8 @@ func (a *ahead) account(reading, decoding time.Duration) {
 
 // decode returns the checked bytes of a chunk, or nil.
 func (a *ahead) decode(l *located, stored []byte) *buf {
-	b := a.s.bufs.get(int(l.raw))
-	if a.s.decodeCopy(&l.loc, &l.ref.hash, b.data, stored) != nil {
+	b := a.s.bufs.get(int(l.Raw))
+	if a.s.decodeCopy(&l.Loc, &l.ref.hash, b.data, stored) != nil {
 		b.release()
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 var errNoChunk = errors.New("the store does not have it")
@@ -59,16 +60,16 @@ func (s *Store) readChunk(h *chunk.Hash, dst []byte) error {
 			return s.readBad(h, dst)
 		}
 		err = s.readCopy(l, h, dst)
-		if err != nil && s.sh != nil && isDamage(err) && !errors.Is(err, errGone) {
+		if err != nil && s.sh != nil && isDamage(err) && !errors.Is(err, pack.ErrGone) {
 			err = s.readCopyAgain(l, h, dst)
 		}
 		if err == nil {
 			return nil
 		}
-		if errors.Is(err, errGone) {
+		if errors.Is(err, pack.ErrGone) {
 			continue // it moved to another pack, or find says that it is lost
 		}
-		last = &ChunkError{Hash: *h, Pack: l.p.name(), Err: err}
+		last = &ChunkError{Hash: *h, Pack: l.P.Name(), Err: err}
 		if !isDamage(err) {
 			return last
 		}
@@ -80,35 +81,35 @@ func (s *Store) readChunk(h *chunk.Hash, dst []byte) error {
 // file was put back.
 func (s *Store) readBad(h *chunk.Hash, dst []byte) error {
 	l, ok := s.anyCopy(h)
-	if !ok || l.p.gone.Load() {
+	if !ok || l.P.Gone.Load() {
 		return s.missing(h)
 	}
 	if err := s.readCopy(l, h, dst); err != nil {
-		return &ChunkError{Hash: *h, Pack: l.p.name(), Err: err}
+		return &ChunkError{Hash: *h, Pack: l.P.Name(), Err: err}
 	}
 	s.ix.forgive(l)
 	return nil
 }
 
 // readCopy reads one copy of a chunk.
-func (s *Store) readCopy(l loc, h *chunk.Hash, dst []byte) error {
-	return s.readCopyWith(s.files.readAt, l, h, dst)
+func (s *Store) readCopy(l pack.Loc, h *chunk.Hash, dst []byte) error {
+	return s.readCopyWith(s.files.ReadAt, l, h, dst)
 }
 
 // readCopyAgain reads one copy of a chunk from the bucket itself: what came before may have
 // been damaged on its way, or in the cache.
-func (s *Store) readCopyAgain(l loc, h *chunk.Hash, dst []byte) error {
-	s.files.cache.forget(l.p)
-	return s.readCopyWith(s.files.cache.fetch, l, h, dst)
+func (s *Store) readCopyAgain(l pack.Loc, h *chunk.Hash, dst []byte) error {
+	s.files.Cache.Forget(l.P)
+	return s.readCopyWith(s.files.Cache.Fetch, l, h, dst)
 }
 
-func (s *Store) readCopyWith(readAt func(*pack, []byte, int64) error, l loc, h *chunk.Hash, dst []byte) error {
-	if int(l.raw) != len(dst) {
+func (s *Store) readCopyWith(readAt func(*pack.Pack, []byte, int64) error, l pack.Loc, h *chunk.Hash, dst []byte) error {
+	if int(l.Raw) != len(dst) {
 		return codec.ErrMismatch
 	}
-	b := s.bufs.get(int(l.stored))
+	b := s.bufs.get(int(l.Stored))
 	defer b.release()
-	if err := readAt(l.p, b.data, int64(l.off)); err != nil {
+	if err := readAt(l.P, b.data, int64(l.Off)); err != nil {
 		return err
 	}
 	return s.decodeCopy(&l, h, dst, b.data)
@@ -116,13 +117,13 @@ func (s *Store) readCopyWith(readAt func(*pack, []byte, int64) error, l loc, h *
 
 // decodeCopy makes the chunk out of what stands in its place in a pack, and checks it. It may
 // use stored to decrypt in.
-func (s *Store) decodeCopy(l *loc, h *chunk.Hash, dst, stored []byte) error {
-	e := l.entry(h)
-	plain, err := l.p.unseal(s.sec, &e, stored)
+func (s *Store) decodeCopy(l *pack.Loc, h *chunk.Hash, dst, stored []byte) error {
+	e := l.Entry(h)
+	plain, err := l.P.Unseal(s.sec, &e, stored)
 	if err != nil {
 		return err
 	}
-	return s.dec.Decode(dst, plain, l.codec, *h)
+	return s.dec.Decode(dst, plain, l.Codec, *h)
 }
 
 // readNode returns a chunk whose length only the index knows, in a buffer of its own.
@@ -168,7 +169,7 @@ func (s *Store) size(h *chunk.Hash) (int, error) {
 		if !bad {
 			return 0, s.missing(h)
 		}
-		n = int(l.raw) // it was found damaged, but readBad tries it
+		n = int(l.Raw) // it was found damaged, but readBad tries it
 	}
 	return n, nil
 }
@@ -183,13 +184,13 @@ func (s *Store) missing(h *chunk.Hash) error {
 			if i == 3 {
 				break // the log of Open and Verify name all
 			}
-			err = fmt.Errorf("%w; it may be in pack %s, whose footer is damaged", err, p.name())
+			err = fmt.Errorf("%w; it may be in pack %s, whose footer is damaged", err, p.Name())
 		}
 		return &ChunkError{Hash: *h, Err: err}
-	case l.p.gone.Load():
-		return &ChunkError{Hash: *h, Pack: l.p.name(), Err: fs.ErrNotExist}
+	case l.P.Gone.Load():
+		return &ChunkError{Hash: *h, Pack: l.P.Name(), Err: fs.ErrNotExist}
 	}
-	return &ChunkError{Hash: *h, Pack: l.p.name(), Err: codec.ErrMismatch}
+	return &ChunkError{Hash: *h, Pack: l.P.Name(), Err: codec.ErrMismatch}
 }
 
 // isDamage tells bytes that are lost from bytes that cannot be read just now.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // fetched is a record as the bucket had it.
@@ -162,7 +163,7 @@ func (sh *shared) removeRecord(ctx context.Context, id disk.ID) error {
 func (in *Ingest) commitShared(id disk.ID, rec *record) error {
 	sh := in.s.sh
 	sh.undoRecords()
-	in.s.w.flush()
+	in.s.w.Flush()
 	if err := in.failed(); err != nil {
 		return err
 	}
@@ -225,7 +226,7 @@ func (in *Ingest) secure() (asked int64, err error) {
 			return 0, err
 		}
 		in.written()
-		in.s.w.flush()
+		in.s.w.Flush()
 		in.mu.Lock()
 		err := in.err
 		in.mu.Unlock()
@@ -236,7 +237,7 @@ func (in *Ingest) secure() (asked int64, err error) {
 }
 
 // refer notes that the image needs a chunk of a pack.
-func (in *Ingest) refer(p *pack) {
+func (in *Ingest) refer(p *pack.Pack) {
 	in.packsMu.Lock()
 	defer in.packsMu.Unlock()
 	in.packs[p] = struct{}{}
@@ -247,7 +248,7 @@ func (in *Ingest) endangered() bool {
 	in.packsMu.Lock()
 	defer in.packsMu.Unlock()
 	for p := range in.packs {
-		if p.doomed.Load() || p.gone.Load() {
+		if p.Doomed.Load() || p.Gone.Load() {
 			return true
 		}
 	}

@@ -3,7 +3,8 @@ package store
 import (
 	"errors"
 	"slices"
-	"sync"
+
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // The index keeps one copy of a chunk that stands in several packs. Of two copies in a
@@ -26,15 +27,15 @@ func (s *Store) relearn(begun int64, held bool) (again bool, err error) {
 		return s.sh.relearned >= begun, nil
 	}
 	for batch := range slices.Chunk(s.snapshotPacks(), footerBatch) {
-		infos, errs := make([]*packInfo, len(batch)), make([]error, len(batch))
+		infos, errs := make([]*pack.Info, len(batch)), make([]error, len(batch))
 		parallel(len(batch), func(i int) { infos[i], errs[i] = s.readFooter(batch[i]) })
 		for i, p := range batch {
 			err = errs[i]
 			if err == nil {
-				err = s.fillHoles(p, infos[i].entries, held)
+				err = s.fillHoles(p, infos[i].Entries, held)
 			}
 			var be *BucketError
-			if errors.As(err, &be) && !errors.Is(err, errGone) || err != nil && errs[i] == nil {
+			if errors.As(err, &be) && !errors.Is(err, pack.ErrGone) || err != nil && errs[i] == nil {
 				s.sh.holes.Store(true)
 				return false, err
 			}
@@ -46,32 +47,18 @@ func (s *Store) relearn(begun int64, held bool) (again bool, err error) {
 
 // fillHoles enters a pack again if the index lacks anything of it. It enters all of it:
 // the packs that a run names are whole in it.
-func (s *Store) fillHoles(p *pack, entries []entry, held bool) error {
+func (s *Store) fillHoles(p *pack.Pack, entries []pack.Entry, held bool) error {
 	for i := range entries {
-		_, ok, err := s.ix.find(&entries[i].hash)
+		_, ok, err := s.ix.find(&entries[i].Hash)
 		if err != nil && s.healIndex(err) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		if !ok && !s.ix.isBad(p, entries[i].off) {
+		if !ok && !s.ix.isBad(p, entries[i].Off) {
 			return s.enter(p, entries, held)
 		}
 	}
 	return nil
-}
-
-// packSet is a set of packs for many goroutines.
-type packSet struct{ m sync.Map }
-
-func (s *packSet) add(p *pack) {
-	if !s.has(p) {
-		s.m.Store(p, nil)
-	}
-}
-
-func (s *packSet) has(p *pack) bool {
-	_, ok := s.m.Load(p)
-	return ok
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // pruneSize removes the oldest images until the others need no more than p.MaxSize. What an
@@ -43,7 +44,7 @@ func (s *Store) packed() (n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.packs {
-		n += p.size
+		n += p.Size
 	}
 	return n
 }
@@ -150,16 +151,16 @@ func (w *weigher) count(h *chunk.Hash) (*run, int, error) {
 	if l, ok := x.mem[*h]; ok && x.usable(l) {
 		if _, known := w.young[*h]; !known {
 			w.young[*h] = struct{}{}
-			w.total += int64(l.stored) + packEntryLen
+			w.total += int64(l.Stored) + pack.EntryLen
 		}
 		return nil, 0, nil
 	}
-	l, r, pos, ok, err := x.findRun(h, func(l loc, _ *run, _ int) bool { return x.usable(l) })
+	l, r, pos, ok, err := x.findRun(h, func(l pack.Loc, _ *run, _ int) bool { return x.usable(l) })
 	if !ok || err != nil {
 		return nil, 0, err
 	}
 	if !w.marks.alive[r].set(pos) {
-		w.total += int64(l.stored) + packEntryLen
+		w.total += int64(l.Stored) + pack.EntryLen
 	}
 	return r, pos, nil
 }

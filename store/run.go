@@ -16,6 +16,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/zeebo/blake3"
 )
 
@@ -64,7 +65,7 @@ type runFile interface {
 type run struct {
 	path   string
 	f      runFile
-	packs  []*pack
+	packs  []*pack.Pack
 	n      int
 	data   int64  // where the blocks begin
 	keys   []byte // first eight bytes of the first hash of every block
@@ -112,7 +113,7 @@ var blockPool = sync.Pool{New: func() any { return new([runBlock]byte) }}
 
 // find looks h up and adds the blocks it reads to reads: one if h is there, none if it is
 // not, unless fingerprints are equal.
-func (r *run) find(h *chunk.Hash, reads *atomic.Uint64) (pos int, l loc, ok bool, err error) {
+func (r *run) find(h *chunk.Hash, reads *atomic.Uint64) (pos int, l pack.Loc, ok bool, err error) {
 	k := key8(h[:])
 	for b := r.lastBlock(k); b >= 0; b-- {
 		if slot := r.slot(b, h, 0); slot >= 0 {
@@ -125,7 +126,7 @@ func (r *run) find(h *chunk.Hash, reads *atomic.Uint64) (pos int, l loc, ok bool
 			break // else it may stand in the block before
 		}
 	}
-	return 0, loc{}, false, nil
+	return 0, pack.Loc{}, false, nil
 }
 
 // slot returns the first slot of a block, not before from, that may hold h, or -1.
@@ -135,7 +136,7 @@ func (r *run) slot(b int, h *chunk.Hash, from int) int {
 }
 
 // look reads a block and compares h with what stands in the slots where it may be.
-func (r *run) look(b, slot int, h *chunk.Hash) (pos int, l loc, ok bool, err error) {
+func (r *run) look(b, slot int, h *chunk.Hash) (pos int, l pack.Loc, ok bool, err error) {
 	block := blockPool.Get().(*[runBlock]byte)
 	defer blockPool.Put(block)
 	n, err := r.block(b, block)
@@ -166,21 +167,21 @@ func (r *run) checkBlock(b int, buf *[runBlock]byte) (int, error) {
 	return min(perBlock, r.n-b*perBlock), nil
 }
 
-func (r *run) loc(rec []byte) (loc, error) {
+func (r *run) loc(rec []byte) (pack.Loc, error) {
 	raw := binary.LittleEndian.Uint32(rec[40:])
 	pk := binary.LittleEndian.Uint32(rec[44:])
-	l := loc{off: binary.LittleEndian.Uint32(rec[32:]), stored: binary.LittleEndian.Uint32(rec[36:]),
-		raw: raw & 0xffffff, codec: uint8(raw >> 24)}
-	if int(pk) >= len(r.packs) || l.raw == 0 || l.raw > chunk.MaxLen || l.stored > 2*chunk.MaxLen {
+	l := pack.Loc{Off: binary.LittleEndian.Uint32(rec[32:]), Stored: binary.LittleEndian.Uint32(rec[36:]),
+		Raw: raw & 0xffffff, Codec: uint8(raw >> 24)}
+	if int(pk) >= len(r.packs) || l.Raw == 0 || l.Raw > chunk.MaxLen || l.Stored > 2*chunk.MaxLen {
 		return l, &runError{r, errors.New("entry out of bounds")}
 	}
-	l.p = r.packs[pk]
+	l.P = r.packs[pk]
 	return l, nil
 }
 
 // openRun reads head, pack table, keys and filter. known gives the packs that exist; a
 // pack it does not have is entered as gone.
-func openRun(path string, known func(id disk.ID, size, created int64) *pack) (*run, error) {
+func openRun(path string, known func(id disk.ID, size, created int64) *pack.Pack) (*run, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -199,7 +200,7 @@ func openRun(path string, known func(id disk.ID, size, created int64) *pack) (*r
 }
 
 // readRun checks all that is not in blocks. The file is still to be set.
-func readRun(f io.ReaderAt, size int64, known func(id disk.ID, size, created int64) *pack) (*run, error) {
+func readRun(f io.ReaderAt, size int64, known func(id disk.ID, size, created int64) *pack.Pack) (*run, error) {
 	head := make([]byte, runHeadLen)
 	if _, err := f.ReadAt(head, 0); err != nil {
 		return nil, fmt.Errorf("%w: no header: %w", errRun, err)
@@ -232,7 +233,7 @@ func readRun(f io.ReaderAt, size int64, known func(id disk.ID, size, created int
 	if runSum(head, table) != chunk.Hash(head[32:]) || crc32.Checksum(tail, castagnoli) != binary.LittleEndian.Uint32(head[24:]) {
 		return nil, fmt.Errorf("%w: checksum", errRun)
 	}
-	r := &run{n: int(n), data: data, keys: tail[: 8*blocks : 8*blocks], filter: tail[8*blocks:], packs: make([]*pack, packs)}
+	r := &run{n: int(n), data: data, keys: tail[: 8*blocks : 8*blocks], filter: tail[8*blocks:], packs: make([]*pack.Pack, packs)}
 	for b := 1; b < int(blocks); b++ {
 		if r.key(b) < r.key(b-1) {
 			return nil, fmt.Errorf("%w: block %d is out of order", errRun, b)
@@ -263,7 +264,7 @@ type runIter struct {
 	filter []byte
 	pos    int
 	hash   chunk.Hash
-	loc    loc
+	loc    pack.Loc
 }
 
 func (r *run) iter() *runIter {

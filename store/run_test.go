@@ -15,19 +15,20 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // writeHashes writes a run of hashes, sorted before, and opens it again.
 func writeHashes(t testing.TB, hashes []chunk.Hash) *run {
 	t.Helper()
-	p := &pack{id: disk.ID{7}, size: 100, created: 5}
-	w, err := newRunWriter(t.TempDir(), []*pack{p}, len(hashes))
+	p := &pack.Pack{ID: disk.ID{7}, Size: 100, Created: 5}
+	w, err := newRunWriter(t.TempDir(), []*pack.Pack{p}, len(hashes))
 	if err != nil {
 		t.Fatal(err)
 	}
 	slices.SortFunc(hashes, func(a, b chunk.Hash) int { return bytes.Compare(a[:], b[:]) })
 	for i := range hashes {
-		if err := w.add(&hashes[i], &loc{p: p, off: uint32(i), stored: 5, raw: 9}); err != nil {
+		if err := w.add(&hashes[i], &pack.Loc{P: p, Off: uint32(i), Stored: 5, Raw: 9}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -43,8 +44,8 @@ func writeHashes(t testing.TB, hashes []chunk.Hash) *run {
 	return r
 }
 
-func samePack(id disk.ID, size, created int64) *pack {
-	return &pack{id: id, size: size, created: created}
+func samePack(id disk.ID, size, created int64) *pack.Pack {
+	return &pack.Pack{ID: id, Size: size, Created: created}
 }
 
 // runSorts are hashes as they come, and as they never should.
@@ -77,7 +78,7 @@ func TestRunFinds(t *testing.T) {
 			var reads atomic.Uint64
 			for i := range hashes {
 				pos, l, ok, err := r.find(&hashes[i], &reads)
-				if err != nil || !ok || pos != i || l.off != uint32(i) || l.p != r.packs[0] {
+				if err != nil || !ok || pos != i || l.Off != uint32(i) || l.P != r.packs[0] {
 					t.Fatalf("%s: entry %d of %d: %v at %d, %+v, %v", sort.name, i, n, ok, pos, l, err)
 				}
 				other := hashes[i]

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // runWriter writes a run from entries that come in order of their hash.
@@ -18,8 +19,8 @@ type runWriter struct {
 	f      *os.File
 	path   string
 	w      *bufio.Writer
-	packs  []*pack
-	number map[*pack]uint32
+	packs  []*pack.Pack
+	number map[*pack.Pack]uint32
 	n      int
 	block  [runBlock]byte
 	keys   []byte
@@ -27,9 +28,9 @@ type runWriter struct {
 }
 
 // newRunWriter begins a run of at most entries entries.
-func newRunWriter(dir string, packs []*pack, entries int) (*runWriter, error) {
+func newRunWriter(dir string, packs []*pack.Pack, entries int) (*runWriter, error) {
 	blocks := (entries + perBlock - 1) / perBlock
-	w := &runWriter{path: filepath.Join(dir, disk.NewID().String()+disk.RunExt), packs: packs, number: make(map[*pack]uint32, len(packs)),
+	w := &runWriter{path: filepath.Join(dir, disk.NewID().String()+disk.RunExt), packs: packs, number: make(map[*pack.Pack]uint32, len(packs)),
 		keys: make([]byte, 0, blocks*8), filter: make([]byte, 0, blocks*filterLen)}
 	for i, p := range packs {
 		w.number[p] = uint32(i)
@@ -47,7 +48,7 @@ func newRunWriter(dir string, packs []*pack, entries int) (*runWriter, error) {
 	return w, nil
 }
 
-func (w *runWriter) add(h *chunk.Hash, l *loc) error {
+func (w *runWriter) add(h *chunk.Hash, l *pack.Loc) error {
 	i := w.n % perBlock
 	if i == 0 {
 		if err := w.flushBlock(key8(h[:])); err != nil {
@@ -57,10 +58,10 @@ func (w *runWriter) add(h *chunk.Hash, l *loc) error {
 	}
 	rec := w.block[i*runEntryLen : i*runEntryLen : (i+1)*runEntryLen]
 	rec = append(rec, h[:]...)
-	rec = binary.LittleEndian.AppendUint32(rec, l.off)
-	rec = binary.LittleEndian.AppendUint32(rec, l.stored)
-	rec = binary.LittleEndian.AppendUint32(rec, l.raw|uint32(l.codec)<<24)
-	binary.LittleEndian.AppendUint32(rec, w.number[l.p])
+	rec = binary.LittleEndian.AppendUint32(rec, l.Off)
+	rec = binary.LittleEndian.AppendUint32(rec, l.Stored)
+	rec = binary.LittleEndian.AppendUint32(rec, l.Raw|uint32(l.Codec)<<24)
+	binary.LittleEndian.AppendUint32(rec, w.number[l.P])
 	w.n++
 	return nil
 }
@@ -109,9 +110,9 @@ func (w *runWriter) complete() (*run, error) {
 	binary.LittleEndian.PutUint32(head[24:], tail)
 	var table []byte
 	for _, p := range w.packs {
-		table = append(table, p.id[:]...)
-		table = binary.LittleEndian.AppendUint64(table, uint64(p.size))
-		table = binary.LittleEndian.AppendUint64(table, uint64(p.created))
+		table = append(table, p.ID[:]...)
+		table = binary.LittleEndian.AppendUint64(table, uint64(p.Size))
+		table = binary.LittleEndian.AppendUint64(table, uint64(p.Created))
 	}
 	sum := runSum(head, table)
 	copy(head[32:], sum[:])

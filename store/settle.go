@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/ckptfs/ckptfs/store/codec"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // settleRun bounds what one Settle takes on, in bytes of packs: who wants to open, verify or
@@ -49,15 +50,11 @@ func (s *Store) settle(ctx context.Context, workers int) (GCReport, error) {
 }
 
 // unsettled lists the sealed packs that Settle has to rewrite.
-func (s *Store) unsettled() []*pack {
+func (s *Store) unsettled() []*pack.Pack {
 	if s.sh != nil {
 		return nil
 	}
-	return slices.DeleteFunc(s.snapshotPacks(), func(p *pack) bool { return !p.unsettled() })
-}
-
-func (p *pack) unsettled() bool {
-	return p.id.IsFast() && p.sealed.Load() && !p.unfit.Load() && !p.gone.Load()
+	return slices.DeleteFunc(s.snapshotPacks(), func(p *pack.Pack) bool { return !p.Unsettled() })
 }
 
 // settling is a collection that does not ask what is needed: to walk all images would take
@@ -66,14 +63,14 @@ type settling struct{ collection }
 
 // choose picks the packs that go, the oldest first. Only the runs know for sure where a chunk
 // is if the copies that we make are lost.
-func (g *settling) choose() []*pack {
+func (g *settling) choose() []*pack.Pack {
 	g.s.ix.mu.RLock()
-	chosen := slices.DeleteFunc(g.s.ix.runPacks(), func(p *pack) bool { return !p.unsettled() })
+	chosen := slices.DeleteFunc(g.s.ix.runPacks(), func(p *pack.Pack) bool { return !p.Unsettled() })
 	g.s.ix.mu.RUnlock()
-	slices.SortFunc(chosen, func(a, b *pack) int { return bytes.Compare(a.id[:], b.id[:]) })
+	slices.SortFunc(chosen, func(a, b *pack.Pack) int { return bytes.Compare(a.ID[:], b.ID[:]) })
 	size := int64(0)
 	for i, p := range chosen {
-		if size += p.size; size >= settleRun {
+		if size += p.Size; size >= settleRun {
 			return chosen[:i+1]
 		}
 	}
@@ -82,10 +79,10 @@ func (g *settling) choose() []*pack {
 
 // storedFast reports whether p is what its ID says, and whole. If it is damaged it is left to
 // GC, which can tell whether anybody misses anything.
-func (g *settling) storedFast(p *pack, entries []entry) bool {
+func (g *settling) storedFast(p *pack.Pack, entries []pack.Entry) bool {
 	for i := range entries {
 		e := &entries[i]
-		if !codec.Provisional(e.codec) && e.codec != codec.Raw || g.s.ix.isBad(p, e.off) {
+		if !codec.Provisional(e.Codec) && e.Codec != codec.Raw || g.s.ix.isBad(p, e.Off) {
 			return false
 		}
 	}
@@ -94,15 +91,15 @@ func (g *settling) storedFast(p *pack, entries []entry) bool {
 
 // current reports whether a chunk of p has to be moved: it has unless another sealed pack has
 // it, as after a Settle that was stopped.
-func (g *settling) current(p *pack, e *entry) (bool, error) {
+func (g *settling) current(p *pack.Pack, e *pack.Entry) (bool, error) {
 	x := g.s.ix
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if l, ok := x.mem[e.hash]; ok && l.p != p && x.usable(l) {
-		if _, sealed := x.fresh[l.p]; sealed {
+	if l, ok := x.mem[e.Hash]; ok && l.P != p && x.usable(l) {
+		if _, sealed := x.fresh[l.P]; sealed {
 			return false, nil
 		}
 	}
-	l, _, _, ok, err := x.findRun(&e.hash, func(l loc, _ *run, _ int) bool { return x.usable(l) })
-	return !ok || l.p == p && l.off == e.off, err
+	l, _, _, ok, err := x.findRun(&e.Hash, func(l pack.Loc, _ *run, _ int) bool { return x.usable(l) })
+	return !ok || l.P == p && l.Off == e.Off, err
 }

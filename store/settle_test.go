@@ -15,6 +15,7 @@ import (
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 func settle(t testing.TB, s *Store) GCReport {
@@ -34,8 +35,8 @@ func codecs(t testing.TB, s *Store) (n [4]int) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i := range info.entries {
-			n[info.entries[i].codec]++
+		for i := range info.Entries {
+			n[info.Entries[i].Codec]++
 		}
 	}
 	return n
@@ -100,7 +101,7 @@ func TestSettle(t *testing.T) {
 func TestSettleLeavesOthers(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, Options{atOnce: true}) // one pack, which has something compressed in it
-	s.w.chunks.kind = disk.Fast              // as their random bit may say
+	s.w.Chunks.Kind = disk.Fast              // as their random bit may say
 	chunks := testImage(1, 200)
 	ingest(t, s, "a", chunks)
 	names := packNames(t, s)
@@ -169,19 +170,19 @@ func TestSettleDamage(t *testing.T) {
 	chunks := testImage(1, 100)
 	ingest(t, s, "a", chunks)
 	s.mu.Lock()
-	var victim *pack
+	var victim *pack.Pack
 	for _, p := range s.packs {
-		if p.id.IsFast() {
+		if p.ID.IsFast() {
 			victim = p
 		}
 	}
 	s.mu.Unlock()
-	flip(t, s.files.path(victim), victim.size/2)
+	flip(t, s.files.Path(victim), victim.Size/2)
 	r := settle(t, s)
 	if len(r.Kept) != 1 || r.Unsettled != 0 {
 		t.Errorf("%+v", r)
 	}
-	if _, err := os.Stat(s.files.path(victim)); err != nil {
+	if _, err := os.Stat(s.files.Path(victim)); err != nil {
 		t.Error(err)
 	}
 	if r := settle(t, s); len(r.Kept)+r.Packs+r.Written != 0 {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 	"golang.org/x/sys/unix"
 )
 
@@ -85,6 +86,13 @@ func newShared(s *Store, b *bucket.Bucket) *shared {
 	return sh
 }
 
+func packKey(id disk.ID) string { return packsName + "/" + id.String() + disk.PackExt }
+
+// getPack fills b with bytes of a pack.
+func (sh *shared) getPack(id disk.ID, b []byte, off int64) error {
+	return sh.b.Get(sh.ctx, packKey(id), b, off)
+}
+
 // keyID takes the ID out of the key of an object.
 func keyID(key, ext string) (disk.ID, bool) { return disk.ParseID(path.Base(key), ext) }
 
@@ -142,7 +150,7 @@ func (sh *shared) listNewPacks(ctx context.Context, all bool) error {
 	fresh, missing := sh.s.compare(found, all)
 	if err := sh.s.absorb(fresh, false); err != nil {
 		for _, p := range fresh {
-			if !p.sealed.Load() {
+			if !p.Sealed.Load() {
 				sh.s.packGone(p) // the next listing makes a new one of it
 			}
 		}
@@ -161,14 +169,14 @@ func idBefore(t time.Time) disk.ID {
 
 // compare makes packs of what a listing found and we do not know, and, if the listing was
 // complete, tells which of ours it does not have.
-func (s *Store) compare(found map[disk.ID]int64, all bool) (fresh, missing []*pack) {
+func (s *Store) compare(found map[disk.ID]int64, all bool) (fresh, missing []*pack.Pack) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, size := range found {
 		// A second *pack for one of ours would not hear of markers.
 		if _, ours := s.writing[id]; s.packs[id] == nil && !ours {
-			p := &pack{id: id, size: size, created: id.Time().UnixNano()}
-			p.doomed.Store(s.doomed[id])
+			p := &pack.Pack{ID: id, Size: size, Created: id.Time().UnixNano()}
+			p.Doomed.Store(s.doomed[id])
 			s.packs[id] = p
 			fresh = append(fresh, p)
 		}
@@ -185,9 +193,9 @@ func (s *Store) compare(found map[disk.ID]int64, all bool) (fresh, missing []*pa
 }
 
 // lookFor looks at every pack that a listing did not show: listings may be old.
-func (sh *shared) lookFor(ctx context.Context, packs []*pack) error {
+func (sh *shared) lookFor(ctx context.Context, packs []*pack.Pack) error {
 	for _, p := range packs {
-		_, err := sh.b.Stat(ctx, packKey(p.id))
+		_, err := sh.b.Stat(ctx, packKey(p.ID))
 		if errors.Is(err, fs.ErrNotExist) {
 			sh.s.packGone(p)
 			continue
@@ -200,11 +208,11 @@ func (sh *shared) lookFor(ctx context.Context, packs []*pack) error {
 }
 
 // packGone forgets a pack that another machine removed.
-func (s *Store) packGone(p *pack) {
+func (s *Store) packGone(p *pack.Pack) {
 	s.mu.Lock()
-	delete(s.packs, p.id)
+	delete(s.packs, p.ID)
 	s.mu.Unlock()
-	_ = s.files.drop(p) // only a cached copy, which Open removes too
+	_ = s.files.Drop(p) // only a cached copy, which Open removes too
 	s.sh.holes.Store(true)
 }
 

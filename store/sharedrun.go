@@ -13,6 +13,7 @@ import (
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // Machines share what they know of packs: a GC puts its largest run into the bucket, so
@@ -89,10 +90,10 @@ func (sh *shared) runs(ctx context.Context) (list []sharedRun, err error) {
 }
 
 // fetchRuns brings those runs here that know many packs which no run here does.
-func (sh *shared) fetchRuns(packs map[disk.ID]*pack, known func(disk.ID, int64, int64) *pack) error {
+func (sh *shared) fetchRuns(packs map[disk.ID]*pack.Pack, known func(disk.ID, int64, int64) *pack.Pack) error {
 	unknown := map[disk.ID]bool{}
 	for id, p := range packs {
-		if !p.sealed.Load() {
+		if !p.Sealed.Load() {
 			unknown[id] = true
 		}
 	}
@@ -121,7 +122,7 @@ func (sh *shared) fetchRuns(packs map[disk.ID]*pack, known func(disk.ID, int64, 
 }
 
 // fetchRun brings a run here and opens it.
-func (sh *shared) fetchRun(r sharedRun, known func(disk.ID, int64, int64) *pack) error {
+func (sh *shared) fetchRun(r sharedRun, known func(disk.ID, int64, int64) *pack.Pack) error {
 	path := filepath.Join(sh.s.dir, indexName, r.id.String()+disk.RunExt)
 	f, err := os.OpenFile(path+disk.TmpExt, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -169,7 +170,7 @@ func (sh *shared) shareRun(ctx context.Context) error {
 	}
 	mine := map[disk.ID]bool{}
 	for _, p := range best.packs {
-		mine[p.id] = !p.gone.Load()
+		mine[p.ID] = !p.Gone.Load()
 	}
 	news := len(best.packs)
 	for _, r := range list {

@@ -15,6 +15,7 @@ import (
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/secret"
 )
 
@@ -72,7 +73,7 @@ func (o *Options) defaults() {
 	if o.attempt <= 0 {
 		o.attempt = min(bucket.DefaultAttempt, o.Patience)
 	}
-	o.PackSize = min(o.PackSize, maxPackLen/2)
+	o.PackSize = min(o.PackSize, pack.MaxLen/2)
 	o.Host = label(o.Host)
 	if o.Log == nil {
 		o.Log = func(string) {}
@@ -85,10 +86,10 @@ type Store struct {
 	o        Options
 	sec      *secret.Secrets // nil: not encrypted
 	lock     *os.File
-	files    *packFiles
+	files    *pack.Files
 	sh       *shared // nil in a folder
 	ix       *index
-	w        *packWriters
+	w        *pack.Writers
 	dec      *codec.Decoder
 	bufs     bufPool       // chunks
 	reads    bufPool       // pieces of packs
@@ -107,9 +108,9 @@ type Store struct {
 	closed  bool
 	images  map[string]*imageRec
 	damaged []*RecordError
-	packs   map[disk.ID]*pack    // every sealed pack
-	writing map[disk.ID]struct{} // packs of ours that are not sealed, but may be in the bucket already
-	doomed  map[disk.ID]bool     // of a bucket, see pack.doomed
+	packs   map[disk.ID]*pack.Pack // every sealed pack
+	writing map[disk.ID]struct{}   // packs of ours that are not sealed, but may be in the bucket already
+	doomed  map[disk.ID]bool       // of a bucket, see pack.doomed
 	running map[*Ingest]struct{}
 	readers map[*Reader]struct{}
 	session session
@@ -124,7 +125,7 @@ type imageRec struct {
 // session spans the time in which at least one ingest runs. If none of them commits,
 // nobody can refer to the packs written in it.
 type session struct {
-	packs     []*pack
+	packs     []*pack.Pack
 	committed bool
 }
 
@@ -135,7 +136,7 @@ type session struct {
 // ErrNotStore. What a process that died left unfinished is removed.
 func Open(dir string, o Options) (*Store, error) {
 	o.defaults()
-	s := &Store{dir: dir, o: o, ix: newIndex(), images: map[string]*imageRec{}, packs: map[disk.ID]*pack{}, writing: map[disk.ID]struct{}{},
+	s := &Store{dir: dir, o: o, ix: newIndex(), images: map[string]*imageRec{}, packs: map[disk.ID]*pack.Pack{}, writing: map[disk.ID]struct{}{},
 		running: map[*Ingest]struct{}{}, readers: map[*Reader]struct{}{}, decoding: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	s.jobs.New = func() any { return new(job) }
 	s.blocks.New = func() any { return new(Block) }
@@ -147,7 +148,7 @@ func Open(dir string, o Options) (*Store, error) {
 		}
 		s.ix.close() // read only
 		if s.files != nil {
-			s.files.close()
+			s.files.Close()
 		}
 		if s.lock != nil {
 			s.lock.Close()
@@ -209,15 +210,15 @@ func (s *Store) open(location string) (err error) {
 	if s.dec, err = codec.NewDecoder(s.sec); err != nil {
 		return err
 	}
-	s.files = &packFiles{dir: filepath.Join(s.dir, packsName), m: map[*pack]*packFile{}}
+	s.files = pack.NewFiles(filepath.Join(s.dir, packsName))
 	if s.sh != nil {
-		s.files.cache = newReadCache(s.sh.ctx, s.files, s.sh.b, s.o.CacheSize, &s.sh.holes)
+		s.files.UseCache(s.o.CacheSize, s.sh.getPack, func() { s.sh.holes.Store(true) })
 	}
 	kind := byte(0)
 	if s.fast() {
 		kind = disk.Fast
 	}
-	s.w = newPackWriters(s, (*ingestSink)(s), kind)
+	s.w = s.packWriters((*ingestSink)(s), kind)
 	if err := s.loadImages(); err != nil {
 		return err
 	}
@@ -333,16 +334,16 @@ func (s *Store) Close() error {
 		in.Abort()
 	}
 	s.enc.stop()
-	s.w.flush()
+	s.w.Flush()
 	s.back.Wait()
 	s.maint.Lock()
 	defer s.maint.Unlock()
 	err := s.flushIndex(false)
 	s.saveBad()
 	err = errors.Join(err, s.ix.close())
-	s.files.close()
+	s.files.Close()
 	if s.sh != nil {
-		s.files.cache.close()
+		s.files.Cache.Close()
 	}
 	s.dec.Close()
 	return errors.Join(err, s.lock.Close())

@@ -7,12 +7,13 @@ import (
 	"slices"
 
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // sweep writes what is alive in the chosen packs elsewhere, and removes them.
-func (g *collection) sweep(chosen []*pack) error {
-	w := newPackWriters(g.s, g, 0)
-	var moved []*pack
+func (g *collection) sweep(chosen []*pack.Pack) error {
+	w := g.s.packWriters(g, 0)
+	var moved []*pack.Pack
 	settled := 0
 	err := func() error {
 		for _, p := range chosen {
@@ -23,12 +24,12 @@ func (g *collection) sweep(chosen []*pack) error {
 				n, err = g.move(w, p)
 			}
 			switch {
-			case errors.Is(err, errGone):
+			case errors.Is(err, pack.ErrGone):
 			case errors.Is(err, errUnfit):
-				p.unfit.Store(true)
+				p.Unfit.Store(true)
 			case isKept(err):
-				p.unfit.Store(true)
-				g.report.Kept = append(g.report.Kept, fmt.Sprintf("%s: %v", p.name(), err))
+				p.Unfit.Store(true)
+				g.report.Kept = append(g.report.Kept, fmt.Sprintf("%s: %v", p.Name(), err))
 			case err != nil:
 				return err
 			case n == 0:
@@ -44,7 +45,7 @@ func (g *collection) sweep(chosen []*pack) error {
 		}
 		return nil
 	}()
-	w.flush()
+	w.Flush()
 	g.mu.Lock()
 	lost := g.err
 	g.mu.Unlock()
@@ -63,13 +64,13 @@ func (g *collection) sweep(chosen []*pack) error {
 
 // strays picks the packs of which nobody knows any more what is in them: garbage, if all
 // that is needed is elsewhere. Not in a bucket, where others may know.
-func (g *collection) strays() (chosen []*pack) {
+func (g *collection) strays() (chosen []*pack.Pack) {
 	if g.s.sh != nil {
 		return nil
 	}
 	for _, p := range g.s.ix.unreadable() {
 		if g.lost {
-			g.report.Kept = append(g.report.Kept, fmt.Sprintf("%s: %v; what an image lacks may be in it", p.name(), errCutPack))
+			g.report.Kept = append(g.report.Kept, fmt.Sprintf("%s: %v; what an image lacks may be in it", p.Name(), pack.ErrCut))
 			continue
 		}
 		chosen = append(chosen, p)
@@ -81,7 +82,7 @@ func (g *collection) strays() (chosen []*pack) {
 func isKept(err error) bool { return err != nil && errors.Is(err, ErrDamaged) }
 
 // drop removes a pack of which nothing is needed any more.
-func (g *collection) drop(p *pack) error {
+func (g *collection) drop(p *pack.Pack) error {
 	s := g.s
 	if s.sh != nil && !slices.Contains(g.ripened, p) {
 		g.marked = append(g.marked, p)
@@ -90,36 +91,36 @@ func (g *collection) drop(p *pack) error {
 		return nil
 	}
 	s.mu.Lock()
-	delete(s.packs, p.id)
+	delete(s.packs, p.ID)
 	s.mu.Unlock()
-	if err := s.files.drop(p); err != nil {
+	if err := s.files.Drop(p); err != nil {
 		return err
 	}
 	g.report.Packs++
-	g.report.Freed += p.size
+	g.report.Freed += p.Size
 	return nil
 }
 
 // What the packs that GC writes tell it.
 
-func (g *collection) opened(p *pack) {
+func (g *collection) Opened(p *pack.Pack) {
 	g.s.mu.Lock()
 	defer g.s.mu.Unlock()
-	g.s.writing[p.id] = struct{}{}
+	g.s.writing[p.ID] = struct{}{}
 }
 
-func (g *collection) added(p *pack, es []entry) { g.s.ix.added(p, es) }
+func (g *collection) Added(p *pack.Pack, es []pack.Entry) { g.s.ix.added(p, es) }
 
-func (g *collection) sealed(p *pack) {
+func (g *collection) Sealed(p *pack.Pack) {
 	g.s.packSealed(p)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.report.Written++
-	g.report.Freed -= p.size
+	g.report.Freed -= p.Size
 }
 
 // failed: the copies are lost; the originals are still where they were.
-func (g *collection) failed(p *pack, err error) {
+func (g *collection) Failed(p *pack.Pack, err error) {
 	g.s.packLost(p)
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // Verify checks the store and calls report with a sentence for every fault: records, the
@@ -30,7 +31,7 @@ func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) 
 			return err
 		}
 	}
-	v := &verification{s: s, begun: bootTime(), ctx: ctx, out: report, cut: map[*pack]int64{}, bad: map[chunk.Hash]*ChunkError{}, users: map[chunk.Hash][]string{}, unknown: map[chunk.Hash]*pack{}}
+	v := &verification{s: s, begun: bootTime(), ctx: ctx, out: report, cut: map[*pack.Pack]int64{}, bad: map[chunk.Hash]*ChunkError{}, users: map[chunk.Hash][]string{}, unknown: map[chunk.Hash]*pack.Pack{}}
 	recs, err := v.records()
 	if err != nil {
 		return err
@@ -66,12 +67,12 @@ type verification struct {
 	ctx    context.Context
 	out    func(string)
 	faults int
-	cut    map[*pack]int64 // packs whose footer is lost, and how long they are
+	cut    map[*pack.Pack]int64 // packs whose footer is lost, and how long they are
 	bad    map[chunk.Hash]*ChunkError
 	users  map[chunk.Hash][]string // images that need a bad chunk
 	// unknown are chunks that a pack has but the index does not: garbage, unless an image
 	// needs one. The index keeps one of two copies, and the pack of that one may have gone.
-	unknown map[chunk.Hash]*pack
+	unknown map[chunk.Hash]*pack.Pack
 	ids     map[string]disk.ID // of images, in a bucket
 	down    error              // why the bucket could not be asked
 }
@@ -139,62 +140,62 @@ func (v *verification) runs() error {
 // packs checks the footer of every pack, and what it holds if readData is set.
 func (v *verification) packs(readData bool) error {
 	for _, p := range v.s.snapshotPacks() {
-		if p.gone.Load() {
+		if p.Gone.Load() {
 			continue
 		}
 		info, err := v.s.readFooter(p)
-		if errors.Is(err, errGone) {
+		if errors.Is(err, pack.ErrGone) {
 			continue // told with the chunks
 		}
 		if s := v.s; s.sh != nil && err != nil && !isDamage(err) {
 			return fmt.Errorf("verify: not all could be looked at: %w", err)
 		}
 		if err != nil {
-			v.fault("pack %s: %v", p.name(), err)
-			if errors.Is(err, errCutPack) {
+			v.fault("pack %s: %v", p.Name(), err)
+			if errors.Is(err, pack.ErrCut) {
 				v.s.condemnFooter(p)
 			}
-			if st, err := os.Stat(v.s.files.path(p)); err == nil {
+			if st, err := os.Stat(v.s.files.Path(p)); err == nil {
 				v.cut[p] = st.Size()
 			} else if v.s.sh != nil {
-				v.cut[p] = p.size
+				v.cut[p] = p.Size
 			}
-			info = &packInfo{entries: v.s.ix.entriesOf(p)}
+			info = &pack.Info{Entries: v.s.ix.entriesOf(p)}
 		} else {
-			v.s.ix.forgive(loc{p: p, off: footerOff})
+			v.s.ix.forgive(pack.Loc{P: p, Off: footerOff})
 		}
-		if err := v.entries(p, info.entries, readData); err != nil {
+		if err := v.entries(p, info.Entries, readData); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (v *verification) entries(p *pack, entries []entry, readData bool) error {
+func (v *verification) entries(p *pack.Pack, entries []pack.Entry, readData bool) error {
 	for i := range entries {
 		e := &entries[i]
 		if err := v.ctx.Err(); err != nil {
 			return err
 		}
-		_, ok, err := v.s.ix.find(&e.hash)
-		if err == nil && !ok && !v.s.ix.isBad(p, e.off) && v.relearn() {
-			_, ok, err = v.s.ix.find(&e.hash)
+		_, ok, err := v.s.ix.find(&e.Hash)
+		if err == nil && !ok && !v.s.ix.isBad(p, e.Off) && v.relearn() {
+			_, ok, err = v.s.ix.find(&e.Hash)
 		}
-		if err == nil && !ok && !v.s.ix.isBad(p, e.off) && len(v.unknown) < maxBad {
-			v.unknown[e.hash] = p
+		if err == nil && !ok && !v.s.ix.isBad(p, e.Off) && len(v.unknown) < maxBad {
+			v.unknown[e.Hash] = p
 		}
 		if !readData {
 			continue
 		}
-		l := loc{p: p, off: e.off, stored: e.stored, raw: e.raw, codec: e.codec}
-		raw := v.s.bufs.get(int(e.raw))
-		err = v.s.readCopy(l, &e.hash, raw.data)
+		l := pack.Loc{P: p, Off: e.Off, Stored: e.Stored, Raw: e.Raw, Codec: e.Codec}
+		raw := v.s.bufs.get(int(e.Raw))
+		err = v.s.readCopy(l, &e.Hash, raw.data)
 		raw.release()
 		switch {
 		case err == nil:
 			v.s.ix.forgive(l)
-		case !p.gone.Load():
-			v.badCopy(l, &e.hash, err)
+		case !p.Gone.Load():
+			v.badCopy(l, &e.Hash, err)
 		}
 	}
 	return nil
@@ -209,14 +210,14 @@ func (v *verification) relearn() bool {
 	return again
 }
 
-func (v *verification) badCopy(l loc, h *chunk.Hash, err error) {
+func (v *verification) badCopy(l pack.Loc, h *chunk.Hash, err error) {
 	if isDamage(err) {
 		v.s.ix.condemnCopy(l)
 	}
 	if _, ok, ferr := v.s.ix.find(h); ok && ferr == nil && isDamage(err) {
 		return // another copy is whole, this one is garbage
 	}
-	v.note(&ChunkError{Hash: *h, Pack: l.p.name(), Err: err}, "")
+	v.note(&ChunkError{Hash: *h, Pack: l.P.Name(), Err: err}, "")
 }
 
 // note keeps a bad chunk to be told with all the images that need it.
@@ -232,7 +233,7 @@ func (v *verification) note(err error, image string) {
 		return
 	}
 	if p := v.unknown[ce.Hash]; p != nil {
-		ce = &ChunkError{Hash: ce.Hash, Pack: p.name(), Err: errUnknown}
+		ce = &ChunkError{Hash: ce.Hash, Pack: p.Name(), Err: errUnknown}
 	}
 	if v.bad[ce.Hash] == nil {
 		if len(v.bad) >= maxBad {
@@ -286,20 +287,20 @@ func (v *verification) refs(image string, refs []chunkRef) error {
 			v.note(v.bad[*h], image)
 		case !ok:
 			v.note(v.s.missing(h), image)
-		case l.raw != refs[i].size:
-			v.note(&ChunkError{Hash: *h, Pack: l.p.name(), Err: fmt.Errorf("it has %d bytes, %d wanted", l.raw, refs[i].size)}, image)
+		case l.Raw != refs[i].size:
+			v.note(&ChunkError{Hash: *h, Pack: l.P.Name(), Err: fmt.Errorf("it has %d bytes, %d wanted", l.Raw, refs[i].size)}, image)
 		case v.beyond(&l):
 			v.s.ix.condemnCopy(l)
-			v.note(&ChunkError{Hash: *h, Pack: l.p.name(), Err: errCutPack}, image)
+			v.note(&ChunkError{Hash: *h, Pack: l.P.Name(), Err: pack.ErrCut}, image)
 		}
 	}
 	return v.ctx.Err()
 }
 
 // beyond reports whether a copy lies, in part, behind the end of a cut pack.
-func (v *verification) beyond(l *loc) bool {
-	size, cut := v.cut[l.p]
-	return cut && int64(l.off)+int64(l.stored) > size
+func (v *verification) beyond(l *pack.Loc) bool {
+	size, cut := v.cut[l.P]
+	return cut && int64(l.Off)+int64(l.Stored) > size
 }
 
 // chunks tells of every bad chunk and whose it is.
@@ -315,10 +316,10 @@ func (v *verification) chunks() {
 }
 
 // entriesOf lists what the index knows of a pack whose footer is lost.
-func (x *index) entriesOf(p *pack) (list []entry) {
-	add := func(h chunk.Hash, l loc) {
-		if l.p == p {
-			list = append(list, entry{hash: h, off: l.off, stored: l.stored, raw: l.raw, codec: l.codec})
+func (x *index) entriesOf(p *pack.Pack) (list []pack.Entry) {
+	add := func(h chunk.Hash, l pack.Loc) {
+		if l.P == p {
+			list = append(list, pack.Entry{Hash: h, Off: l.Off, Stored: l.Stored, Raw: l.Raw, Codec: l.Codec})
 		}
 	}
 	x.mu.RLock()

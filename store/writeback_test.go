@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // TestWriteBackFails: the disk says while an ingest runs that it has lost what was written. The
@@ -21,11 +22,7 @@ func TestWriteBackFails(t *testing.T) {
 		}
 	}
 	in.written()
-	w := s.w.chunks
-	w.mu.Lock()
-	p := w.cur
-	w.mu.Unlock()
-	w.lost(p, syscall.EIO)
+	s.w.Chunks.Fail(syscall.EIO)
 	if err := in.Commit(); !errors.Is(err, syscall.EIO) {
 		t.Errorf("Commit: %v", err)
 	}
@@ -38,8 +35,8 @@ func TestWriteBackFails(t *testing.T) {
 
 // TestWriteBack writes packs past the steps at which the disk is asked to take them.
 func TestWriteBack(t *testing.T) {
-	s := open(t, t.TempDir(), Options{PackSize: 3*writeBackStep + 1})
-	chunks := randomChunks(3, 8*writeBackStep)
+	s := open(t, t.TempDir(), Options{PackSize: 3*pack.WriteBackStep + 1})
+	chunks := randomChunks(3, 8*pack.WriteBackStep)
 	in := begin(t, s, "x")
 	for _, c := range chunks {
 		if err := in.Put(chunk.Sum(c), c); err != nil {

@@ -1,8 +1,7 @@
-package store
+package pack
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,9 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"sync/atomic"
 
-	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/disk"
 )
 
@@ -24,21 +21,20 @@ const cacheBlock = 1 << 20
 // memory knows: the next Open removes it.
 const partExt = ".part"
 
-// readCache keeps packs of a bucket, or blocks of them, in files, up to a limit.
-type readCache struct {
-	files *packFiles
-	b     *bucket.Bucket
-	ctx   context.Context
+// Cache keeps packs of a bucket, or blocks of them, in files, up to a limit.
+type Cache struct {
+	files *Files
+	get   func(id disk.ID, b []byte, off int64) error
+	lost  func() // a pack was looked for and is gone
 	limit int64
-	holes *atomic.Bool // see shared
 
 	mu    sync.Mutex
-	m     map[*pack]*cachedPack
+	m     map[*Pack]*cachedPack
 	total int64 // bytes on disk
 	tick  uint64
 }
 
-// cachedPack is a whole pack, which packFiles reads, or the blocks of one that are here.
+// cachedPack is a whole pack, which Files reads, or the blocks of one that are here.
 type cachedPack struct {
 	whole   bool
 	f       *os.File // of the blocks
@@ -55,14 +51,14 @@ type blockLoad struct {
 	err  error
 }
 
-func newReadCache(ctx context.Context, files *packFiles, b *bucket.Bucket, limit int64, holes *atomic.Bool) *readCache {
-	return &readCache{files: files, b: b, ctx: ctx, limit: limit, holes: holes, m: map[*pack]*cachedPack{}}
+// UseCache has packs of a bucket read through a cache of limit bytes. get fills b with bytes of a
+// pack, and fails with fs.ErrNotExist if it is gone; lost hears of that.
+func (c *Files) UseCache(limit int64, get func(id disk.ID, b []byte, off int64) error, lost func()) {
+	c.Cache = &Cache{files: c, limit: limit, get: get, lost: lost, m: map[*Pack]*cachedPack{}}
 }
 
-func packKey(id disk.ID) string { return packsName + "/" + id.String() + disk.PackExt }
-
 // adopt enters a pack whose file is whole and here.
-func (c *readCache) adopt(p *pack, size int64) {
+func (c *Cache) adopt(p *Pack, size int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.m[p] != nil {
@@ -75,8 +71,8 @@ func (c *readCache) adopt(p *pack, size int64) {
 	c.evict()
 }
 
-// adoptOld enters the packs that an earlier process left, the oldest first.
-func (c *readCache) adoptOld(packs map[disk.ID]*pack) error {
+// AdoptOld enters the packs that an earlier process left, the oldest first.
+func (c *Cache) AdoptOld(packs map[disk.ID]*Pack) error {
 	ents, err := os.ReadDir(c.files.dir)
 	if err != nil {
 		return err
@@ -85,8 +81,8 @@ func (c *readCache) adoptOld(packs map[disk.ID]*pack) error {
 		id, ok := disk.ParseID(e.Name(), disk.PackExt)
 		p := packs[id]
 		info, err := e.Info()
-		if ok && p != nil && err == nil && info.Size() == p.size {
-			c.adopt(p, p.size)
+		if ok && p != nil && err == nil && info.Size() == p.Size {
+			c.adopt(p, p.Size)
 			continue
 		}
 		if ok || filepath.Ext(e.Name()) == partExt {
@@ -98,44 +94,44 @@ func (c *readCache) adoptOld(packs map[disk.ID]*pack) error {
 	return nil
 }
 
-// readAt fills b from a pack that is not here as a whole.
-func (c *readCache) readAt(p *pack, b []byte, off int64) error {
-	if off+int64(len(b)) > p.size {
-		return fmt.Errorf("%w: it has %d bytes, %d wanted at %d", errCutPack, p.size, len(b), off)
+// ReadAt fills b from a pack that is not here as a whole.
+func (c *Cache) readAt(p *Pack, b []byte, off int64) error {
+	if off+int64(len(b)) > p.Size {
+		return fmt.Errorf("%w: it has %d bytes, %d wanted at %d", ErrCut, p.Size, len(b), off)
 	}
 	e, err := c.hold(p)
 	if err != nil {
-		return c.fetch(p, b, off) // no room or right to cache anything: go without
+		return c.Fetch(p, b, off) // no room or right to cache anything: go without
 	}
 	defer c.unhold(e)
 	for i := int(off / cacheBlock); int64(i)*cacheBlock < off+int64(len(b)); i++ {
 		if err := c.load(p, e, i); err != nil {
 			var ce *cacheError
 			if errors.As(err, &ce) {
-				return c.fetch(p, b, off)
+				return c.Fetch(p, b, off)
 			}
 			return err
 		}
 	}
 	if _, err := e.f.ReadAt(b, off); err != nil {
-		return c.fetch(p, b, off)
+		return c.Fetch(p, b, off)
 	}
 	return nil
 }
 
-// fetch reads past the cache.
-func (c *readCache) fetch(p *pack, b []byte, off int64) error {
-	err := c.b.Get(c.ctx, packKey(p.id), b, off)
+// Fetch reads past the cache.
+func (c *Cache) Fetch(p *Pack, b []byte, off int64) error {
+	err := c.get(p.ID, b, off)
 	if errors.Is(err, fs.ErrNotExist) {
-		p.gone.Store(true)
-		c.holes.Store(true)
-		return fmt.Errorf("%w: %w", errGone, err)
+		p.Gone.Store(true)
+		c.lost()
+		return fmt.Errorf("%w: %w", ErrGone, err)
 	}
 	return err
 }
 
 // hold returns the blocks of a pack and keeps them from being evicted.
-func (c *readCache) hold(p *pack) (*cachedPack, error) {
+func (c *Cache) hold(p *Pack) (*cachedPack, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tick++
@@ -146,11 +142,11 @@ func (c *readCache) hold(p *pack) (*cachedPack, error) {
 		e = nil
 	}
 	if e == nil {
-		f, err := os.OpenFile(c.files.path(p)+partExt, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+		f, err := os.OpenFile(c.files.Path(p)+partExt, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 		if err != nil {
 			return nil, err
 		}
-		e = &cachedPack{f: f, have: make([]bool, (p.size+cacheBlock-1)/cacheBlock), loading: map[int]*blockLoad{}}
+		e = &cachedPack{f: f, have: make([]bool, (p.Size+cacheBlock-1)/cacheBlock), loading: map[int]*blockLoad{}}
 		c.m[p] = e
 	}
 	e.refs++
@@ -158,7 +154,7 @@ func (c *readCache) hold(p *pack) (*cachedPack, error) {
 	return e, nil
 }
 
-func (c *readCache) unhold(e *cachedPack) {
+func (c *Cache) unhold(e *cachedPack) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e.refs--
@@ -169,7 +165,7 @@ func (c *readCache) unhold(e *cachedPack) {
 type cacheError struct{ error }
 
 // load brings a block here.
-func (c *readCache) load(p *pack, e *cachedPack, i int) error {
+func (c *Cache) load(p *Pack, e *cachedPack, i int) error {
 	c.mu.Lock()
 	if e.have[i] {
 		c.mu.Unlock()
@@ -185,8 +181,8 @@ func (c *readCache) load(p *pack, e *cachedPack, i int) error {
 	e.loading[i] = l
 	c.mu.Unlock()
 	off := int64(i) * cacheBlock
-	b := make([]byte, min(cacheBlock, p.size-off))
-	l.err = c.fetch(p, b, off)
+	b := make([]byte, min(cacheBlock, p.Size-off))
+	l.err = c.Fetch(p, b, off)
 	if l.err == nil {
 		if _, err := e.f.WriteAt(b, off); err != nil {
 			l.err = &cacheError{err}
@@ -205,17 +201,17 @@ func (c *readCache) load(p *pack, e *cachedPack, i int) error {
 }
 
 // evict removes what was not used for longest until the limit holds. Called with mu held.
-func (c *readCache) evict() {
+func (c *Cache) evict() {
 	if c.total <= c.limit {
 		return
 	}
-	idle := make([]*pack, 0, len(c.m))
+	idle := make([]*Pack, 0, len(c.m))
 	for p, e := range c.m {
 		if e.refs == 0 {
 			idle = append(idle, p)
 		}
 	}
-	slices.SortFunc(idle, func(a, b *pack) int { return cmp.Compare(c.m[a].used, c.m[b].used) })
+	slices.SortFunc(idle, func(a, b *Pack) int { return cmp.Compare(c.m[a].used, c.m[b].used) })
 	for _, p := range idle {
 		// A little more than necessary, so that not every read comes here.
 		if c.total <= c.limit-c.limit/16 {
@@ -227,11 +223,11 @@ func (c *readCache) evict() {
 
 // remove takes a pack out of the cache. Called with mu held. Nothing is lost if its file
 // cannot be removed: Open tries again.
-func (c *readCache) remove(p *pack) {
+func (c *Cache) remove(p *Pack) {
 	e := c.m[p]
 	delete(c.m, p)
 	c.total -= e.bytes
-	path := c.files.path(p)
+	path := c.files.Path(p)
 	if e.whole {
 		p.local.Store(false)
 		c.files.forget(p)
@@ -242,8 +238,8 @@ func (c *readCache) remove(p *pack) {
 	_ = os.Remove(path)
 }
 
-// forget drops what is here of a pack: it is gone, or its bytes are wrong.
-func (c *readCache) forget(p *pack) {
+// Forget drops what is here of a pack: it is gone, or its bytes are wrong.
+func (c *Cache) Forget(p *Pack) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e := c.m[p]; e != nil && e.refs == 0 {
@@ -252,7 +248,7 @@ func (c *readCache) forget(p *pack) {
 }
 
 // touch notes that a whole pack was read.
-func (c *readCache) touch(p *pack) {
+func (c *Cache) touch(p *Pack) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e := c.m[p]; e != nil {
@@ -261,7 +257,7 @@ func (c *readCache) touch(p *pack) {
 	}
 }
 
-func (c *readCache) close() {
+func (c *Cache) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, p := range slices.Collect(maps.Keys(c.m)) {
