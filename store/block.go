@@ -231,7 +231,7 @@ func (s *Store) known(h *chunk.Hash, in *Ingest) (bool, error) {
 // putNode stores a node of the chunk list.
 func (in *Ingest) putNode(node []byte) (chunk.Hash, error) { return in.putBytes(node, true) }
 
-// PutBytes stores what is no chunk of the image: a node or a piece of an attachment.
+// putBytes stores what is no chunk of the image: a node or a piece of an attachment.
 func (in *Ingest) putBytes(data []byte, node bool) (chunk.Hash, error) {
 	h := in.s.sec.IDOf(data)
 	if in.packs != nil {

@@ -244,7 +244,7 @@ func (s *Store) dropPacks(dead []*pack.Pack) error {
 	return errors.Join(errs...)
 }
 
-// pack.Writers makes writers for packs of a kind.
+// packWriters makes writers for packs of a kind.
 func (s *Store) packWriters(sink pack.Sink, kind byte) *pack.Writers {
 	c := pack.Config{Files: s.files, Sec: s.sec, Limit: s.o.PackSize, Sink: sink}
 	if sh := s.sh; sh != nil {

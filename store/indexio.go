@@ -221,7 +221,7 @@ func (s *Store) enter(p *pack.Pack, entries []pack.Entry, held bool) error {
 	return s.flushIndex(false)
 }
 
-// ReadFooter reads what a pack says of itself and notes its size.
+// readFooter reads what a pack says of itself and notes its size.
 func (s *Store) readFooter(p *pack.Pack) (*pack.Info, error) {
 	info, err := s.files.ReadFooter(s.sec, p)
 	if err == pack.ErrElsewhere {
