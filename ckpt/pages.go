@@ -116,7 +116,7 @@ func appendExtent(to []image.Extent, r pageRegion) []image.Extent {
 func (s *scanner) hugeExtents(a *area) ([]image.Extent, error) {
 	var out []image.Extent
 	arg := pmScanArg{anyOf: pageIsPresent | pageIsSwapped, returned: pageIsPresent}
-	if a.kind == image.VMASegment { // private: not those that are still the memfd's own
+	if a.kind != image.VMAAnon { // not those that are still the file's own
 		arg.inverted, arg.mask = pageIsFile, pageIsFile
 	}
 	err := s.scan(a.Start, a.End, &arg, func(r pageRegion) {

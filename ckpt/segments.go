@@ -38,6 +38,9 @@ func (c *Checkpoint) captureSegments(s *survey) error {
 	for i, p := range c.procs {
 		for k := range p.mem.areas {
 			a := &p.mem.areas[k]
+			if a.kind == image.VMAFileShared && a.Deleted && len(a.Flags) == 0 { // it may be able to write to a file that is gone
+				return fmt.Errorf("pid %d: the mapping of a deleted file at %#x has just been made or changed: %w", p.pid, a.Start, errRaced)
+			}
 			if a.kind != image.VMASegment {
 				continue
 			}

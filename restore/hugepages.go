@@ -33,7 +33,7 @@ func hugeNeeds(m *image.Manifest) map[uint32]uint64 {
 				if v.Flags&unix.MAP_NORESERVE == 0 {
 					shared[v.Segment] = append(shared[v.Segment], span{v.Offset, v.Offset + v.End - v.Start})
 				}
-			case v.Kind == image.VMAAnon || v.Kind == image.VMASegment:
+			case v.Flags&unix.MAP_SHARED == 0:
 				own := []span{{v.Start, v.End}}
 				if v.Flags&unix.MAP_NORESERVE != 0 {
 					own = nil
