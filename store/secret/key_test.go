@@ -54,3 +54,15 @@ func FuzzParseKey(f *testing.F) {
 		}
 	})
 }
+
+// TestProve: a proof is of one key and one challenge.
+func TestProve(t *testing.T) {
+	a, b := &Key{master: [32]byte{1}}, &Key{master: [32]byte{2}}
+	one := a.Prove([]byte("challenge"))
+	if one != a.Prove([]byte("challenge")) {
+		t.Error("two proofs of the same differ")
+	}
+	if one == b.Prove([]byte("challenge")) || one == a.Prove([]byte("another")) || one == a.master {
+		t.Error("a proof is good for another key or challenge")
+	}
+}
