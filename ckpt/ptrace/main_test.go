@@ -36,6 +36,12 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// wholeSoak reports whether CKPTFS_SOAK asks for all of it.
+func wholeSoak() bool {
+	v := os.Getenv("CKPTFS_SOAK")
+	return v != "" && v != "0"
+}
+
 // programs are the compiled targets.
 var programs struct {
 	sync.Mutex

@@ -323,12 +323,6 @@ func checkUntouched(t *testing.T, pid int) {
 	}
 }
 
-// wholeSoak reports whether CKPTFS_SOAK asks for all of it.
-func wholeSoak() bool {
-	v := os.Getenv("CKPTFS_SOAK")
-	return v != "" && v != "0"
-}
-
 func TestSoak(t *testing.T) {
 	random, every := 20, 5
 	if wholeSoak() {
