@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/secret"
@@ -68,33 +67,34 @@ func decodeBad(sec *secret.Secrets, b []byte) ([]badPlace, error) {
 	return list, nil
 }
 
-func (s *Store) badPath() string { return filepath.Join(s.dir, indexName, badName) }
+func (x *index) badPath() string { return filepath.Join(x.dir, badName) }
 
-// loadBad reads the list. Without it, damage is found again when it is read.
-func (s *Store) loadBad() {
-	b, err := os.ReadFile(s.badPath())
+// loadBad reads the list. An error says what of it is ignored: without it, damage is found again
+// when it is read.
+func (x *index) loadBad(sec *secret.Secrets, packs map[disk.ID]*pack.Pack) error {
+	b, err := os.ReadFile(x.badPath())
 	if errors.Is(err, fs.ErrNotExist) {
-		return
+		return nil
 	}
 	var list []badPlace
 	if err == nil {
-		list, err = decodeBad(s.sec, b)
+		list, err = decodeBad(sec, b)
 	}
 	if err != nil {
-		s.o.Log(fmt.Sprintf("store %s: %s: %v; ignored", s.dir, s.badPath(), err))
+		err = fmt.Errorf("%s: %w; ignored", x.badPath(), err)
 	}
-	s.ix.mu.Lock()
-	defer s.ix.mu.Unlock()
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	for _, e := range list {
-		if p := s.packs[e.id]; p != nil {
-			s.ix.bad[place{p, e.off}] = struct{}{}
+		if p := packs[e.id]; p != nil {
+			x.bad[place{p, e.off}] = struct{}{}
 		}
 	}
+	return err
 }
 
 // saveBad writes the list if it changed. Called with maint held.
-func (s *Store) saveBad() {
-	x := s.ix
+func (x *index) saveBad(sec *secret.Secrets) error {
 	x.mu.Lock()
 	changed := x.badChanged
 	x.badChanged = false
@@ -109,18 +109,16 @@ func (s *Store) saveBad() {
 	}
 	x.mu.Unlock()
 	if !changed {
-		return
+		return nil
 	}
-	if err := s.writeBad(list); err != nil {
-		s.o.Log(fmt.Sprintf("store %s: the list of damaged copies: %v", s.dir, err))
-	}
+	return x.writeBad(sec, list)
 }
 
-func (s *Store) writeBad(list []badPlace) error {
+func (x *index) writeBad(sec *secret.Secrets, list []badPlace) error {
 	if len(list) > 0 {
-		return disk.WriteFile(s.badPath(), encodeBad(s.sec, list))
+		return disk.WriteFile(x.badPath(), encodeBad(sec, list))
 	}
-	if err := os.Remove(s.badPath()); !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(x.badPath()); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -158,21 +156,7 @@ func (x *index) isBad(p *pack.Pack, off uint32) bool {
 }
 
 // condemnFooter remembers that a pack no longer tells what it holds.
-func (s *Store) condemnFooter(p *pack.Pack) { s.ix.condemnCopy(pack.Loc{P: p, Off: footerOff}) }
-
-// anyCopy looks for a copy of a chunk, however bad it is. It may be in a pack that is gone.
-func (s *Store) anyCopy(h *chunk.Hash) (l pack.Loc, ok bool) {
-	s.ix.mu.RLock()
-	defer s.ix.mu.RUnlock()
-	if l, ok = s.ix.mem[*h]; ok {
-		return l, true
-	}
-	_, _, _, ok, _ = s.ix.findRun(h, func(c pack.Loc, _ *run, _ int) bool { // an error here adds nothing
-		l = c
-		return true
-	})
-	return l, ok
-}
+func (x *index) condemnFooter(p *pack.Pack) { x.condemnCopy(pack.Loc{P: p, Off: footerOff}) }
 
 // unreadable lists the packs of which nobody knows any more what is in them.
 func (x *index) unreadable() (list []*pack.Pack) {
@@ -186,3 +170,9 @@ func (x *index) unreadable() (list []*pack.Pack) {
 	slices.SortFunc(list, func(a, b *pack.Pack) int { return bytes.Compare(a.ID[:], b.ID[:]) })
 	return list
 }
+
+// forgiveFooter takes back condemnFooter.
+func (x *index) forgiveFooter(p *pack.Pack) { x.forgive(pack.Loc{P: p, Off: footerOff}) }
+
+// footerBad reports whether a pack is known not to tell what it holds.
+func (x *index) footerBad(p *pack.Pack) bool { return x.isBad(p, footerOff) }

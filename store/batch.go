@@ -162,7 +162,7 @@ func (x *encoders) write(b *batch) {
 	var p *pack.Pack
 	var err error
 	p, b.sealed, err = x.s.w.Of(b.node).AppendAll(b.entries, b.plain, b.sealed)
-	x.s.ix.unqueue(b.jobs) // nobody joins any more
+	x.s.queue.remove(b.jobs)
 	for _, j := range b.jobs {
 		x.s.finish(j, p, err)
 	}

@@ -204,7 +204,7 @@ func (in *Ingest) storeChunk(c *encoder, h *chunk.Hash, data []byte, b *buf, nod
 	j.hash, j.data, j.buf = *h, data, b.hold()
 	j.waiters = append(j.waiters[:0], in)
 	in.jobs.Add(1)
-	if taken, p := in.s.ix.enqueue(h, j, in); !taken {
+	if taken, p := in.s.queue.enqueue(in.s.ix, h, j, in); !taken {
 		if in.packs != nil && p != nil {
 			in.refer(p)
 		}

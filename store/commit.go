@@ -297,9 +297,7 @@ func (s *Store) packSealed(p *pack.Pack) {
 		p.Doomed.Store(s.doomed[p.ID]) // one that took long to send may look old to others
 	}
 	s.mu.Unlock()
-	s.ix.mu.Lock()
-	s.ix.fresh[p] = struct{}{}
-	s.ix.mu.Unlock()
+	s.ix.sealed(p)
 	s.flushLater(2 * flushAt)
 }
 

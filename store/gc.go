@@ -133,20 +133,6 @@ func (s *Store) stillDamaged() error {
 	return nil
 }
 
-// runPacks lists the packs that the runs know. Called with mu held.
-func (x *index) runPacks() (list []*pack.Pack) {
-	seen := map[*pack.Pack]bool{}
-	for _, r := range x.runs {
-		for _, p := range r.packs {
-			if !seen[p] && !p.Gone.Load() {
-				list = append(list, p)
-			}
-			seen[p] = true
-		}
-	}
-	return list
-}
-
 // snapshotPacks lists every sealed pack.
 func (s *Store) snapshotPacks() []*pack.Pack {
 	s.mu.Lock()
@@ -188,22 +174,12 @@ type collection struct {
 
 func (g *collection) run() error {
 	x := g.s.ix
-	x.mu.Lock()
-	x.marks = newMarks(x.runs)
-	g.packs = x.runPacks()
+	g.packs = x.beginMarks()
 	g.known = make(map[*pack.Pack]struct{}, len(g.packs))
 	for _, p := range g.packs {
 		g.known[p] = struct{}{}
 	}
-	x.mu.Unlock()
-	defer func() {
-		x.mu.Lock()
-		x.marks = nil
-		for _, p := range g.packs {
-			p.Condemned.Store(false)
-		}
-		x.mu.Unlock()
-	}()
+	defer func() { x.endMarks(g.packs) }() // by then it may have grown
 	// From here on new references are marked by those who make them; the old ones follow.
 	if err := g.markAll(); err != nil {
 		return err
@@ -218,11 +194,7 @@ func (g *collection) run() error {
 		g.abortUploads()
 	}
 	chosen := append(g.choose(), g.strays()...)
-	x.mu.Lock()
-	for _, p := range chosen {
-		p.Condemned.Store(true)
-	}
-	x.mu.Unlock()
+	x.condemn(chosen)
 	// Now what is not marked in these packs cannot be referred to any more.
 	if err := g.sweep(chosen); err != nil {
 		return err
@@ -281,7 +253,7 @@ func (g *collection) seen(h *chunk.Hash) (bool, error) {
 	if err := g.ctx.Err(); err != nil {
 		return false, err
 	}
-	known, found, err := g.s.ix.mark(h, true)
+	known, found, err := g.s.mark(h, true)
 	if err == nil && !found {
 		err = g.relearn()
 	}
@@ -315,7 +287,7 @@ func (g *collection) markRefs(refs []chunkRef) error {
 		if refs[i].zero {
 			continue
 		}
-		_, found, err := g.s.ix.mark(&refs[i].hash, false)
+		_, found, err := g.s.mark(&refs[i].hash, false)
 		if err == nil && !found {
 			err = g.relearn()
 		}
@@ -332,7 +304,7 @@ func (g *collection) markRefs(refs []chunkRef) error {
 // spare keeps a pack with a damaged chunk that is needed and nowhere else: the disk may
 // recover, or somebody puts the file back.
 func (g *collection) spare(h *chunk.Hash) {
-	l, ok := g.s.anyCopy(h)
+	l, ok := g.s.ix.anyCopy(h)
 	if !ok || l.P.Gone.Load() {
 		g.lost = true
 		return

@@ -303,7 +303,7 @@ func TestGCNodeAsData(t *testing.T) {
 	if root.Level == 0 {
 		t.Fatal("the tree is only a leaf")
 	}
-	n, ok, err := s.ix.size(&root.Hash)
+	n, ok, err := s.sizeOf(&root.Hash)
 	if !ok || err != nil {
 		t.Fatal(ok, err)
 	}

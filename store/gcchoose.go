@@ -10,22 +10,8 @@ import (
 // count adds up what is alive in every pack.
 func (g *collection) count() error {
 	g.live = make(map[*pack.Pack]int64, len(g.packs))
-	for _, r := range g.s.ix.runs {
-		it := r.iter()
-		for {
-			more, err := it.next()
-			if err != nil {
-				return err
-			}
-			if !more {
-				break
-			}
-			if g.s.ix.marks.alive[r].has(it.pos) {
-				g.live[it.loc.P] += int64(it.loc.Stored) + pack.EntryLen
-			}
-		}
-	}
-	return g.ctx.Err()
+	err := g.s.ix.eachAlive(func(l *pack.Loc) { g.live[l.P] += int64(l.Stored) + pack.EntryLen })
+	return cmp.Or(err, g.ctx.Err())
 }
 
 // choose picks the packs that go, the deadest first: they make room for the rest. One whose
@@ -36,10 +22,10 @@ func (g *collection) choose() []*pack.Pack {
 		live := g.live[p]
 		g.report.Live += live
 		dead := p.Size - pack.HeadLen - pack.TailLen - live
-		worth := live == 0 || dead*deadShare > p.Size || g.s.ix.isBad(p, footerOff)
+		worth := live == 0 || dead*deadShare > p.Size || g.s.ix.footerBad(p)
 		switch {
 		case p.Gone.Load() || p.Size == 0:
-		case g.s.ix.marks.young.Has(p):
+		case g.s.ix.isYoung(p):
 			g.report.Dead += dead
 		case live > 0 && slices.Contains(g.ripened, p):
 			chosen = append(chosen, p)

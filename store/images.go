@@ -206,12 +206,7 @@ func (s *Store) Stats() (Stats, error) {
 	for _, p := range s.packs {
 		st.Stored += p.Size
 	}
-	s.ix.mu.RLock()
-	defer s.ix.mu.RUnlock()
-	st.Chunks = int64(len(s.ix.mem))
-	for _, r := range s.ix.runs {
-		st.Chunks += int64(r.n)
-	}
+	st.Chunks = s.ix.chunks()
 	if st.Stored > 0 {
 		st.Ratio = float64(st.Logical) / float64(st.Stored)
 	}

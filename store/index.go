@@ -19,49 +19,21 @@ type place struct {
 // index finds chunks. The newest are in memory, all others in sorted runs on disk, of
 // which memory holds 200 bytes for every 85 chunks.
 type index struct {
-	reads  atomic.Uint64 // blocks that lookups read
-	mu     sync.RWMutex
-	mem    map[chunk.Hash]pack.Loc
-	fresh  map[*pack.Pack]struct{} // sealed packs whose chunks only mem knows
-	queued map[chunk.Hash]*job     // given to Put, not in a pack yet
-	runs   []*run                  // newest first; a slice that is replaced, never changed
-	bad    map[place]struct{}
+	dir   string        // of the runs
+	reads atomic.Uint64 // blocks that lookups read
+	mu    sync.RWMutex
+	mem   map[chunk.Hash]pack.Loc
+	fresh map[*pack.Pack]struct{} // sealed packs whose chunks only mem knows
+	runs  []*run                  // newest first; a slice that is replaced, never changed
+	bad   map[place]struct{}
 	// badChanged: the list on disk does not say the same as bad.
 	badChanged bool
 	marks      *marks // what a running GC found alive
 }
 
-// marks tells what a running GC knows of every entry of the runs, a bit for each.
-type marks struct {
-	alive map[*run]bitmap // somebody refers to it
-	// walked: GC itself got there and follows what the entry, as a node, refers to. A node
-	// that is only alive was put by an ingest, whose chunks GC may not have come to yet.
-	walked map[*run]bitmap
-	// young packs have chunks that are needed and not in the runs yet: not for this GC.
-	young pack.Set
-}
-
-type bitmap []uint32
-
-func newMarks(runs []*run) *marks {
-	m := &marks{alive: make(map[*run]bitmap, len(runs)), walked: make(map[*run]bitmap, len(runs))}
-	for _, r := range runs {
-		m.alive[r] = make(bitmap, (r.n+31)/32)
-		m.walked[r] = make(bitmap, (r.n+31)/32)
-	}
-	return m
-}
-
-// set sets a bit and reports whether it was set before.
-func (b bitmap) set(pos int) bool {
-	bit := uint32(1) << (pos & 31)
-	return atomic.OrUint32(&b[pos/32], bit)&bit != 0
-}
-
-func (b bitmap) has(pos int) bool { return atomic.LoadUint32(&b[pos/32])&(1<<(pos&31)) != 0 }
-
-func newIndex() *index {
-	return &index{mem: map[chunk.Hash]pack.Loc{}, fresh: map[*pack.Pack]struct{}{}, queued: map[chunk.Hash]*job{}, bad: map[place]struct{}{}}
+// newIndex makes an empty index whose runs are in dir.
+func newIndex(dir string) *index {
+	return &index{dir: dir, mem: map[chunk.Hash]pack.Loc{}, fresh: map[*pack.Pack]struct{}{}, bad: map[place]struct{}{}}
 }
 
 // usable reports whether a copy may be read. Called with the lock held.
@@ -171,58 +143,6 @@ func (x *index) reuse(h *chunk.Hash) (*pack.Pack, error) {
 	return f.P, nil
 }
 
-// mark is how GC enters that a chunk is alive; it reports whether GC was there before. Chunks that
-// only memory knows are younger than the GC and none of its business.
-//
-// node says that the caller goes on to what the chunk, as a node, refers to. Others do not set
-// that bit: memory of a process may well have the very bytes of a node.
-func (x *index) mark(h *chunk.Hash, node bool) (known, found bool, err error) {
-	x.mu.RLock()
-	queued := x.queued[*h] != nil
-	x.mu.RUnlock()
-	if queued {
-		return false, true, nil
-	}
-	doomed := false // there is a copy, but somebody is about to remove it
-	_, found, err = x.lookup(h, func(f hit) bool {
-		switch {
-		case f.P.Doomed.Load():
-			doomed = true
-			return false
-		case f.run != nil:
-			x.marks.alive[f.run].set(f.pos)
-			known = node && x.marks.walked[f.run].set(f.pos)
-		default:
-			x.marks.young.Add(f.P)
-		}
-		return true
-	})
-	if err == nil && !found && doomed {
-		return x.markDoomed(h, node)
-	}
-	return known, found, err
-}
-
-// markDoomed is mark for a chunk of which every copy is about to be removed, by us or by
-// others: none of them may go now.
-func (x *index) markDoomed(h *chunk.Hash, node bool) (known, found bool, err error) {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	l, ok := x.mem[*h]
-	if found = ok && x.usable(l); found {
-		x.marks.young.Add(l.P)
-	}
-	_, _, _, _, err = x.findRun(h, func(l pack.Loc, r *run, pos int) bool {
-		if x.usable(l) {
-			x.marks.alive[r].set(pos)
-			known = node && x.marks.walked[r].set(pos)
-			found = true
-		}
-		return false
-	})
-	return known, found, err
-}
-
 // memory is how many bytes the tables of the runs take.
 func (x *index) memory() (n int) {
 	x.mu.RLock()
@@ -233,46 +153,12 @@ func (x *index) memory() (n int) {
 	return n
 }
 
-// enqueue joins an ingest to the job that is about to store h, or makes j that job. It
-// reports whether j was taken; if not, the chunk will be stored or is, then in the pack p.
-func (x *index) enqueue(h *chunk.Hash, j *job, in *Ingest) (taken bool, p *pack.Pack) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.join(h, in) {
-		return false, nil
-	}
-	if l, ok := x.mem[*h]; ok && x.usable(l) && !l.P.Doomed.Load() {
-		return false, l.P
-	}
-	x.queued[*h] = j
-	return true, nil
-}
-
-// join makes an ingest wait for a chunk that is queued.
-func (x *index) join(h *chunk.Hash, in *Ingest) bool {
-	j := x.queued[*h]
-	if j == nil {
-		return false
-	}
-	in.jobs.Add(1)
-	j.waiters = append(j.waiters, in)
-	return true
-}
-
 // added enters where chunks stand now.
 func (x *index) added(p *pack.Pack, es []pack.Entry) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for i := range es {
 		x.mem[es[i].Hash] = es[i].Loc(p)
-	}
-}
-
-func (x *index) unqueue(jobs []*job) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for _, j := range jobs {
-		delete(x.queued, j.hash)
 	}
 }
 
@@ -308,30 +194,6 @@ func (x *index) absolve(h *chunk.Hash) (any bool) {
 	return any
 }
 
-// fromQueue copies a chunk that is still on its way to a pack.
-func (x *index) fromQueue(h *chunk.Hash, dst []byte) bool {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	j := x.queued[*h]
-	if j == nil || len(j.data) != len(dst) {
-		return false
-	}
-	copy(dst, j.data)
-	return true
-}
-
-// size returns the length of a chunk, wherever it is.
-func (x *index) size(h *chunk.Hash) (int, bool, error) {
-	x.mu.RLock()
-	if j := x.queued[*h]; j != nil {
-		defer x.mu.RUnlock()
-		return len(j.data), true, nil
-	}
-	x.mu.RUnlock()
-	l, ok, err := x.find(h)
-	return int(l.Raw), ok, err
-}
-
 // close closes the runs.
 func (x *index) close() error {
 	x.mu.Lock()
@@ -342,4 +204,68 @@ func (x *index) close() error {
 	}
 	x.runs = nil
 	return errors.Join(errs...)
+}
+
+// inMemory returns the pack of a chunk that memory knows and something new may refer to.
+func (x *index) inMemory(h *chunk.Hash) *pack.Pack {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if l, ok := x.mem[*h]; ok && x.usable(l) && !l.P.Doomed.Load() {
+		return l.P
+	}
+	return nil
+}
+
+// sealed says that a pack of which memory has the chunks may be written into a run.
+func (x *index) sealed(p *pack.Pack) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.fresh[p] = struct{}{}
+}
+
+// enter adds the chunks of a sealed pack, as its footer has them, and says how many memory has then.
+func (x *index) enter(p *pack.Pack, entries []pack.Entry) int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for i := range entries {
+		e := &entries[i]
+		if l, ok := x.mem[e.Hash]; ok && x.usable(l) && (l.P.Created > p.Created || p.Doomed.Load()) && !l.P.Doomed.Load() {
+			continue
+		}
+		x.mem[e.Hash] = e.Loc(p)
+	}
+	x.fresh[p] = struct{}{}
+	return len(x.mem)
+}
+
+// due reports whether memory holds n chunks and can write some of them.
+func (x *index) due(n int) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.mem) >= n && len(x.fresh) > 0
+}
+
+// chunks is how many entries there are.
+func (x *index) chunks() int64 {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	n := int64(len(x.mem))
+	for _, r := range x.runs {
+		n += int64(r.n)
+	}
+	return n
+}
+
+// anyCopy looks for a copy of a chunk, however bad it is. It may be in a pack that is gone.
+func (x *index) anyCopy(h *chunk.Hash) (l pack.Loc, ok bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if l, ok = x.mem[*h]; ok {
+		return l, true
+	}
+	_, _, _, ok, _ = x.findRun(h, func(c pack.Loc, _ *run, _ int) bool { // an error here adds nothing
+		l = c
+		return true
+	})
+	return l, ok
 }

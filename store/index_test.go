@@ -237,7 +237,7 @@ func TestIndexChangesDuringRead(t *testing.T) {
 // TestMemoryGivenBack: chunks that were flushed are no longer in memory, those that came
 // meanwhile are.
 func TestMemoryGivenBack(t *testing.T) {
-	x := newIndex()
+	x := newIndex("")
 	old, open := &pack.Pack{ID: disk.ID{1}}, &pack.Pack{ID: disk.ID{2}}
 	x.fresh[old] = struct{}{}
 	for i := range uint64(1000) {
@@ -276,7 +276,7 @@ func TestCoveredRuns(t *testing.T) {
 		ents = append(ents, memEntry{e.Hash, pack.Loc{P: part, Off: e.Off, Stored: e.Stored, Raw: e.Raw, Codec: e.Codec}})
 	}
 	for range 2 { // equal ones cover each other: one of them must stay at first
-		r, err := s.writeRun(ents, []*pack.Pack{part})
+		r, err := s.ix.writeRun(ents, []*pack.Pack{part})
 		if err != nil {
 			t.Fatal(err)
 		}

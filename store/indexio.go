@@ -1,7 +1,6 @@
 package store
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -40,7 +39,7 @@ func (s *Store) loadIndex() error {
 		p.Sealed.Store(true)
 		return p
 	}
-	if err := s.openRuns(known); err != nil {
+	if err := s.ix.open(known, s.o.Log); err != nil {
 		return err
 	}
 	if s.sh != nil {
@@ -48,7 +47,7 @@ func (s *Store) loadIndex() error {
 			return err
 		}
 	}
-	if err := s.orderRuns(); err != nil {
+	if err := s.ix.order(); err != nil {
 		return err
 	}
 	var fresh []*pack.Pack
@@ -75,81 +74,6 @@ func (s *Store) listPacks() (map[disk.ID]*pack.Pack, error) {
 		}
 	}
 	return m, nil
-}
-
-// openRuns opens every run. A damaged one is removed: its packs know what was in it.
-func (s *Store) openRuns(known func(disk.ID, int64, int64) *pack.Pack) error {
-	dir := filepath.Join(s.dir, indexName)
-	ents, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range ents {
-		if _, ok := disk.ParseID(e.Name(), disk.RunExt); !ok {
-			continue
-		}
-		path := filepath.Join(dir, e.Name())
-		r, err := openRun(path, known)
-		if errors.Is(err, errRun) {
-			s.o.Log(fmt.Sprintf("store: %v; making it again", err))
-			err = os.Remove(path)
-		}
-		if err != nil {
-			return err
-		}
-		if r != nil {
-			s.ix.runs = append(s.ix.runs, r)
-		}
-	}
-	return nil
-}
-
-// orderRuns puts the newest run first and drops what others have too.
-func (s *Store) orderRuns() error {
-	slices.SortFunc(s.ix.runs, func(a, b *run) int { return cmp.Compare(b.newest(), a.newest()) })
-	return s.dropCovered()
-}
-
-func (r *run) newest() (t int64) {
-	for _, p := range r.packs {
-		t = max(t, p.Created)
-	}
-	return t
-}
-
-// dropCovered removes runs whose packs are all in another one: a merge that a crash cut
-// short of removing what it had merged.
-func (s *Store) dropCovered() error {
-	for _, o := range slices.Clone(s.ix.runs) {
-		if !slices.Contains(s.ix.runs, o) {
-			continue // covered itself
-		}
-		have := make(map[*pack.Pack]struct{}, len(o.packs))
-		for _, p := range o.packs {
-			have[p] = struct{}{}
-		}
-		for _, r := range slices.Clone(s.ix.runs) {
-			if r == o || !r.coveredBy(have) {
-				continue
-			}
-			r.f.Close() // read only
-			if err := os.Remove(r.path); err != nil {
-				return err
-			}
-			s.ix.runs = slices.DeleteFunc(s.ix.runs, func(x *run) bool { return x == r })
-		}
-	}
-	return nil
-}
-
-// coveredBy reports whether all packs of a run that exist are in have.
-func (r *run) coveredBy(have map[*pack.Pack]struct{}) bool {
-	for _, p := range r.packs {
-		if _, ok := have[p]; !ok && !p.Gone.Load() {
-			return false
-		}
-	}
-	return true
 }
 
 // footerBatch is how many footers are in memory at once.
@@ -188,7 +112,7 @@ func (s *Store) absorbOne(p *pack.Pack, info *pack.Info, err error, held bool) e
 		s.o.Log(fmt.Sprintf("store %s: pack %s: %v; left alone", s.dir, p.Name(), err))
 		p.Sealed.Store(false) // see unreadable
 		if errors.Is(err, pack.ErrCut) {
-			s.condemnFooter(p)
+			s.ix.condemnFooter(p)
 		}
 		return nil
 	}
@@ -198,17 +122,7 @@ func (s *Store) absorbOne(p *pack.Pack, info *pack.Info, err error, held bool) e
 }
 
 func (s *Store) enter(p *pack.Pack, entries []pack.Entry, held bool) error {
-	s.ix.mu.Lock()
-	for i := range entries {
-		e := &entries[i]
-		if l, ok := s.ix.mem[e.Hash]; ok && s.ix.usable(l) && (l.P.Created > p.Created || p.Doomed.Load()) && !l.P.Doomed.Load() {
-			continue
-		}
-		s.ix.mem[e.Hash] = pack.Loc{P: p, Off: e.Off, Stored: e.Stored, Raw: e.Raw, Codec: e.Codec}
-	}
-	s.ix.fresh[p] = struct{}{}
-	n := len(s.ix.mem)
-	s.ix.mu.Unlock()
+	n := s.ix.enter(p, entries)
 	if n < 2*flushAt {
 		return nil
 	}
@@ -232,11 +146,8 @@ func (s *Store) readFooter(p *pack.Pack) (*pack.Info, error) {
 
 // flushLater writes the index in the background once memory holds n chunks.
 func (s *Store) flushLater(n int) {
-	s.ix.mu.RLock()
-	due := len(s.ix.mem) >= n && len(s.ix.fresh) > 0
-	s.ix.mu.RUnlock()
 	// It stays set when the store is closed: no more of it then.
-	if !due || !s.flushing.CompareAndSwap(false, true) {
+	if !s.ix.due(n) || !s.flushing.CompareAndSwap(false, true) {
 		return
 	}
 	s.mu.Lock()

@@ -23,7 +23,7 @@ type job struct {
 	hash    chunk.Hash
 	data    []byte
 	buf     *buf      // that holds data
-	waiters []*Ingest // everyone who refers to it; guarded by index.mu
+	waiters []*Ingest // everyone who refers to it; guarded by queue.mu
 }
 
 // ingestState is how far an ingest came.

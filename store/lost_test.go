@@ -277,7 +277,7 @@ func TestPutBack(t *testing.T) {
 		t.Errorf("gc of the whole store: %+v", r)
 	}
 	v.wantRead(t, s, "", nil)
-	if _, err := os.Stat(s.badPath()); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(s.ix.badPath()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the list of damaged copies stays: %v", err)
 	}
 }

@@ -3,12 +3,11 @@ package store
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
 
@@ -17,45 +16,31 @@ type memEntry struct {
 	loc  pack.Loc
 }
 
-// flushIndex writes what memory knows of sealed packs into a run and merges runs of
-// similar size; all of them if all is set. A damaged run is made again. Called with maint
-// held.
-func (s *Store) flushIndex(all bool) error {
-	for {
-		err := s.flushOnce(all)
-		if s.useReserve(err) {
-			continue
-		}
-		var re *runError
-		if !errors.As(err, &re) || !s.heal(re) {
-			return err
-		}
-	}
-}
-
-func (s *Store) flushOnce(all bool) error {
-	ents, packs := s.ix.flushable()
+// flush writes what memory knows of sealed packs into a run and merges runs of similar size; all
+// of them if all is set. A damaged run comes as a *runError. Only one may be called at a time.
+func (x *index) flush(all bool) error {
+	ents, packs := x.flushable()
 	if len(packs) > 0 {
-		r, err := s.writeRun(ents, packs)
+		r, err := x.writeRun(ents, packs)
 		if err != nil {
 			return err
 		}
-		s.ix.flushed(r)
+		x.flushed(r)
 	}
 	k := 1
-	for total := 0; k <= len(s.ix.runs); k++ {
-		if k < len(s.ix.runs) {
-			total += s.ix.runs[k-1].n
+	for total := 0; k <= len(x.runs); k++ {
+		if k < len(x.runs) {
+			total += x.runs[k-1].n
 		}
-		if k == len(s.ix.runs) || (!all && s.ix.runs[k].n > 2*total) {
+		if k == len(x.runs) || (!all && x.runs[k].n > 2*total) {
 			break
 		}
 	}
-	if k < 2 && !(all && len(s.ix.runs) == 1 && s.ix.runs[0].stale()) {
+	if k < 2 && !(all && len(x.runs) == 1 && x.runs[0].stale()) {
 		return nil
 	}
-	err := s.mergeRuns(k)
-	if !all && isFull(err) {
+	err := x.mergeRuns(k)
+	if !all && disk.IsFull(err) {
 		return nil // what there is serves as well, until there is room
 	}
 	return err
@@ -82,9 +67,9 @@ func (x *index) flushable() (ents []memEntry, packs []*pack.Pack) {
 	return ents, packs
 }
 
-func (s *Store) writeRun(ents []memEntry, packs []*pack.Pack) (*run, error) {
+func (x *index) writeRun(ents []memEntry, packs []*pack.Pack) (*run, error) {
 	slices.SortFunc(ents, func(a, b memEntry) int { return bytes.Compare(a.hash[:], b.hash[:]) })
-	w, err := newRunWriter(filepath.Join(s.dir, indexName), packs, len(ents))
+	w, err := newRunWriter(x.dir, packs, len(ents))
 	if err != nil {
 		return nil, err
 	}
@@ -123,15 +108,15 @@ func (x *index) flushed(r *run) {
 }
 
 // mergeRuns makes one run of the k newest.
-func (s *Store) mergeRuns(k int) error {
-	old := slices.Clone(s.ix.runs[:k])
-	r, err := s.merge(old)
+func (x *index) mergeRuns(k int) error {
+	old := slices.Clone(x.runs[:k])
+	r, err := x.merge(old)
 	if err != nil {
 		return err
 	}
-	s.ix.mu.Lock()
-	s.ix.runs = append([]*run{r}, s.ix.runs[k:]...)
-	s.ix.mu.Unlock()
+	x.mu.Lock()
+	x.runs = append([]*run{r}, x.runs[k:]...)
+	x.mu.Unlock()
 	var errs []error
 	for _, o := range old {
 		o.f.Close() // read only
@@ -140,7 +125,7 @@ func (s *Store) mergeRuns(k int) error {
 	return errors.Join(errs...)
 }
 
-func (s *Store) merge(old []*run) (*run, error) {
+func (x *index) merge(old []*run) (*run, error) {
 	var packs []*pack.Pack
 	entries := 0
 	seen := map[*pack.Pack]bool{}
@@ -153,18 +138,18 @@ func (s *Store) merge(old []*run) (*run, error) {
 			seen[p] = true
 		}
 	}
-	w, err := newRunWriter(filepath.Join(s.dir, indexName), packs, entries)
+	w, err := newRunWriter(x.dir, packs, entries)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.mergeInto(w, old); err != nil {
+	if err := x.mergeInto(w, old); err != nil {
 		w.abort()
 		return nil, err
 	}
 	return w.finish()
 }
 
-func (s *Store) mergeInto(w *runWriter, old []*run) error {
+func (x *index) mergeInto(w *runWriter, old []*run) error {
 	var its []*runIter
 	for _, r := range old {
 		it := r.iter()
@@ -188,7 +173,7 @@ func (s *Store) mergeInto(w *runWriter, old []*run) error {
 			if its[i].hash != low {
 				continue
 			}
-			best = s.ix.better(best, its[i].loc)
+			best = x.better(best, its[i].loc)
 			more, err := its[i].next()
 			if err != nil {
 				return err
@@ -219,42 +204,24 @@ func (x *index) better(a, b pack.Loc) pack.Loc {
 	return a
 }
 
-// healIndex makes a damaged run again from its packs and reports whether it could. Not
-// while the index is being replaced or packs removed.
-func (s *Store) healIndex(err error) bool {
-	var re *runError
-	if !errors.As(err, &re) || !s.maint.TryLock() {
-		return false
-	}
-	defer s.maint.Unlock()
-	return s.heal(re)
-}
-
-// heal is healIndex with maint held.
-func (s *Store) heal(re *runError) bool {
-	s.o.Log(fmt.Sprintf("store %s: %v: making it again", s.dir, re))
-	s.ix.mu.Lock()
-	i := slices.Index(s.ix.runs, re.run)
+// drop takes a damaged run out and returns the packs that have to be entered anew; none if
+// someone else did. An error says that the file stays.
+func (x *index) drop(re *runError) (packs []*pack.Pack, err error) {
+	x.mu.Lock()
+	i := slices.Index(x.runs, re.run)
 	if i >= 0 {
-		s.ix.runs = slices.Delete(slices.Clone(s.ix.runs), i, i+1)
+		x.runs = slices.Delete(slices.Clone(x.runs), i, i+1)
 	}
-	s.ix.mu.Unlock()
+	x.mu.Unlock()
 	if i < 0 {
-		return true // someone else did it
+		return nil, nil
 	}
 	re.run.f.Close() // read only
-	if err := os.Remove(re.run.path); err != nil {
-		s.o.Log(fmt.Sprintf("store %s: %v", s.dir, err))
-	}
-	var packs []*pack.Pack
+	err = os.Remove(re.run.path)
 	for _, p := range re.run.packs {
 		if !p.Gone.Load() {
 			packs = append(packs, p)
 		}
 	}
-	if err := s.absorb(packs, true); err != nil {
-		s.o.Log(fmt.Sprintf("store %s: %v", s.dir, err))
-		return false
-	}
-	return true
+	return packs, err
 }

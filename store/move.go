@@ -182,10 +182,4 @@ func (g *collection) store(w *pack.Writers, p *pack.Pack, m *moving) (err error)
 }
 
 // alive reports whether the copy of a chunk in p is the one that is needed.
-func (g *collection) alive(p *pack.Pack, e *pack.Entry) (bool, error) {
-	x := g.s.ix
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	_, r, pos, ok, err := x.findRun(&e.Hash, func(l pack.Loc, _ *run, _ int) bool { return l.P == p && l.Off == e.Off })
-	return ok && x.marks.alive[r].has(pos), err
-}
+func (g *collection) alive(p *pack.Pack, e *pack.Entry) (bool, error) { return g.s.ix.isAlive(p, e) }

@@ -24,7 +24,7 @@ func (s *Store) readChunk(h *chunk.Hash, dst []byte) error {
 		begun = bootTime()
 	}
 	for {
-		if s.ix.fromQueue(h, dst) {
+		if s.queue.read(h, dst) {
 			return nil
 		}
 		l, ok, err := s.ix.find(h)
@@ -80,7 +80,7 @@ func (s *Store) readChunk(h *chunk.Hash, dst []byte) error {
 // readBad tries a copy that was found damaged before: the disk may have recovered, or the
 // file was put back.
 func (s *Store) readBad(h *chunk.Hash, dst []byte) error {
-	l, ok := s.anyCopy(h)
+	l, ok := s.ix.anyCopy(h)
 	if !ok || l.P.Gone.Load() {
 		return s.missing(h)
 	}
@@ -143,29 +143,29 @@ func (s *Store) readNode(h *chunk.Hash) (*buf, error) {
 // size returns the length of a chunk.
 func (s *Store) size(h *chunk.Hash) (int, error) {
 	begun := bootTime()
-	n, ok, err := s.ix.size(h)
+	n, ok, err := s.sizeOf(h)
 	if err != nil && s.healIndex(err) {
-		n, ok, err = s.ix.size(h)
+		n, ok, err = s.sizeOf(h)
 	}
 	if err == nil && !ok && s.sh != nil && s.ix.absolve(h) {
-		n, ok, err = s.ix.size(h)
+		n, ok, err = s.sizeOf(h)
 	}
 	if err == nil && !ok && s.sh != nil {
 		if err = s.sh.freshen(s.sh.ctx, begun); err == nil {
-			n, ok, err = s.ix.size(h)
+			n, ok, err = s.sizeOf(h)
 		}
 	}
 	if err == nil && !ok {
 		var again bool
 		if again, err = s.relearn(begun, false); again {
-			n, ok, err = s.ix.size(h)
+			n, ok, err = s.sizeOf(h)
 		}
 	}
 	if err != nil {
 		return 0, &ChunkError{Hash: *h, Err: err}
 	}
 	if !ok {
-		l, bad := s.anyCopy(h)
+		l, bad := s.ix.anyCopy(h)
 		if !bad {
 			return 0, s.missing(h)
 		}
@@ -176,7 +176,7 @@ func (s *Store) size(h *chunk.Hash) (int, error) {
 
 // missing says why a chunk cannot be found, and in which pack it was.
 func (s *Store) missing(h *chunk.Hash) error {
-	l, ok := s.anyCopy(h)
+	l, ok := s.ix.anyCopy(h)
 	switch {
 	case !ok:
 		err := errNoChunk

@@ -1,10 +1,10 @@
 package store
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 
+	"github.com/ckptfs/ckptfs/store/disk"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,11 +20,11 @@ const (
 // keepReserve takes the reserve, if the disk has room. A filesystem without fallocate(2) has
 // none.
 func (s *Store) keepReserve() {
-	var disk unix.Statfs_t
-	if s.sh != nil || unix.Statfs(s.dir, &disk) != nil {
+	var fs unix.Statfs_t
+	if s.sh != nil || unix.Statfs(s.dir, &fs) != nil {
 		return
 	}
-	n := min(reserveMost, int64(disk.Blocks)*disk.Bsize/reservePart)
+	n := min(reserveMost, int64(fs.Blocks)*fs.Bsize/reservePart)
 	f, err := os.OpenFile(filepath.Join(s.dir, reserveName), os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return // the next one who frees something tries again
@@ -42,7 +42,7 @@ func (s *Store) keepReserve() {
 // useReserve gives the reserve up if err says that the disk is full, and reports whether that
 // may help. Called with maint held.
 func (s *Store) useReserve(err error) bool {
-	if !isFull(err) || s.sh != nil {
+	if !disk.IsFull(err) || s.sh != nil {
 		return false
 	}
 	if os.Remove(filepath.Join(s.dir, reserveName)) != nil {
@@ -51,5 +51,3 @@ func (s *Store) useReserve(err error) bool {
 	s.o.Log("store " + s.dir + ": the disk is full; using the reserve")
 	return true
 }
-
-func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
-	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // pruneSize removes the oldest images until the others need no more than p.MaxSize. What an
@@ -59,9 +58,7 @@ func (s *Store) tooMuch(ctx context.Context, p *Policy) (gone []*imageRec, over 
 	if err != nil {
 		return nil, 0, err
 	}
-	s.ix.mu.RLock()
-	w := &weigher{s: s, ctx: ctx, marks: newMarks(s.ix.runs), young: map[chunk.Hash]struct{}{}}
-	s.ix.mu.RUnlock()
+	w := &weigher{s: s, ctx: ctx, tally: s.ix.newTally()}
 	var may []*imageRec
 	first := true
 	for _, im := range all {
@@ -75,14 +72,14 @@ func (s *Store) tooMuch(ctx context.Context, p *Policy) (gone []*imageRec, over 
 			return nil, 0, err
 		}
 	}
-	over = max(0, w.total-p.MaxSize)
+	over = max(0, w.tally.total-p.MaxSize)
 	for i, im := range may {
 		if over == 0 {
 			if err := w.weigh(im.rec); err != nil {
 				return nil, 0, err
 			}
 		}
-		if w.total > p.MaxSize {
+		if w.tally.total > p.MaxSize {
 			for j := len(may) - 1; j >= i; j-- {
 				gone = append(gone, may[j])
 			}
@@ -96,9 +93,7 @@ func (s *Store) tooMuch(ctx context.Context, p *Policy) (gone []*imageRec, over 
 type weigher struct {
 	s     *Store
 	ctx   context.Context
-	marks *marks                  // alive: counted; walked: a node whose chunks are counted
-	young map[chunk.Hash]struct{} // the same of chunks that no run knows yet
-	total int64                   // bytes
+	tally *tally
 }
 
 // weigh adds what an image needs and no image before it did.
@@ -119,11 +114,7 @@ func (w *weigher) node(h *chunk.Hash) (bool, error) {
 	if err := w.ctx.Err(); err != nil {
 		return false, err
 	}
-	r, pos, err := w.count(h)
-	if r == nil || err != nil {
-		return false, err
-	}
-	return w.marks.walked[r].set(pos), nil
+	return w.tally.node(h)
 }
 
 func (w *weigher) leaf(sp span) error {
@@ -135,32 +126,9 @@ func (w *weigher) leaf(sp span) error {
 		if refs[i].zero {
 			continue
 		}
-		if _, _, err := w.count(&refs[i].hash); err != nil {
+		if err := w.tally.add(&refs[i].hash); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// count adds a chunk, unless it was added before, and says where in the runs it is. One that
-// is lost takes no room.
-func (w *weigher) count(h *chunk.Hash) (*run, int, error) {
-	x := w.s.ix
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	if l, ok := x.mem[*h]; ok && x.usable(l) {
-		if _, known := w.young[*h]; !known {
-			w.young[*h] = struct{}{}
-			w.total += int64(l.Stored) + pack.EntryLen
-		}
-		return nil, 0, nil
-	}
-	l, r, pos, ok, err := x.findRun(h, func(l pack.Loc, _ *run, _ int) bool { return x.usable(l) })
-	if !ok || err != nil {
-		return nil, 0, err
-	}
-	if !w.marks.alive[r].set(pos) {
-		w.total += int64(l.Stored) + pack.EntryLen
-	}
-	return r, pos, nil
 }

@@ -64,9 +64,7 @@ type settling struct{ collection }
 // choose picks the packs that go, the oldest first. Only the runs know for sure where a chunk
 // is if the copies that we make are lost.
 func (g *settling) choose() []*pack.Pack {
-	g.s.ix.mu.RLock()
-	chosen := slices.DeleteFunc(g.s.ix.runPacks(), func(p *pack.Pack) bool { return !p.Unsettled() })
-	g.s.ix.mu.RUnlock()
+	chosen := slices.DeleteFunc(g.s.ix.knownPacks(), func(p *pack.Pack) bool { return !p.Unsettled() })
 	slices.SortFunc(chosen, func(a, b *pack.Pack) int { return bytes.Compare(a.ID[:], b.ID[:]) })
 	size := int64(0)
 	for i, p := range chosen {
@@ -91,15 +89,4 @@ func (g *settling) storedFast(p *pack.Pack, entries []pack.Entry) bool {
 
 // current reports whether a chunk of p has to be moved: it has unless another sealed pack has
 // it, as after a Settle that was stopped.
-func (g *settling) current(p *pack.Pack, e *pack.Entry) (bool, error) {
-	x := g.s.ix
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	if l, ok := x.mem[e.Hash]; ok && l.P != p && x.usable(l) {
-		if _, sealed := x.fresh[l.P]; sealed {
-			return false, nil
-		}
-	}
-	l, _, _, ok, err := x.findRun(&e.Hash, func(l pack.Loc, _ *run, _ int) bool { return x.usable(l) })
-	return !ok || l.P == p && l.Off == e.Off, err
-}
+func (g *settling) current(p *pack.Pack, e *pack.Entry) (bool, error) { return g.s.ix.isCurrent(p, e) }

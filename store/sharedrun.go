@@ -2,16 +2,13 @@ package store
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
 
 	"github.com/ckptfs/ckptfs/store/bucket"
-	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
@@ -40,33 +37,6 @@ type rangeReader struct {
 
 func (r *rangeReader) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), r.b.Get(r.ctx, r.key, p, off)
-}
-
-// runPackIDs reads which packs a run of size bytes knows.
-func runPackIDs(f io.ReaderAt, size int64) ([]disk.ID, error) {
-	if size < runHeadLen {
-		return nil, fmt.Errorf("%w: %d bytes", errRun, size)
-	}
-	head := make([]byte, runHeadLen)
-	if _, err := f.ReadAt(head, 0); err != nil {
-		return nil, err
-	}
-	n := int64(binary.LittleEndian.Uint32(head[8:]))
-	if string(head[:8]) != runMagic || n > maxRunPacks || runHeadLen+n*runPackLen > size {
-		return nil, fmt.Errorf("%w: no header", errRun)
-	}
-	table := make([]byte, n*runPackLen)
-	if _, err := f.ReadAt(table, runHeadLen); err != nil && n > 0 {
-		return nil, err
-	}
-	if runSum(head, table) != chunk.Hash(head[32:]) {
-		return nil, fmt.Errorf("%w: checksum", errRun)
-	}
-	ids := make([]disk.ID, n)
-	for i := range ids {
-		ids[i] = disk.ID(table[i*runPackLen:])
-	}
-	return ids, nil
 }
 
 // runs lists the runs in the bucket. One that cannot be read helps nobody and is left out.
@@ -143,24 +113,17 @@ func (sh *shared) fetchRun(r sharedRun, known func(disk.ID, int64, int64) *pack.
 		os.Remove(path + disk.TmpExt) // best effort: Open removes what stays
 		return err
 	}
-	run, err := openRun(path, known)
-	if err != nil {
+	if err := sh.s.ix.add(path, known); err != nil {
 		os.Remove(path) // best effort: Open makes it again
 		return err
 	}
-	sh.s.ix.runs = append(sh.s.ix.runs, run)
 	return nil
 }
 
 // shareRun puts the largest run into the bucket if it brings much that none there has, and
 // removes those that it makes superfluous. Called with maint held.
 func (sh *shared) shareRun(ctx context.Context) error {
-	var best *run
-	for _, r := range sh.s.ix.runs {
-		if best == nil || len(r.packs) > len(best.packs) {
-			best = r
-		}
-	}
+	best := sh.s.ix.largest()
 	if best == nil || len(best.packs) < shareFrom {
 		return nil
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ckptfs/ckptfs/store/bucket"
+	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/pack"
@@ -89,6 +90,7 @@ type Store struct {
 	files    *pack.Files
 	sh       *shared // nil in a folder
 	ix       *index
+	queue    queue
 	w        *pack.Writers
 	dec      *codec.Decoder
 	bufs     bufPool       // chunks
@@ -136,8 +138,9 @@ type session struct {
 // ErrNotStore. What a process that died left unfinished is removed.
 func Open(dir string, o Options) (*Store, error) {
 	o.defaults()
-	s := &Store{dir: dir, o: o, ix: newIndex(), images: map[string]*imageRec{}, packs: map[disk.ID]*pack.Pack{}, writing: map[disk.ID]struct{}{},
+	s := &Store{dir: dir, o: o, images: map[string]*imageRec{}, packs: map[disk.ID]*pack.Pack{}, writing: map[disk.ID]struct{}{},
 		running: map[*Ingest]struct{}{}, readers: map[*Reader]struct{}{}, decoding: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	s.queue.m = map[chunk.Hash]*job{}
 	s.jobs.New = func() any { return new(job) }
 	s.blocks.New = func() any { return new(Block) }
 	s.bufs.init(64 << 10)
@@ -146,7 +149,9 @@ func Open(dir string, o Options) (*Store, error) {
 		if s.sh != nil {
 			s.sh.close()
 		}
-		s.ix.close() // read only
+		if s.ix != nil {
+			s.ix.close() // read only
+		}
 		if s.files != nil {
 			s.files.Close()
 		}
@@ -195,6 +200,7 @@ func (s *Store) open(location string) (err error) {
 	if err != nil {
 		return err
 	}
+	s.ix = newIndex(filepath.Join(s.dir, indexName))
 	if err := makeDirs(s.dir); err != nil {
 		return err
 	}

@@ -118,23 +118,7 @@ func (v *verification) records() ([]*record, error) {
 
 // runs checks every block of the index.
 func (v *verification) runs() error {
-	for _, r := range v.s.ix.runs {
-		it := r.iter()
-		for {
-			more, err := it.next()
-			if err != nil {
-				v.fault("%v", err)
-				break
-			}
-			if !more {
-				break
-			}
-		}
-		if err := v.ctx.Err(); err != nil {
-			return err
-		}
-	}
-	return nil
+	return v.s.ix.check(v.ctx, func(err error) { v.fault("%v", err) })
 }
 
 // packs checks the footer of every pack, and what it holds if readData is set.
@@ -153,7 +137,7 @@ func (v *verification) packs(readData bool) error {
 		if err != nil {
 			v.fault("pack %s: %v", p.Name(), err)
 			if errors.Is(err, pack.ErrCut) {
-				v.s.condemnFooter(p)
+				v.s.ix.condemnFooter(p)
 			}
 			if st, err := os.Stat(v.s.files.Path(p)); err == nil {
 				v.cut[p] = st.Size()
@@ -162,7 +146,7 @@ func (v *verification) packs(readData bool) error {
 			}
 			info = &pack.Info{Entries: v.s.ix.entriesOf(p)}
 		} else {
-			v.s.ix.forgive(pack.Loc{P: p, Off: footerOff})
+			v.s.ix.forgiveFooter(p)
 		}
 		if err := v.entries(p, info.Entries, readData); err != nil {
 			return err
@@ -313,25 +297,4 @@ func (v *verification) chunks() {
 			v.fault("%v; no image is known to need it", ce)
 		}
 	}
-}
-
-// entriesOf lists what the index knows of a pack whose footer is lost.
-func (x *index) entriesOf(p *pack.Pack) (list []pack.Entry) {
-	add := func(h chunk.Hash, l pack.Loc) {
-		if l.P == p {
-			list = append(list, pack.Entry{Hash: h, Off: l.Off, Stored: l.Stored, Raw: l.Raw, Codec: l.Codec})
-		}
-	}
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	for h, l := range x.mem {
-		add(h, l)
-	}
-	for _, r := range x.runs {
-		it := r.iter()
-		for more, err := it.next(); more && err == nil; more, err = it.next() {
-			add(it.hash, it.loc)
-		}
-	}
-	return list
 }

@@ -1,9 +1,12 @@
 package disk
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // WriteFile makes the file path hold b, durable before visible: whoever sees the name
@@ -70,3 +73,6 @@ func RemoveTemps(dir string) (int, error) {
 	}
 	return n, nil
 }
+
+// IsFull reports whether an error says that a disk, or a share of one, is full.
+func IsFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }

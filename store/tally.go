@@ -1,0 +1,59 @@
+package store
+
+import (
+	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/pack"
+)
+
+// tally adds up what chunks take in packs, each once.
+type tally struct {
+	total int64 // bytes
+	x     *index
+	marks *marks                  // alive: counted; walked: a node whose chunks are counted
+	young map[chunk.Hash]struct{} // the same of chunks that no run knows yet
+}
+
+// newTally makes an empty one. Nobody may replace runs while it is used.
+func (x *index) newTally() *tally {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return &tally{x: x, marks: newMarks(x.runs), young: map[chunk.Hash]struct{}{}}
+}
+
+// node counts a node and reports whether it was walked before.
+func (w *tally) node(h *chunk.Hash) (walked bool, err error) {
+	r, pos, err := w.count(h)
+	if r == nil || err != nil {
+		return false, err
+	}
+	return w.marks.walked[r].set(pos), nil
+}
+
+// add counts a chunk.
+func (w *tally) add(h *chunk.Hash) error {
+	_, _, err := w.count(h)
+	return err
+}
+
+// count adds a chunk, unless it was added before, and says where in the runs it is. One that
+// is lost takes no room.
+func (w *tally) count(h *chunk.Hash) (*run, int, error) {
+	x := w.x
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if l, ok := x.mem[*h]; ok && x.usable(l) {
+		if _, known := w.young[*h]; !known {
+			w.young[*h] = struct{}{}
+			w.total += int64(l.Stored) + pack.EntryLen
+		}
+		return nil, 0, nil
+	}
+	l, r, pos, ok, err := x.findRun(h, func(l pack.Loc, _ *run, _ int) bool { return x.usable(l) })
+	if !ok || err != nil {
+		return nil, 0, err
+	}
+	if !w.marks.alive[r].set(pos) {
+		w.total += int64(l.Stored) + pack.EntryLen
+	}
+	return r, pos, nil
+}
