@@ -3,10 +3,13 @@ package restore
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/kind"
+	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"github.com/ckptfs/ckptfs/ckpt/task"
 	"golang.org/x/sys/unix"
@@ -207,6 +210,24 @@ func (j *job) letGo(alive []*proc) error {
 		if err := p.rem.Close(); err != nil {
 			j.log("pid %d: %v", p.pid, err) // it runs
 		}
+		if p.task.State == image.TaskStopped || j.opt.Stopped {
+			awaitStop(p.pid)
+		}
 	}
 	return nil
+}
+
+// awaitStop waits until a process that was let go has stopped again: it wakes up for that, and
+// who asked for the restore should find it stopped. It may be continued or killed by then.
+func awaitStop(pid int) {
+	const patience = time.Second
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(100 * time.Microsecond) {
+		b, err := os.ReadFile(procPath(pid, "stat"))
+		if err != nil {
+			return
+		}
+		if st, err := procfs.ParseStat(b); err != nil || st.State == 'T' {
+			return
+		}
+	}
 }

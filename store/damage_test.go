@@ -260,6 +260,32 @@ func wantRecordLost(t *testing.T, s *Store, path string) {
 	}
 }
 
+// TestVerifyProgress: reading everything tells how far it is, and ends where it should.
+func TestVerifyProgress(t *testing.T) {
+	dir, _ := twoImages(t)
+	s := open(t, dir, Options{})
+	var last, total int64
+	calls := 0
+	ctx := WithProgress(context.Background(), func(done, all int64) {
+		if done < last || total != 0 && all != total || done > all {
+			t.Errorf("%d of %d after %d of %d", done, all, last, total)
+		}
+		last, total = done, all
+		calls++
+	})
+	if err := s.Verify(ctx, true, func(f string) { t.Error(f) }); err != nil {
+		t.Fatal(err)
+	}
+	if calls < 2 || last < total/2 {
+		t.Errorf("%d calls, the last with %d of %d", calls, last, total)
+	}
+	Progress(ctx, total, total) // what goes on elsewhere
+	if last != total {
+		t.Error("progress elsewhere was not told")
+	}
+	Progress(context.Background(), 1, 1) // nobody wants to know
+}
+
 func TestVersion(t *testing.T) {
 	dir, _ := twoImages(t)
 	path := filepath.Join(dir, versionName)

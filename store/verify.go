@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -75,6 +76,7 @@ type verification struct {
 	unknown map[chunk.Hash]*pack.Pack
 	ids     map[string]disk.ID // of images, in a bucket
 	down    error              // why the bucket could not be asked
+	read    func(n int64)      // is told of bytes of packs that were read
 }
 
 var errUnknown = errors.New("the index does not know it; delete the folder index while the store is closed, it is made again")
@@ -96,24 +98,41 @@ func (v *verification) records() ([]*record, error) {
 		return v.sharedRecords()
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
+	closed, damaged, images := s.closed, slices.Clone(s.damaged), slices.Collect(maps.Values(s.images))
+	s.mu.Unlock() // who wants to read or store an image must not wait for all records
+	if closed {
 		return nil, ErrClosed
 	}
-	for _, d := range s.damaged {
+	for _, d := range damaged {
 		if _, err := os.Stat(d.Path); !errors.Is(err, fs.ErrNotExist) {
 			v.fault("%v", d)
 		}
 	}
 	var recs []*record
-	for _, im := range s.images {
+	for _, im := range images {
+		_, err := s.readRecord(im.id)
+		if errors.Is(err, fs.ErrNotExist) && !s.listed(im.id) {
+			continue // it was removed meanwhile
+		}
 		recs = append(recs, im.rec)
-		if _, err := s.readRecord(im.id); err != nil {
+		if err != nil {
 			v.fault("image %q: record %s: %v", im.rec.Name, s.recordPath(im.id), err)
 		}
 	}
 	slices.SortFunc(recs, func(a, b *record) int { return strings.Compare(a.Name, b.Name) })
 	return recs, nil
+}
+
+// listed reports whether an image is listed, under whatever name.
+func (s *Store) listed(id disk.ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, im := range s.images {
+		if im.id == id {
+			return true
+		}
+	}
+	return false
 }
 
 // runs checks every block of the index.
@@ -123,8 +142,15 @@ func (v *verification) runs() error {
 
 // packs checks the footer of every pack, and what it holds if readData is set.
 func (v *verification) packs(readData bool) error {
-	for _, p := range v.s.snapshotPacks() {
+	list := v.s.snapshotPacks()
+	total := int64(0)
+	for _, p := range list {
+		total += p.Size
+	}
+	v.read = progressOf(v.ctx, total)
+	for _, p := range list {
 		if p.Gone.Load() {
+			v.read(p.Size)
 			continue
 		}
 		info, err := v.s.readFooter(p)
@@ -175,6 +201,7 @@ func (v *verification) entries(p *pack.Pack, entries []pack.Entry, readData bool
 		raw := v.s.bufs.get(int(e.Raw))
 		err = v.s.readCopy(l, &e.Hash, raw.data)
 		raw.release()
+		v.read(int64(e.Stored))
 		switch {
 		case err == nil:
 			v.s.ix.forgive(l)

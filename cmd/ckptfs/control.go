@@ -161,6 +161,7 @@ func (c *control) do(ctx context.Context, q *request, out *replies) (any, error)
 	case "stats":
 		return c.st.Stats()
 	case "verify":
+		ctx = store.WithProgress(ctx, seldom(func(done, total int64) { out.send(reply{Read: done, Total: total}) }))
 		return nil, c.st.Verify(ctx, q.ReadData, func(s string) { out.send(reply{Fault: s}) })
 	case "prune":
 		return c.srv.Prune(ctx, q.policy(), who)
@@ -168,6 +169,17 @@ func (c *control) do(ctx context.Context, q *request, out *replies) (any, error)
 		return c.srv.GC(ctx, who)
 	}
 	return c.st.Settle(ctx, max(1, min(q.Workers, runtime.GOMAXPROCS(0))))
+}
+
+// seldom passes on what is told often.
+func seldom(report func(done, total int64)) func(done, total int64) {
+	var last time.Time
+	return func(done, total int64) {
+		if now := time.Now(); now.Sub(last) > 200*time.Millisecond {
+			last = now
+			report(done, total)
+		}
+	}
 }
 
 // replies sends lines, one at a time.

@@ -105,6 +105,8 @@ func (h *heldStore) ask(ctx context.Context, q request, fault func(string), resu
 		switch {
 		case line.Fault != "" && fault != nil:
 			fault(line.Fault)
+		case line.Total > 0:
+			store.Progress(ctx, line.Read, line.Total)
 		case line.Done:
 			return line.end(result)
 		}

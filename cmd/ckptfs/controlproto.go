@@ -58,6 +58,8 @@ type request struct {
 // reply is a line of the answer.
 type reply struct {
 	Fault  string          `json:",omitempty"` // verify found it
+	Read   int64           `json:",omitempty"` // verify has read so many bytes
+	Total  int64           `json:",omitempty"` // of so many
 	Done   bool            `json:",omitempty"` // this is the last line
 	Result json.RawMessage `json:",omitempty"`
 	Error  *wireError      `json:",omitempty"`

@@ -105,6 +105,11 @@ Examples:
 
 func (s *storeCommand) verify(ctx context.Context, c *console, st storeAPI, readData bool) error {
 	faults := []string{}
+	if readData {
+		bar := newProgress(c, "verify", 0)
+		defer bar.end()
+		ctx = store.WithProgress(ctx, bar.set)
+	}
 	err := st.Verify(ctx, readData, func(s string) { faults = append(faults, s) })
 	if err != nil && !errors.Is(err, store.ErrDamaged) {
 		return err
