@@ -6,6 +6,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
+	"github.com/ckptfs/ckptfs/store/index"
 )
 
 // Block is memory for some neighbouring chunks of an image. Whoever makes an image fills it,
@@ -218,9 +219,9 @@ func (in *Ingest) storeChunk(c *encoder, h *chunk.Hash, data []byte, b *buf, nod
 
 // known reports whether a chunk is stored.
 func (s *Store) known(h *chunk.Hash, in *Ingest) (bool, error) {
-	p, err := s.ix.reuse(h)
-	if errors.Is(err, errRun) && s.healIndex(err) {
-		p, err = s.ix.reuse(h)
+	p, err := s.ix.Reuse(h)
+	if errors.Is(err, index.ErrRun) && s.healIndex(err) {
+		p, err = s.ix.Reuse(h)
 	}
 	if p != nil && in.packs != nil {
 		in.refer(p)

@@ -182,7 +182,7 @@ func (g *collection) removeDoomed(id disk.ID) (gone bool, err error) {
 	if p == nil {
 		return true, nil // another machine was here
 	}
-	if _, counted := g.known[p]; !counted || g.live[p] > 0 || g.s.ix.isYoung(p) {
+	if _, counted := g.known[p]; !counted || g.live[p] > 0 || g.s.ix.IsYoung(p) {
 		g.ripened = append(g.ripened, p)
 		return false, nil
 	}

@@ -237,7 +237,7 @@ func (s *Store) dropPacks(dead []*pack.Pack) error {
 	s.w.Flush() // takes the unsealed one out
 	var errs []error
 	for _, p := range dead {
-		s.ix.lose(p)
+		s.ix.Lose(p)
 		errs = append(errs, s.files.Drop(p))
 	}
 	errs = append(errs, disk.SyncDir(filepath.Join(s.dir, packsName)))
@@ -263,7 +263,7 @@ func (s *ingestSink) Opened(p *pack.Pack) {
 	s.writing[p.ID] = struct{}{}
 }
 
-func (s *ingestSink) Added(p *pack.Pack, es []pack.Entry) { s.ix.added(p, es) }
+func (s *ingestSink) Added(p *pack.Pack, es []pack.Entry) { s.ix.Added(p, es) }
 
 func (s *ingestSink) Sealed(p *pack.Pack) { (*Store)(s).packSealed(p) }
 
@@ -297,7 +297,7 @@ func (s *Store) packSealed(p *pack.Pack) {
 		p.Doomed.Store(s.doomed[p.ID]) // one that took long to send may look old to others
 	}
 	s.mu.Unlock()
-	s.ix.sealed(p)
+	s.ix.Sealed(p)
 	s.flushLater(2 * flushAt)
 }
 
@@ -306,5 +306,5 @@ func (s *Store) packLost(p *pack.Pack) {
 	s.mu.Lock()
 	delete(s.writing, p.ID)
 	s.mu.Unlock()
-	s.ix.lose(p)
+	s.ix.Lose(p)
 }

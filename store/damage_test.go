@@ -101,7 +101,7 @@ func TestIndexLost(t *testing.T) {
 
 // TestIndexDamaged flips bits all over the index: it is made again at Open or on the fly.
 func TestIndexDamaged(t *testing.T) {
-	for _, off := range []int64{0, 9, 20, 40, runHeadLen + 3, runBlock + 7, 2*runBlock + 100, -1, -150, -190} {
+	for _, off := range []int64{0, 9, 20, 40, 64 + 3, 4096 + 7, 2*4096 + 100, -1, -150, -190} {
 		dir, _ := twoImages(t)
 		for _, f := range files(t, dir, indexName) {
 			flip(t, f, off)
@@ -124,7 +124,7 @@ func TestIndexDamaged(t *testing.T) {
 func TestIndexCut(t *testing.T) {
 	for name, change := range map[string]func([]byte) []byte{
 		"empty":    func([]byte) []byte { return nil },
-		"header":   func(b []byte) []byte { return b[:runHeadLen] },
+		"header":   func(b []byte) []byte { return b[:64] },
 		"half":     func(b []byte) []byte { return b[:len(b)/2] },
 		"one less": func(b []byte) []byte { return b[:len(b)-1] },
 		"one more": func(b []byte) []byte { return append(b, 0) },
@@ -172,12 +172,12 @@ func wantWhole(t *testing.T, dir string) {
 func TestIndexDamagedOpen(t *testing.T) {
 	dir, _ := twoImages(t)
 	s := open(t, dir, Options{})
-	path := s.ix.runs[0].path
+	path := files(t, dir, indexName)[0]
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for at := runBlock; at < len(b)-4; at += 1000 { // in place, and in every block
+	for at := 4096; at < len(b)-4; at += 1000 { // in place, and in every block
 		b[at] ^= 1
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)

@@ -10,7 +10,7 @@
 //	  lock                   flock of the one process that has the store open, and its pid
 //	  packs/ID.pack          chunks; immutable
 //	  index/ID.run           where each chunk is; can be made again from the packs
-//	  index/damaged          copies of chunks that were found damaged, see badlist.go
+//	  index/damaged          copies of chunks that were found damaged, see index/badlist.go
 //	  images/ID.img          one record for each image
 //	  reserve                blocks for the index of a full disk, so that GC can begin
 //	  */*.tmp                unfinished; removed by the next Open

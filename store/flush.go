@@ -3,6 +3,8 @@ package store
 import (
 	"errors"
 	"fmt"
+
+	"github.com/ckptfs/ckptfs/store/index"
 )
 
 // flushIndex writes what memory knows of sealed packs into a run and merges runs of
@@ -10,11 +12,11 @@ import (
 // held.
 func (s *Store) flushIndex(all bool) error {
 	for {
-		err := s.ix.flush(all)
+		err := s.ix.Flush(all)
 		if s.useReserve(err) {
 			continue
 		}
-		var re *runError
+		var re *index.DamagedRun
 		if !errors.As(err, &re) || !s.heal(re) {
 			return err
 		}
@@ -24,7 +26,7 @@ func (s *Store) flushIndex(all bool) error {
 // healIndex makes a damaged run again from its packs and reports whether it could. Not
 // while the index is being replaced or packs removed.
 func (s *Store) healIndex(err error) bool {
-	var re *runError
+	var re *index.DamagedRun
 	if !errors.As(err, &re) || !s.maint.TryLock() {
 		return false
 	}
@@ -33,9 +35,9 @@ func (s *Store) healIndex(err error) bool {
 }
 
 // heal is healIndex with maint held.
-func (s *Store) heal(re *runError) bool {
+func (s *Store) heal(re *index.DamagedRun) bool {
 	s.o.Log(fmt.Sprintf("store %s: %v: making it again", s.dir, re))
-	packs, err := s.ix.drop(re)
+	packs, err := s.ix.Drop(re)
 	if err != nil {
 		s.o.Log(fmt.Sprintf("store %s: %v", s.dir, err))
 	}
@@ -46,16 +48,16 @@ func (s *Store) heal(re *runError) bool {
 	return true
 }
 
-// loadBad reads the list of damaged copies.
+// LoadBad reads the list of damaged copies.
 func (s *Store) loadBad() {
-	if err := s.ix.loadBad(s.sec, s.packs); err != nil {
+	if err := s.ix.LoadBad(s.sec, s.packs); err != nil {
 		s.o.Log(fmt.Sprintf("store %s: %v", s.dir, err))
 	}
 }
 
-// saveBad writes that list if it changed. Called with maint held.
+// SaveBad writes that list if it changed. Called with maint held.
 func (s *Store) saveBad() {
-	if err := s.ix.saveBad(s.sec); err != nil {
+	if err := s.ix.SaveBad(s.sec); err != nil {
 		s.o.Log(fmt.Sprintf("store %s: the list of damaged copies: %v", s.dir, err))
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/index"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
 
@@ -66,7 +67,7 @@ func (s *Store) GC(ctx context.Context) (GCReport, error) {
 func (s *Store) healing(do func() (GCReport, error)) (GCReport, error) {
 	for {
 		report, err := do()
-		var re *runError
+		var re *index.DamagedRun
 		if errors.Is(err, errRelearned) {
 			continue // ends: without a pack that went, nothing is relearned
 		}
@@ -174,12 +175,12 @@ type collection struct {
 
 func (g *collection) run() error {
 	x := g.s.ix
-	g.packs = x.beginMarks()
+	g.packs = x.BeginMarks()
 	g.known = make(map[*pack.Pack]struct{}, len(g.packs))
 	for _, p := range g.packs {
 		g.known[p] = struct{}{}
 	}
-	defer func() { x.endMarks(g.packs) }() // by then it may have grown
+	defer func() { x.EndMarks(g.packs) }() // by then it may have grown
 	// From here on new references are marked by those who make them; the old ones follow.
 	if err := g.markAll(); err != nil {
 		return err
@@ -194,7 +195,7 @@ func (g *collection) run() error {
 		g.abortUploads()
 	}
 	chosen := append(g.choose(), g.strays()...)
-	x.condemn(chosen)
+	x.Condemn(chosen)
 	// Now what is not marked in these packs cannot be referred to any more.
 	if err := g.sweep(chosen); err != nil {
 		return err
@@ -304,7 +305,7 @@ func (g *collection) markRefs(refs []chunkRef) error {
 // spare keeps a pack with a damaged chunk that is needed and nowhere else: the disk may
 // recover, or somebody puts the file back.
 func (g *collection) spare(h *chunk.Hash) {
-	l, ok := g.s.ix.anyCopy(h)
+	l, ok := g.s.ix.AnyCopy(h)
 	if !ok || l.P.Gone.Load() {
 		g.lost = true
 		return

@@ -220,13 +220,13 @@ func TestGCTwoCopies(t *testing.T) {
 	ingest(t, s, "all", chunks)
 	ingest(t, s, "rest", chunks[:99])
 	h := chunk.Sum(twice)
-	l, ok, err := s.ix.find(&h)
+	l, ok, err := s.ix.Find(&h)
 	if !ok || err != nil {
 		t.Fatal(ok, err)
 	}
-	s.ix.condemnCopy(l) // so that it is stored again
+	s.ix.CondemnCopy(l) // so that it is stored again
 	ingest(t, s, "twice", [][]byte{twice})
-	s.ix.forgive(l)
+	s.ix.Forgive(l)
 	for _, name := range []string{"all", "twice"} {
 		if err := s.Remove(name); err != nil {
 			t.Fatal(err)
@@ -250,11 +250,11 @@ func TestUnknownCopy(t *testing.T) {
 	chunks := testImage(1, 100)
 	ingest(t, s, "all", chunks)
 	h := chunk.Sum(chunks[99])
-	old, _, err := s.ix.find(&h)
+	old, _, err := s.ix.Find(&h)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.ix.condemnCopy(old)                             // so that it is stored again
+	s.ix.CondemnCopy(old)                             // so that it is stored again
 	in, err := s.Begin(context.Background(), "twice") // without an attachment, so it brings nothing else
 	if err == nil {
 		err = errors.Join(in.Put(h, chunks[99]), in.Commit())
@@ -262,8 +262,8 @@ func TestUnknownCopy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.ix.forgive(old)
-	fresh, _, err := s.ix.find(&h)
+	s.ix.Forgive(old)
+	fresh, _, err := s.ix.Find(&h)
 	if err != nil || fresh.P == old.P {
 		t.Fatalf("in %s and %s: %v", old.P.Name(), fresh.P.Name(), err)
 	}
@@ -315,14 +315,14 @@ func TestGCNodeAsData(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := &collection{s: s, ctx: t.Context()}
-	s.ix.marks = newMarks(s.ix.runs)
+	s.ix.BeginMarks()
 	if err := g.markRefs([]chunkRef{{hash: root.Hash, size: uint32(n)}}); err != nil {
 		t.Fatal(err)
 	}
 	if known, err := g.seen(&root.Hash); known || err != nil {
 		t.Errorf("GC would not follow the node: %v, %v", known, err)
 	}
-	s.ix.marks = nil
+	s.ix.EndMarks(nil)
 }
 
 // flushIndexNow is flushIndex for who does not hold maint.

@@ -10,7 +10,7 @@ import (
 // count adds up what is alive in every pack.
 func (g *collection) count() error {
 	g.live = make(map[*pack.Pack]int64, len(g.packs))
-	err := g.s.ix.eachAlive(func(l *pack.Loc) { g.live[l.P] += int64(l.Stored) + pack.EntryLen })
+	err := g.s.ix.EachAlive(func(l *pack.Loc) { g.live[l.P] += int64(l.Stored) + pack.EntryLen })
 	return cmp.Or(err, g.ctx.Err())
 }
 
@@ -22,10 +22,10 @@ func (g *collection) choose() []*pack.Pack {
 		live := g.live[p]
 		g.report.Live += live
 		dead := p.Size - pack.HeadLen - pack.TailLen - live
-		worth := live == 0 || dead*deadShare > p.Size || g.s.ix.footerBad(p)
+		worth := live == 0 || dead*deadShare > p.Size || g.s.ix.FooterBad(p)
 		switch {
 		case p.Gone.Load() || p.Size == 0:
-		case g.s.ix.isYoung(p):
+		case g.s.ix.IsYoung(p):
 			g.report.Dead += dead
 		case live > 0 && slices.Contains(g.ripened, p):
 			chosen = append(chosen, p)

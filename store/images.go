@@ -206,7 +206,7 @@ func (s *Store) Stats() (Stats, error) {
 	for _, p := range s.packs {
 		st.Stored += p.Size
 	}
-	st.Chunks = s.ix.chunks()
+	st.Chunks = s.ix.Chunks()
 	if st.Stored > 0 {
 		st.Ratio = float64(st.Logical) / float64(st.Stored)
 	}

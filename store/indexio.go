@@ -39,7 +39,7 @@ func (s *Store) loadIndex() error {
 		p.Sealed.Store(true)
 		return p
 	}
-	if err := s.ix.open(known, s.o.Log); err != nil {
+	if err := s.ix.Open(known, s.o.Log); err != nil {
 		return err
 	}
 	if s.sh != nil {
@@ -47,7 +47,7 @@ func (s *Store) loadIndex() error {
 			return err
 		}
 	}
-	if err := s.ix.order(); err != nil {
+	if err := s.ix.Order(); err != nil {
 		return err
 	}
 	var fresh []*pack.Pack
@@ -112,7 +112,7 @@ func (s *Store) absorbOne(p *pack.Pack, info *pack.Info, err error, held bool) e
 		s.o.Log(fmt.Sprintf("store %s: pack %s: %v; left alone", s.dir, p.Name(), err))
 		p.Sealed.Store(false) // see unreadable
 		if errors.Is(err, pack.ErrCut) {
-			s.ix.condemnFooter(p)
+			s.ix.CondemnFooter(p)
 		}
 		return nil
 	}
@@ -122,7 +122,7 @@ func (s *Store) absorbOne(p *pack.Pack, info *pack.Info, err error, held bool) e
 }
 
 func (s *Store) enter(p *pack.Pack, entries []pack.Entry, held bool) error {
-	n := s.ix.enter(p, entries)
+	n := s.ix.Enter(p, entries)
 	if n < 2*flushAt {
 		return nil
 	}
@@ -147,7 +147,7 @@ func (s *Store) readFooter(p *pack.Pack) (*pack.Info, error) {
 // flushLater writes the index in the background once memory holds n chunks.
 func (s *Store) flushLater(n int) {
 	// It stays set when the store is closed: no more of it then.
-	if !s.ix.due(n) || !s.flushing.CompareAndSwap(false, true) {
+	if !s.ix.Due(n) || !s.flushing.CompareAndSwap(false, true) {
 		return
 	}
 	s.mu.Lock()

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -12,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
-	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
 
@@ -277,7 +275,7 @@ func TestPutBack(t *testing.T) {
 		t.Errorf("gc of the whole store: %+v", r)
 	}
 	v.wantRead(t, s, "", nil)
-	if _, err := os.Stat(s.ix.badPath()); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(v.dir, indexName, "damaged")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the list of damaged copies stays: %v", err)
 	}
 }
@@ -305,23 +303,10 @@ func TestStrayPack(t *testing.T) {
 	v.wantRead(t, s, "", nil)
 }
 
-// TestBadList: a list that is damaged itself is no hindrance.
-func TestBadList(t *testing.T) {
-	whole := encodeBad(nil, []badPlace{{disk.NewID(), 40}, {disk.NewID(), footerOff}})
-	if list, err := decodeBad(nil, whole); err != nil || len(list) != 2 || list[0].off != 40 {
-		t.Errorf("%v, %v", list, err)
-	}
-	for i := range whole {
-		b := bytes.Clone(whole)
-		b[i] ^= 1
-		for _, b := range [][]byte{b, whole[:i]} {
-			if list, err := decodeBad(nil, b); !errors.Is(err, errBadList) || list != nil {
-				t.Fatalf("byte %d: %v, %v", i, list, err)
-			}
-		}
-	}
+// TestBadListIgnored: a list that is damaged itself is no hindrance.
+func TestBadListIgnored(t *testing.T) {
 	v := newThree(t)
-	if err := os.WriteFile(filepath.Join(v.dir, indexName, badName), whole[1:], 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(v.dir, indexName, "damaged"), []byte("ckptbad1 and no list"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	v.wantRead(t, open(t, v.dir, Options{}), "", nil)

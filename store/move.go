@@ -76,7 +76,7 @@ func (g *collection) entries(p *pack.Pack) ([]pack.Entry, error) {
 	case errors.Is(err, pack.ErrCut) && g.fit != nil:
 		return nil, errUnfit
 	case errors.Is(err, pack.ErrCut):
-		return g.s.ix.entriesOf(p), nil
+		return g.s.ix.EntriesOf(p), nil
 	case isDamage(err) && !errors.Is(err, pack.ErrGone):
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
@@ -137,7 +137,7 @@ func (g *collection) load(p *pack.Pack, m *moving, c **codec.Compressor) error {
 		return err
 	}
 	if err != nil {
-		s.ix.condemnCopy(pack.Loc{P: p, Off: e.Off})
+		s.ix.CondemnCopy(pack.Loc{P: p, Off: e.Off})
 		return &ChunkError{Hash: e.Hash, Pack: p.Name(), Err: err}
 	}
 	m.codec = e.Codec
@@ -182,4 +182,4 @@ func (g *collection) store(w *pack.Writers, p *pack.Pack, m *moving) (err error)
 }
 
 // alive reports whether the copy of a chunk in p is the one that is needed.
-func (g *collection) alive(p *pack.Pack, e *pack.Entry) (bool, error) { return g.s.ix.isAlive(p, e) }
+func (g *collection) alive(p *pack.Pack, e *pack.Entry) (bool, error) { return g.s.ix.IsAlive(p, e) }

@@ -31,7 +31,7 @@ const maxGap = 8 << 10
 func (a *ahead) fetch(f *fetching) {
 	f.found = f.found[:0]
 	for _, p := range f.pieces {
-		l, ok, err := a.s.ix.find(&p.ref.hash)
+		l, ok, err := a.s.ix.Find(&p.ref.hash)
 		if err != nil || !ok || l.Raw != p.ref.size {
 			a.arrived(p, nil)
 			continue

@@ -4,6 +4,7 @@ import (
 	"sync"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/index"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
 
@@ -16,13 +17,13 @@ type queue struct {
 
 // enqueue joins an ingest to the job that is about to store h, or makes j that job. It
 // reports whether j was taken; if not, the chunk will be stored or is, then in the pack p.
-func (x *queue) enqueue(ix *index, h *chunk.Hash, j *job, in *Ingest) (taken bool, p *pack.Pack) {
+func (x *queue) enqueue(ix *index.Index, h *chunk.Hash, j *job, in *Ingest) (taken bool, p *pack.Pack) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.join(h, in) {
 		return false, nil
 	}
-	if p := ix.inMemory(h); p != nil {
+	if p := ix.InMemory(h); p != nil {
 		return false, p
 	}
 	x.m[*h] = j
@@ -76,7 +77,7 @@ func (s *Store) sizeOf(h *chunk.Hash) (int, bool, error) {
 		return len(j.data), true, nil
 	}
 	s.queue.mu.RUnlock()
-	l, ok, err := s.ix.find(h)
+	l, ok, err := s.ix.Find(h)
 	return int(l.Raw), ok, err
 }
 
@@ -85,5 +86,5 @@ func (s *Store) mark(h *chunk.Hash, node bool) (known, found bool, err error) {
 	if s.queue.has(h) {
 		return false, true, nil
 	}
-	return s.ix.mark(h, node)
+	return s.ix.Mark(h, node)
 }

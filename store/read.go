@@ -27,7 +27,7 @@ func (s *Store) readChunk(h *chunk.Hash, dst []byte) error {
 		if s.queue.read(h, dst) {
 			return nil
 		}
-		l, ok, err := s.ix.find(h)
+		l, ok, err := s.ix.Find(h)
 		if err != nil && s.healIndex(err) {
 			continue
 		}
@@ -37,7 +37,7 @@ func (s *Store) readChunk(h *chunk.Hash, dst []byte) error {
 		if !ok && last != nil {
 			return last
 		}
-		if !ok && s.sh != nil && s.ix.absolve(h) {
+		if !ok && s.sh != nil && s.ix.Absolve(h) {
 			continue // what came damaged from a bucket need not be damaged there
 		}
 		if !ok && s.sh != nil && s.sh.seen.Load() < begun {
@@ -73,21 +73,21 @@ func (s *Store) readChunk(h *chunk.Hash, dst []byte) error {
 		if !isDamage(err) {
 			return last
 		}
-		s.ix.condemnCopy(l)
+		s.ix.CondemnCopy(l)
 	}
 }
 
 // readBad tries a copy that was found damaged before: the disk may have recovered, or the
 // file was put back.
 func (s *Store) readBad(h *chunk.Hash, dst []byte) error {
-	l, ok := s.ix.anyCopy(h)
+	l, ok := s.ix.AnyCopy(h)
 	if !ok || l.P.Gone.Load() {
 		return s.missing(h)
 	}
 	if err := s.readCopy(l, h, dst); err != nil {
 		return &ChunkError{Hash: *h, Pack: l.P.Name(), Err: err}
 	}
-	s.ix.forgive(l)
+	s.ix.Forgive(l)
 	return nil
 }
 
@@ -147,7 +147,7 @@ func (s *Store) size(h *chunk.Hash) (int, error) {
 	if err != nil && s.healIndex(err) {
 		n, ok, err = s.sizeOf(h)
 	}
-	if err == nil && !ok && s.sh != nil && s.ix.absolve(h) {
+	if err == nil && !ok && s.sh != nil && s.ix.Absolve(h) {
 		n, ok, err = s.sizeOf(h)
 	}
 	if err == nil && !ok && s.sh != nil {
@@ -165,7 +165,7 @@ func (s *Store) size(h *chunk.Hash) (int, error) {
 		return 0, &ChunkError{Hash: *h, Err: err}
 	}
 	if !ok {
-		l, bad := s.ix.anyCopy(h)
+		l, bad := s.ix.AnyCopy(h)
 		if !bad {
 			return 0, s.missing(h)
 		}
@@ -176,11 +176,11 @@ func (s *Store) size(h *chunk.Hash) (int, error) {
 
 // missing says why a chunk cannot be found, and in which pack it was.
 func (s *Store) missing(h *chunk.Hash) error {
-	l, ok := s.ix.anyCopy(h)
+	l, ok := s.ix.AnyCopy(h)
 	switch {
 	case !ok:
 		err := errNoChunk
-		for i, p := range s.ix.unreadable() {
+		for i, p := range s.ix.Unreadable() {
 			if i == 3 {
 				break // the log of Open and Verify name all
 			}

@@ -49,14 +49,14 @@ func (s *Store) relearn(begun int64, held bool) (again bool, err error) {
 // the packs that a run names are whole in it.
 func (s *Store) fillHoles(p *pack.Pack, entries []pack.Entry, held bool) error {
 	for i := range entries {
-		_, ok, err := s.ix.find(&entries[i].Hash)
+		_, ok, err := s.ix.Find(&entries[i].Hash)
 		if err != nil && s.healIndex(err) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		if !ok && !s.ix.isBad(p, entries[i].Off) {
+		if !ok && !s.ix.IsBad(p, entries[i].Off) {
 			return s.enter(p, entries, held)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/index"
 )
 
 // pruneSize removes the oldest images until the others need no more than p.MaxSize. What an
@@ -20,7 +21,7 @@ func (s *Store) pruneSize(ctx context.Context, p *Policy, rep *PruneReport) erro
 	}
 	for {
 		gone, over, err := s.tooMuch(ctx, p)
-		var re *runError
+		var re *index.DamagedRun
 		if errors.As(err, &re) && s.heal(re) {
 			continue
 		}
@@ -58,7 +59,7 @@ func (s *Store) tooMuch(ctx context.Context, p *Policy) (gone []*imageRec, over 
 	if err != nil {
 		return nil, 0, err
 	}
-	w := &weigher{s: s, ctx: ctx, tally: s.ix.newTally()}
+	w := &weigher{s: s, ctx: ctx, tally: s.ix.NewTally()}
 	var may []*imageRec
 	first := true
 	for _, im := range all {
@@ -72,14 +73,14 @@ func (s *Store) tooMuch(ctx context.Context, p *Policy) (gone []*imageRec, over 
 			return nil, 0, err
 		}
 	}
-	over = max(0, w.tally.total-p.MaxSize)
+	over = max(0, w.tally.Total-p.MaxSize)
 	for i, im := range may {
 		if over == 0 {
 			if err := w.weigh(im.rec); err != nil {
 				return nil, 0, err
 			}
 		}
-		if w.tally.total > p.MaxSize {
+		if w.tally.Total > p.MaxSize {
 			for j := len(may) - 1; j >= i; j-- {
 				gone = append(gone, may[j])
 			}
@@ -93,7 +94,7 @@ func (s *Store) tooMuch(ctx context.Context, p *Policy) (gone []*imageRec, over 
 type weigher struct {
 	s     *Store
 	ctx   context.Context
-	tally *tally
+	tally *index.Tally
 }
 
 // weigh adds what an image needs and no image before it did.
@@ -114,7 +115,7 @@ func (w *weigher) node(h *chunk.Hash) (bool, error) {
 	if err := w.ctx.Err(); err != nil {
 		return false, err
 	}
-	return w.tally.node(h)
+	return w.tally.Node(h)
 }
 
 func (w *weigher) leaf(sp span) error {
@@ -126,7 +127,7 @@ func (w *weigher) leaf(sp span) error {
 		if refs[i].zero {
 			continue
 		}
-		if err := w.tally.add(&refs[i].hash); err != nil {
+		if err := w.tally.Add(&refs[i].hash); err != nil {
 			return err
 		}
 	}

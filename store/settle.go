@@ -64,7 +64,7 @@ type settling struct{ collection }
 // choose picks the packs that go, the oldest first. Only the runs know for sure where a chunk
 // is if the copies that we make are lost.
 func (g *settling) choose() []*pack.Pack {
-	chosen := slices.DeleteFunc(g.s.ix.knownPacks(), func(p *pack.Pack) bool { return !p.Unsettled() })
+	chosen := slices.DeleteFunc(g.s.ix.KnownPacks(), func(p *pack.Pack) bool { return !p.Unsettled() })
 	slices.SortFunc(chosen, func(a, b *pack.Pack) int { return bytes.Compare(a.ID[:], b.ID[:]) })
 	size := int64(0)
 	for i, p := range chosen {
@@ -80,7 +80,7 @@ func (g *settling) choose() []*pack.Pack {
 func (g *settling) storedFast(p *pack.Pack, entries []pack.Entry) bool {
 	for i := range entries {
 		e := &entries[i]
-		if !codec.Provisional(e.Codec) && e.Codec != codec.Raw || g.s.ix.isBad(p, e.Off) {
+		if !codec.Provisional(e.Codec) && e.Codec != codec.Raw || g.s.ix.IsBad(p, e.Off) {
 			return false
 		}
 	}
@@ -89,4 +89,4 @@ func (g *settling) storedFast(p *pack.Pack, entries []pack.Entry) bool {
 
 // current reports whether a chunk of p has to be moved: it has unless another sealed pack has
 // it, as after a Settle that was stopped.
-func (g *settling) current(p *pack.Pack, e *pack.Entry) (bool, error) { return g.s.ix.isCurrent(p, e) }
+func (g *settling) current(p *pack.Pack, e *pack.Entry) (bool, error) { return g.s.ix.IsCurrent(p, e) }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/index"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
 
@@ -52,7 +53,7 @@ func (sh *shared) runs(ctx context.Context) (list []sharedRun, err error) {
 	parallel(len(list), func(i int) {
 		r := &list[i]
 		var err error // ours: several are read at once
-		if r.packs, err = runPackIDs(&rangeReader{ctx, sh.b, runKey(r.id)}, r.size); err != nil {
+		if r.packs, err = index.RunPacks(&rangeReader{ctx, sh.b, runKey(r.id)}, r.size); err != nil {
 			sh.s.o.Log(fmt.Sprintf("store %s: %s: %v; ignored", sh.b.URL, runKey(r.id), err))
 		}
 	})
@@ -113,7 +114,7 @@ func (sh *shared) fetchRun(r sharedRun, known func(disk.ID, int64, int64) *pack.
 		os.Remove(path + disk.TmpExt) // best effort: Open removes what stays
 		return err
 	}
-	if err := sh.s.ix.add(path, known); err != nil {
+	if err := sh.s.ix.Add(path, known); err != nil {
 		os.Remove(path) // best effort: Open makes it again
 		return err
 	}
@@ -123,8 +124,8 @@ func (sh *shared) fetchRun(r sharedRun, known func(disk.ID, int64, int64) *pack.
 // shareRun puts the largest run into the bucket if it brings much that none there has, and
 // removes those that it makes superfluous. Called with maint held.
 func (sh *shared) shareRun(ctx context.Context) error {
-	best := sh.s.ix.largest()
-	if best == nil || len(best.packs) < shareFrom {
+	path, packs := sh.s.ix.Largest()
+	if len(packs) < shareFrom {
 		return nil
 	}
 	list, err := sh.runs(ctx)
@@ -132,10 +133,10 @@ func (sh *shared) shareRun(ctx context.Context) error {
 		return err
 	}
 	mine := map[disk.ID]bool{}
-	for _, p := range best.packs {
+	for _, p := range packs {
 		mine[p.ID] = !p.Gone.Load()
 	}
-	news := len(best.packs)
+	news := len(packs)
 	for _, r := range list {
 		both := 0
 		for _, id := range r.packs {
@@ -143,13 +144,13 @@ func (sh *shared) shareRun(ctx context.Context) error {
 				both++
 			}
 		}
-		news = min(news, len(best.packs)-both)
+		news = min(news, len(packs)-both)
 	}
 	if news < shareFrom {
 		return nil
 	}
-	id, _ := disk.ParseID(filepath.Base(best.path), disk.RunExt)
-	if err := sh.putRun(ctx, id, best.path); err != nil {
+	id, _ := disk.ParseID(filepath.Base(path), disk.RunExt)
+	if err := sh.putRun(ctx, id, path); err != nil {
 		return err
 	}
 	for _, r := range list {

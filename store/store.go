@@ -16,6 +16,7 @@ import (
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/index"
 	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/secret"
 )
@@ -89,7 +90,7 @@ type Store struct {
 	lock     *os.File
 	files    *pack.Files
 	sh       *shared // nil in a folder
-	ix       *index
+	ix       *index.Index
 	queue    queue
 	w        *pack.Writers
 	dec      *codec.Decoder
@@ -150,7 +151,7 @@ func Open(dir string, o Options) (*Store, error) {
 			s.sh.close()
 		}
 		if s.ix != nil {
-			s.ix.close() // read only
+			s.ix.Close() // read only
 		}
 		if s.files != nil {
 			s.files.Close()
@@ -200,7 +201,7 @@ func (s *Store) open(location string) (err error) {
 	if err != nil {
 		return err
 	}
-	s.ix = newIndex(filepath.Join(s.dir, indexName))
+	s.ix = index.New(filepath.Join(s.dir, indexName))
 	if err := makeDirs(s.dir); err != nil {
 		return err
 	}
@@ -346,7 +347,7 @@ func (s *Store) Close() error {
 	defer s.maint.Unlock()
 	err := s.flushIndex(false)
 	s.saveBad()
-	err = errors.Join(err, s.ix.close())
+	err = errors.Join(err, s.ix.Close())
 	s.files.Close()
 	if s.sh != nil {
 		s.files.Cache.Close()

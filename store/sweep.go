@@ -68,7 +68,7 @@ func (g *collection) strays() (chosen []*pack.Pack) {
 	if g.s.sh != nil {
 		return nil
 	}
-	for _, p := range g.s.ix.unreadable() {
+	for _, p := range g.s.ix.Unreadable() {
 		if g.lost {
 			g.report.Kept = append(g.report.Kept, fmt.Sprintf("%s: %v; what an image lacks may be in it", p.Name(), pack.ErrCut))
 			continue
@@ -109,7 +109,7 @@ func (g *collection) Opened(p *pack.Pack) {
 	g.s.writing[p.ID] = struct{}{}
 }
 
-func (g *collection) Added(p *pack.Pack, es []pack.Entry) { g.s.ix.added(p, es) }
+func (g *collection) Added(p *pack.Pack, es []pack.Entry) { g.s.ix.Added(p, es) }
 
 func (g *collection) Sealed(p *pack.Pack) {
 	g.s.packSealed(p)

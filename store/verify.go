@@ -137,7 +137,7 @@ func (s *Store) listed(id disk.ID) bool {
 
 // runs checks every block of the index.
 func (v *verification) runs() error {
-	return v.s.ix.check(v.ctx, func(err error) { v.fault("%v", err) })
+	return v.s.ix.Check(v.ctx, func(err error) { v.fault("%v", err) })
 }
 
 // packs checks the footer of every pack, and what it holds if readData is set.
@@ -163,16 +163,16 @@ func (v *verification) packs(readData bool) error {
 		if err != nil {
 			v.fault("pack %s: %v", p.Name(), err)
 			if errors.Is(err, pack.ErrCut) {
-				v.s.ix.condemnFooter(p)
+				v.s.ix.CondemnFooter(p)
 			}
 			if st, err := os.Stat(v.s.files.Path(p)); err == nil {
 				v.cut[p] = st.Size()
 			} else if v.s.sh != nil {
 				v.cut[p] = p.Size
 			}
-			info = &pack.Info{Entries: v.s.ix.entriesOf(p)}
+			info = &pack.Info{Entries: v.s.ix.EntriesOf(p)}
 		} else {
-			v.s.ix.forgiveFooter(p)
+			v.s.ix.ForgiveFooter(p)
 		}
 		if err := v.entries(p, info.Entries, readData); err != nil {
 			return err
@@ -187,11 +187,11 @@ func (v *verification) entries(p *pack.Pack, entries []pack.Entry, readData bool
 		if err := v.ctx.Err(); err != nil {
 			return err
 		}
-		_, ok, err := v.s.ix.find(&e.Hash)
-		if err == nil && !ok && !v.s.ix.isBad(p, e.Off) && v.relearn() {
-			_, ok, err = v.s.ix.find(&e.Hash)
+		_, ok, err := v.s.ix.Find(&e.Hash)
+		if err == nil && !ok && !v.s.ix.IsBad(p, e.Off) && v.relearn() {
+			_, ok, err = v.s.ix.Find(&e.Hash)
 		}
-		if err == nil && !ok && !v.s.ix.isBad(p, e.Off) && len(v.unknown) < maxBad {
+		if err == nil && !ok && !v.s.ix.IsBad(p, e.Off) && len(v.unknown) < maxBad {
 			v.unknown[e.Hash] = p
 		}
 		if !readData {
@@ -204,7 +204,7 @@ func (v *verification) entries(p *pack.Pack, entries []pack.Entry, readData bool
 		v.read(int64(e.Stored))
 		switch {
 		case err == nil:
-			v.s.ix.forgive(l)
+			v.s.ix.Forgive(l)
 		case !p.Gone.Load():
 			v.badCopy(l, &e.Hash, err)
 		}
@@ -223,9 +223,9 @@ func (v *verification) relearn() bool {
 
 func (v *verification) badCopy(l pack.Loc, h *chunk.Hash, err error) {
 	if isDamage(err) {
-		v.s.ix.condemnCopy(l)
+		v.s.ix.CondemnCopy(l)
 	}
-	if _, ok, ferr := v.s.ix.find(h); ok && ferr == nil && isDamage(err) {
+	if _, ok, ferr := v.s.ix.Find(h); ok && ferr == nil && isDamage(err) {
 		return // another copy is whole, this one is garbage
 	}
 	v.note(&ChunkError{Hash: *h, Pack: l.P.Name(), Err: err}, "")
@@ -287,9 +287,9 @@ func (v *verification) refs(image string, refs []chunkRef) error {
 			continue
 		}
 		h := &refs[i].hash
-		l, ok, err := v.s.ix.find(h)
+		l, ok, err := v.s.ix.Find(h)
 		if err == nil && !ok && v.relearn() {
-			l, ok, err = v.s.ix.find(h)
+			l, ok, err = v.s.ix.Find(h)
 		}
 		switch {
 		case err != nil:
@@ -301,7 +301,7 @@ func (v *verification) refs(image string, refs []chunkRef) error {
 		case l.Raw != refs[i].size:
 			v.note(&ChunkError{Hash: *h, Pack: l.P.Name(), Err: fmt.Errorf("it has %d bytes, %d wanted", l.Raw, refs[i].size)}, image)
 		case v.beyond(&l):
-			v.s.ix.condemnCopy(l)
+			v.s.ix.CondemnCopy(l)
 			v.note(&ChunkError{Hash: *h, Pack: l.P.Name(), Err: pack.ErrCut}, image)
 		}
 	}

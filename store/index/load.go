@@ -1,4 +1,4 @@
-package store
+package index
 
 import (
 	"cmp"
@@ -16,8 +16,8 @@ import (
 	"github.com/ckptfs/ckptfs/store/pack"
 )
 
-// open opens every run. log hears of a damaged one, which is removed: its packs know what was in it.
-func (x *index) open(known func(disk.ID, int64, int64) *pack.Pack, log func(string)) error {
+// Open opens every run. log hears of a damaged one, which is removed: its packs know what was in it.
+func (x *Index) Open(known func(disk.ID, int64, int64) *pack.Pack, log func(string)) error {
 	ents, err := os.ReadDir(x.dir)
 	if err != nil {
 		return err
@@ -28,7 +28,7 @@ func (x *index) open(known func(disk.ID, int64, int64) *pack.Pack, log func(stri
 		}
 		path := filepath.Join(x.dir, e.Name())
 		r, err := openRun(path, known)
-		if errors.Is(err, errRun) {
+		if errors.Is(err, ErrRun) {
 			log(fmt.Sprintf("store: %v; making it again", err))
 			err = os.Remove(path)
 		}
@@ -42,8 +42,8 @@ func (x *index) open(known func(disk.ID, int64, int64) *pack.Pack, log func(stri
 	return nil
 }
 
-// order puts the newest run first and drops what others have too.
-func (x *index) order() error {
+// Order puts the newest run first and drops what others have too.
+func (x *Index) Order() error {
 	slices.SortFunc(x.runs, func(a, b *run) int { return cmp.Compare(b.newest(), a.newest()) })
 	return x.dropCovered()
 }
@@ -57,7 +57,7 @@ func (r *run) newest() (t int64) {
 
 // dropCovered removes runs whose packs are all in another one: a merge that a crash cut
 // short of removing what it had merged.
-func (x *index) dropCovered() error {
+func (x *Index) dropCovered() error {
 	for _, o := range slices.Clone(x.runs) {
 		if !slices.Contains(x.runs, o) {
 			continue // covered itself
@@ -90,8 +90,8 @@ func (r *run) coveredBy(have map[*pack.Pack]struct{}) bool {
 	return true
 }
 
-// add opens a run that was brought here.
-func (x *index) add(path string, known func(id disk.ID, size, created int64) *pack.Pack) error {
+// Add opens a run that was brought here.
+func (x *Index) Add(path string, known func(id disk.ID, size, created int64) *pack.Pack) error {
 	r, err := openRun(path, known)
 	if err == nil {
 		x.runs = append(x.runs, r)
@@ -99,18 +99,18 @@ func (x *index) add(path string, known func(id disk.ID, size, created int64) *pa
 	return err
 }
 
-// largest is the run that knows the most packs, nil if there is none.
-func (x *index) largest() (best *run) {
+// Largest is the file of the run that knows the most packs, and these; none if there is no run.
+func (x *Index) Largest() (path string, packs []*pack.Pack) {
 	for _, r := range x.runs {
-		if best == nil || len(r.packs) > len(best.packs) {
-			best = r
+		if len(r.packs) > len(packs) {
+			path, packs = r.path, r.packs
 		}
 	}
-	return best
+	return path, packs
 }
 
-// check reads every block of the runs and reports what is wrong.
-func (x *index) check(ctx context.Context, fault func(error)) error {
+// Check reads every block of the runs and reports what is wrong.
+func (x *Index) Check(ctx context.Context, fault func(error)) error {
 	for _, r := range x.runs {
 		it := r.iter()
 		for {
@@ -130,10 +130,10 @@ func (x *index) check(ctx context.Context, fault func(error)) error {
 	return nil
 }
 
-// runPackIDs reads which packs a run of size bytes knows.
-func runPackIDs(f io.ReaderAt, size int64) ([]disk.ID, error) {
+// RunPacks reads which packs a run of size bytes knows.
+func RunPacks(f io.ReaderAt, size int64) ([]disk.ID, error) {
 	if size < runHeadLen {
-		return nil, fmt.Errorf("%w: %d bytes", errRun, size)
+		return nil, fmt.Errorf("%w: %d bytes", ErrRun, size)
 	}
 	head := make([]byte, runHeadLen)
 	if _, err := f.ReadAt(head, 0); err != nil {
@@ -141,14 +141,14 @@ func runPackIDs(f io.ReaderAt, size int64) ([]disk.ID, error) {
 	}
 	n := int64(binary.LittleEndian.Uint32(head[8:]))
 	if string(head[:8]) != runMagic || n > maxRunPacks || runHeadLen+n*runPackLen > size {
-		return nil, fmt.Errorf("%w: no header", errRun)
+		return nil, fmt.Errorf("%w: no header", ErrRun)
 	}
 	table := make([]byte, n*runPackLen)
 	if _, err := f.ReadAt(table, runHeadLen); err != nil && n > 0 {
 		return nil, err
 	}
 	if runSum(head, table) != chunk.Hash(head[32:]) {
-		return nil, fmt.Errorf("%w: checksum", errRun)
+		return nil, fmt.Errorf("%w: checksum", ErrRun)
 	}
 	ids := make([]disk.ID, n)
 	for i := range ids {

@@ -1,4 +1,4 @@
-package store
+package index
 
 import (
 	"io"
@@ -34,7 +34,7 @@ func procStatus(b *testing.B, name string) float64 {
 // forgetCached makes the kernel drop what it has of the files of an index.
 func forgetCached(b *testing.B, dir string) {
 	b.Helper()
-	paths, err := filepath.Glob(filepath.Join(dir, indexName, "*"))
+	paths, err := filepath.Glob(filepath.Join(dir, "*"))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -53,7 +53,7 @@ func forgetCached(b *testing.B, dir string) {
 // warm reads an index, so that lookups are not those of the disk.
 func warm(b *testing.B, dir string) {
 	b.Helper()
-	paths, err := filepath.Glob(filepath.Join(dir, indexName, "*"))
+	paths, err := filepath.Glob(filepath.Join(dir, "*"))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -90,31 +90,28 @@ func memNow(b *testing.B) (heap, rss float64) {
 // BenchmarkIndex10M opens and asks an index of ten million chunks in six runs and 4,000
 // packs, then merges it. It takes 0.6 GB of disk.
 func BenchmarkIndex10M(b *testing.B) {
-	dir, keys := madeStore(b, 20, 7_000_000, 2_050_000, 650_000, 210_000, 70_000, 20_000)
+	dir, keys := madeIndex(b, 20, 7_000_000, 2_050_000, 650_000, 210_000, 70_000, 20_000)
 	b.Run("open-nothing", func(b *testing.B) { benchOpen(b, b.TempDir(), false) })
 	b.Run("open-cold", func(b *testing.B) { benchOpen(b, dir, true) })
 	b.Run("open", func(b *testing.B) { benchOpen(b, dir, false) })
 	warm(b, dir)
-	s, err := Open(dir, Options{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer s.Close()
+	x := openIndex(b, dir)
+	defer x.Close()
 	hit := func(rnd *rand.Rand) bool {
 		h := madeHash(keys[rnd.IntN(len(keys))])
-		_, ok, err := s.ix.find(&h)
+		_, ok, err := x.Find(&h)
 		return ok && err == nil
 	}
 	miss := func(rnd *rand.Rand) bool {
 		h := madeHash(rnd.Uint64())
-		known, err := s.ix.reuse(&h)
+		known, err := x.Reuse(&h)
 		return known == nil && err == nil
 	}
 	for name, look := range map[string]func(*rand.Rand) bool{"hit": hit, "miss": miss} {
-		b.Run(name, func(b *testing.B) { benchLookup(b, s, look, false) })
-		b.Run(name+"-parallel", func(b *testing.B) { benchLookup(b, s, look, true) })
+		b.Run(name, func(b *testing.B) { benchLookup(b, x, look, false) })
+		b.Run(name+"-parallel", func(b *testing.B) { benchLookup(b, x, look, true) })
 	}
-	b.Run("merge", func(b *testing.B) { benchMerge(b, s, hit) })
+	b.Run("merge", func(b *testing.B) { benchMerge(b, x, hit) })
 }
 
 func benchOpen(b *testing.B, dir string, cold bool) {
@@ -125,10 +122,7 @@ func benchOpen(b *testing.B, dir string, cold bool) {
 			forgetCached(b, dir)
 		}
 		start, used := time.Now(), cpuTime(b)
-		s, err := Open(dir, Options{})
-		if err != nil {
-			b.Fatal(err)
-		}
+		x := openIndex(b, dir)
 		took += time.Since(start)
 		cpu += cpuTime(b) - used
 		if i == 0 {
@@ -136,9 +130,9 @@ func benchOpen(b *testing.B, dir string, cold bool) {
 			live, _ := memNow(b)
 			b.ReportMetric(now-rss, "RSS-MiB")
 			b.ReportMetric(live-heap, "heap-MiB")
-			b.ReportMetric(float64(s.ix.memory())/(1<<20), "tables-MiB")
+			b.ReportMetric(float64(x.memory())/(1<<20), "tables-MiB")
 		}
-		if err := s.Close(); err != nil {
+		if err := x.Close(); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -147,9 +141,9 @@ func benchOpen(b *testing.B, dir string, cold bool) {
 	b.ReportMetric(0, "ns/op")
 }
 
-func benchLookup(b *testing.B, s *Store, look func(*rand.Rand) bool, parallel bool) {
+func benchLookup(b *testing.B, x *Index, look func(*rand.Rand) bool, parallel bool) {
 	b.ReportAllocs()
-	before, used := s.ix.reads.Load(), cpuTime(b)
+	before, used := x.reads.Load(), cpuTime(b)
 	var wrong, seed atomic.Uint64
 	if parallel {
 		b.RunParallel(func(pb *testing.PB) {
@@ -172,11 +166,11 @@ func benchLookup(b *testing.B, s *Store, look func(*rand.Rand) bool, parallel bo
 		b.Fatalf("%d wrong answers", n)
 	}
 	b.ReportMetric(float64((cpuTime(b)-used).Nanoseconds())/float64(b.N), "cpu-ns/op")
-	b.ReportMetric(float64(s.ix.reads.Load()-before)/float64(b.N), "reads/op")
+	b.ReportMetric(float64(x.reads.Load()-before)/float64(b.N), "reads/op")
 }
 
 // benchMerge makes one run of all, once, while chunks are looked up.
-func benchMerge(b *testing.B, s *Store, look func(*rand.Rand) bool) {
+func benchMerge(b *testing.B, x *Index, look func(*rand.Rand) bool) {
 	_, rss := memNow(b)
 	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil { // peak := now
 		b.Fatal(err)
@@ -185,9 +179,7 @@ func benchMerge(b *testing.B, s *Store, look func(*rand.Rand) bool) {
 	var lookups atomic.Int64
 	go func() {
 		defer close(done)
-		s.maint.Lock()
-		defer s.maint.Unlock()
-		if err := s.flushIndex(true); err != nil {
+		if err := x.Flush(true); err != nil {
 			b.Error(err)
 		}
 	}()

@@ -1,4 +1,4 @@
-package store
+package index
 
 import (
 	"bytes"
@@ -16,9 +16,9 @@ type memEntry struct {
 	loc  pack.Loc
 }
 
-// flush writes what memory knows of sealed packs into a run and merges runs of similar size; all
-// of them if all is set. A damaged run comes as a *runError. Only one may be called at a time.
-func (x *index) flush(all bool) error {
+// Flush writes what memory knows of sealed packs into a run and merges runs of similar size; all
+// of them if all is set. A damaged run comes as a *DamagedRun. Only one may be called at a time.
+func (x *Index) Flush(all bool) error {
 	ents, packs := x.flushable()
 	if len(packs) > 0 {
 		r, err := x.writeRun(ents, packs)
@@ -51,7 +51,7 @@ func (r *run) stale() bool {
 	return slices.ContainsFunc(r.packs, func(p *pack.Pack) bool { return p.Dropped.Load() })
 }
 
-func (x *index) flushable() (ents []memEntry, packs []*pack.Pack) {
+func (x *Index) flushable() (ents []memEntry, packs []*pack.Pack) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	for p := range x.fresh {
@@ -67,7 +67,7 @@ func (x *index) flushable() (ents []memEntry, packs []*pack.Pack) {
 	return ents, packs
 }
 
-func (x *index) writeRun(ents []memEntry, packs []*pack.Pack) (*run, error) {
+func (x *Index) writeRun(ents []memEntry, packs []*pack.Pack) (*run, error) {
 	slices.SortFunc(ents, func(a, b memEntry) int { return bytes.Compare(a.hash[:], b.hash[:]) })
 	w, err := newRunWriter(x.dir, packs, len(ents))
 	if err != nil {
@@ -87,7 +87,7 @@ func (x *index) writeRun(ents []memEntry, packs []*pack.Pack) (*run, error) {
 
 // flushed enters a run in place of what memory had of its packs. The map is made anew: Go
 // gives no memory of a map back.
-func (x *index) flushed(r *run) {
+func (x *Index) flushed(r *run) {
 	written := make(map[*pack.Pack]struct{}, len(r.packs))
 	for _, p := range r.packs {
 		written[p] = struct{}{}
@@ -108,7 +108,7 @@ func (x *index) flushed(r *run) {
 }
 
 // mergeRuns makes one run of the k newest.
-func (x *index) mergeRuns(k int) error {
+func (x *Index) mergeRuns(k int) error {
 	old := slices.Clone(x.runs[:k])
 	r, err := x.merge(old)
 	if err != nil {
@@ -125,7 +125,7 @@ func (x *index) mergeRuns(k int) error {
 	return errors.Join(errs...)
 }
 
-func (x *index) merge(old []*run) (*run, error) {
+func (x *Index) merge(old []*run) (*run, error) {
 	var packs []*pack.Pack
 	entries := 0
 	seen := map[*pack.Pack]bool{}
@@ -149,7 +149,7 @@ func (x *index) merge(old []*run) (*run, error) {
 	return w.finish()
 }
 
-func (x *index) mergeInto(w *runWriter, old []*run) error {
+func (x *Index) mergeInto(w *runWriter, old []*run) error {
 	var its []*runIter
 	for _, r := range old {
 		it := r.iter()
@@ -195,7 +195,7 @@ func (x *index) mergeInto(w *runWriter, old []*run) error {
 
 // better chooses between two copies of a chunk, the newer one first. A copy that is lost
 // is still better than none: errors can then name its pack.
-func (x *index) better(a, b pack.Loc) pack.Loc {
+func (x *Index) better(a, b pack.Loc) pack.Loc {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	if a.P == nil || a.P.Dropped.Load() || (!x.usable(a) && x.usable(b)) || (x.usable(b) && a.P.Doomed.Load() && !b.P.Doomed.Load()) {
@@ -204,9 +204,9 @@ func (x *index) better(a, b pack.Loc) pack.Loc {
 	return a
 }
 
-// drop takes a damaged run out and returns the packs that have to be entered anew; none if
+// Drop takes a damaged run out and returns the packs that have to be entered anew; none if
 // someone else did. An error says that the file stays.
-func (x *index) drop(re *runError) (packs []*pack.Pack, err error) {
+func (x *Index) Drop(re *DamagedRun) (packs []*pack.Pack, err error) {
 	x.mu.Lock()
 	i := slices.Index(x.runs, re.run)
 	if i >= 0 {

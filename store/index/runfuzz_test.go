@@ -1,4 +1,4 @@
-package store
+package index
 
 import (
 	"bytes"
@@ -84,7 +84,7 @@ func FuzzRun(f *testing.F) {
 		known := func(id disk.ID, size, created int64) *pack.Pack { return &pack.Pack{ID: id} }
 		r, err := readRun(bytes.NewReader(b), int64(len(b)), known)
 		if err != nil {
-			if !errors.Is(err, errRun) {
+			if !errors.Is(err, ErrRun) {
 				t.Fatal(err)
 			}
 			return

@@ -1,4 +1,4 @@
-package store
+package index
 
 import (
 	"bytes"
@@ -7,9 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -71,7 +69,7 @@ func TestRunFinds(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(uint64(n), 9))
 			hashes := make([]chunk.Hash, n)
 			for i := range hashes {
-				fillRandom(rnd, hashes[i][:])
+				hashes[i] = madeHash(rnd.Uint64())
 				binary.BigEndian.PutUint64(hashes[i][:], sort.key(rnd))
 			}
 			r := writeHashes(t, hashes)
@@ -115,7 +113,7 @@ func TestRunDamage(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 3))
 	hashes := make([]chunk.Hash, 10*perBlock+3)
 	for i := range hashes {
-		fillRandom(rnd, hashes[i][:])
+		hashes[i] = madeHash(rnd.Uint64())
 	}
 	r := writeHashes(t, hashes)
 	whole, err := os.ReadFile(r.path)
@@ -132,7 +130,7 @@ func TestRunDamage(t *testing.T) {
 			if err != nil {
 				t.Fatalf("byte %d: %v", off, err)
 			}
-		} else if !errors.Is(err, errRun) {
+		} else if !errors.Is(err, ErrRun) {
 			t.Fatalf("a flipped bit in byte %d of head or tail: %v", off, err)
 		}
 		if !inBlock || (off-int(r.data))%runBlock >= perBlock*runEntryLen+4 {
@@ -144,7 +142,7 @@ func TestRunDamage(t *testing.T) {
 		for i := range hashes {
 			_, _, ok, err := bad.find(&hashes[i], &reads)
 			hit := i >= at && i < at+perBlock
-			if ok == hit || errors.Is(err, errRun) != hit {
+			if ok == hit || errors.Is(err, ErrRun) != hit {
 				t.Fatalf("a flipped bit in byte %d, entry %d: found %v, %v", off, i, ok, err)
 			}
 		}
@@ -159,7 +157,7 @@ func TestRunDamage(t *testing.T) {
 		try(off)
 	}
 	for _, n := range []int{0, 10, runHeadLen, int(r.data), tail, tail + 8*r.blocks(), len(whole) - 1} {
-		if _, err := readRun(bytes.NewReader(whole[:n]), int64(n), samePack); !errors.Is(err, errRun) {
+		if _, err := readRun(bytes.NewReader(whole[:n]), int64(n), samePack); !errors.Is(err, ErrRun) {
 			t.Errorf("cut to %d bytes: %v", n, err)
 		}
 	}
@@ -184,60 +182,8 @@ func TestRunTables(t *testing.T) {
 		for more && err == nil {
 			more, err = it.next()
 		}
-		if !errors.Is(err, errRun) {
+		if !errors.Is(err, ErrRun) {
 			t.Errorf("byte %d of the tables: %v", off-tail, err)
 		}
 	}
-}
-
-// TestRunOfEarlierFormat: a store whose index an earlier ckptfs wrote opens, and gets a new one.
-func TestRunOfEarlierFormat(t *testing.T) {
-	dir, _ := twoImages(t)
-	for _, path := range files(t, dir, indexName) {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, earlierRun(b), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var said []string
-	s := open(t, dir, Options{Log: func(m string) { said = append(said, m) }})
-	if all := strings.Join(said, "\n"); !strings.Contains(all, "an earlier ckptfs wrote it") {
-		t.Errorf("the log says:\n%s", all)
-	}
-	wantImage(t, s, "a", testImage(1, 100))
-	wantImage(t, s, "b", testImage(2, 100))
-	wantClean(t, s)
-	if im := ingest(t, s, "c", testImage(1, 100)); im.Unique > 200 {
-		t.Errorf("%d bytes were stored again", im.Unique)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	list := files(t, dir, indexName)
-	if len(list) == 0 {
-		t.Error("no index was written")
-	}
-	for _, path := range list {
-		if r, err := openRun(path, samePack); err != nil {
-			t.Errorf("%s: %v", filepath.Base(path), err)
-		} else {
-			r.f.Close()
-		}
-	}
-}
-
-// earlierRun makes out of a run what version 1 wrote: keys behind the blocks, nothing more.
-func earlierRun(b []byte) []byte {
-	packs, n := int64(binary.LittleEndian.Uint32(b[8:])), int64(binary.LittleEndian.Uint64(b[16:]))
-	blocks := (n + perBlock - 1) / perBlock
-	old := bytes.Clone(b[:int64(len(b))-blocks*filterLen])
-	copy(old, runOldMagic)
-	clear(old[24:32])
-	head := append(bytes.Clone(old[:32]), old[runHeadLen:runHeadLen+packs*runPackLen]...)
-	sum := chunk.Sum(append(head, old[int64(len(old))-8*blocks:]...))
-	copy(old[32:], sum[:])
-	return old
 }

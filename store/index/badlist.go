@@ -1,4 +1,4 @@
-package store
+package index
 
 import (
 	"bytes"
@@ -67,11 +67,11 @@ func decodeBad(sec *secret.Secrets, b []byte) ([]badPlace, error) {
 	return list, nil
 }
 
-func (x *index) badPath() string { return filepath.Join(x.dir, badName) }
+func (x *Index) badPath() string { return filepath.Join(x.dir, badName) }
 
-// loadBad reads the list. An error says what of it is ignored: without it, damage is found again
+// LoadBad reads the list. An error says what of it is ignored: without it, damage is found again
 // when it is read.
-func (x *index) loadBad(sec *secret.Secrets, packs map[disk.ID]*pack.Pack) error {
+func (x *Index) LoadBad(sec *secret.Secrets, packs map[disk.ID]*pack.Pack) error {
 	b, err := os.ReadFile(x.badPath())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -93,8 +93,8 @@ func (x *index) loadBad(sec *secret.Secrets, packs map[disk.ID]*pack.Pack) error
 	return err
 }
 
-// saveBad writes the list if it changed. Called with maint held.
-func (x *index) saveBad(sec *secret.Secrets) error {
+// SaveBad writes the list if it changed. Called with maint held.
+func (x *Index) SaveBad(sec *secret.Secrets) error {
 	x.mu.Lock()
 	changed := x.badChanged
 	x.badChanged = false
@@ -114,7 +114,7 @@ func (x *index) saveBad(sec *secret.Secrets) error {
 	return x.writeBad(sec, list)
 }
 
-func (x *index) writeBad(sec *secret.Secrets, list []badPlace) error {
+func (x *Index) writeBad(sec *secret.Secrets, list []badPlace) error {
 	if len(list) > 0 {
 		return disk.WriteFile(x.badPath(), encodeBad(sec, list))
 	}
@@ -124,9 +124,9 @@ func (x *index) writeBad(sec *secret.Secrets, list []badPlace) error {
 	return nil
 }
 
-// condemnCopy remembers that a copy of a chunk is damaged, so that another copy is read
+// CondemnCopy remembers that a copy of a chunk is damaged, so that another copy is read
 // and the next Put stores the chunk again.
-func (x *index) condemnCopy(l pack.Loc) {
+func (x *Index) CondemnCopy(l pack.Loc) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	at := place{l.P, l.Off}
@@ -136,9 +136,9 @@ func (x *index) condemnCopy(l pack.Loc) {
 	}
 }
 
-// forgive takes back condemnCopy: the copy could be read after all.
-func (x *index) forgive(l pack.Loc) {
-	if !x.isBad(l.P, l.Off) {
+// Forgive takes back CondemnCopy: the copy could be read after all.
+func (x *Index) Forgive(l pack.Loc) {
+	if !x.IsBad(l.P, l.Off) {
 		return
 	}
 	x.mu.Lock()
@@ -147,19 +147,19 @@ func (x *index) forgive(l pack.Loc) {
 	x.badChanged = true
 }
 
-// isBad reports whether a copy is known to be damaged.
-func (x *index) isBad(p *pack.Pack, off uint32) bool {
+// IsBad reports whether a copy is known to be damaged.
+func (x *Index) IsBad(p *pack.Pack, off uint32) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	_, bad := x.bad[place{p, off}]
 	return bad
 }
 
-// condemnFooter remembers that a pack no longer tells what it holds.
-func (x *index) condemnFooter(p *pack.Pack) { x.condemnCopy(pack.Loc{P: p, Off: footerOff}) }
+// CondemnFooter remembers that a pack no longer tells what it holds.
+func (x *Index) CondemnFooter(p *pack.Pack) { x.CondemnCopy(pack.Loc{P: p, Off: footerOff}) }
 
-// unreadable lists the packs of which nobody knows any more what is in them.
-func (x *index) unreadable() (list []*pack.Pack) {
+// Unreadable lists the packs of which nobody knows any more what is in them.
+func (x *Index) Unreadable() (list []*pack.Pack) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	for at := range x.bad {
@@ -171,8 +171,8 @@ func (x *index) unreadable() (list []*pack.Pack) {
 	return list
 }
 
-// forgiveFooter takes back condemnFooter.
-func (x *index) forgiveFooter(p *pack.Pack) { x.forgive(pack.Loc{P: p, Off: footerOff}) }
+// ForgiveFooter takes back CondemnFooter.
+func (x *Index) ForgiveFooter(p *pack.Pack) { x.Forgive(pack.Loc{P: p, Off: footerOff}) }
 
-// footerBad reports whether a pack is known not to tell what it holds.
-func (x *index) footerBad(p *pack.Pack) bool { return x.isBad(p, footerOff) }
+// FooterBad reports whether a pack is known not to tell what it holds.
+func (x *Index) FooterBad(p *pack.Pack) bool { return x.IsBad(p, footerOff) }

@@ -1,4 +1,4 @@
-package store
+package index
 
 import (
 	"sync/atomic"
@@ -36,12 +36,12 @@ func (b bitmap) set(pos int) bool {
 
 func (b bitmap) has(pos int) bool { return atomic.LoadUint32(&b[pos/32])&(1<<(pos&31)) != 0 }
 
-// mark is how GC enters that a chunk is alive; it reports whether GC was there before. Chunks that
+// Mark is how GC enters that a chunk is alive; it reports whether GC was there before. Chunks that
 // only memory knows are younger than the GC and none of its business.
 //
 // node says that the caller goes on to what the chunk, as a node, refers to. Others do not set
 // that bit: memory of a process may well have the very bytes of a node.
-func (x *index) mark(h *chunk.Hash, node bool) (known, found bool, err error) {
+func (x *Index) Mark(h *chunk.Hash, node bool) (known, found bool, err error) {
 	doomed := false // there is a copy, but somebody is about to remove it
 	_, found, err = x.lookup(h, func(f hit) bool {
 		switch {
@@ -64,7 +64,7 @@ func (x *index) mark(h *chunk.Hash, node bool) (known, found bool, err error) {
 
 // markDoomed is mark for a chunk of which every copy is about to be removed, by us or by
 // others: none of them may go now.
-func (x *index) markDoomed(h *chunk.Hash, node bool) (known, found bool, err error) {
+func (x *Index) markDoomed(h *chunk.Hash, node bool) (known, found bool, err error) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	l, ok := x.mem[*h]
@@ -82,17 +82,17 @@ func (x *index) markDoomed(h *chunk.Hash, node bool) (known, found bool, err err
 	return known, found, err
 }
 
-// beginMarks begins a GC: from now on every reference that is made marks its chunk. It returns the
+// BeginMarks begins a GC: from now on every reference that is made marks its chunk. It returns the
 // packs that the runs know.
-func (x *index) beginMarks() []*pack.Pack {
+func (x *Index) BeginMarks() []*pack.Pack {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.marks = newMarks(x.runs)
 	return x.runPacks()
 }
 
-// endMarks ends a GC. packs are not condemned any more.
-func (x *index) endMarks(packs []*pack.Pack) {
+// EndMarks ends a GC. packs are not condemned any more.
+func (x *Index) EndMarks(packs []*pack.Pack) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.marks = nil
@@ -101,9 +101,9 @@ func (x *index) endMarks(packs []*pack.Pack) {
 	}
 }
 
-// condemn says which packs GC is about to rewrite: what is not marked there is not found by reuse
+// Condemn says which packs GC is about to rewrite: what is not marked there is not found by reuse
 // any more.
-func (x *index) condemn(packs []*pack.Pack) {
+func (x *Index) Condemn(packs []*pack.Pack) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, p := range packs {
@@ -111,8 +111,8 @@ func (x *index) condemn(packs []*pack.Pack) {
 	}
 }
 
-// eachAlive calls fn with every entry of the runs that is marked. Called while nobody replaces runs.
-func (x *index) eachAlive(fn func(l *pack.Loc)) error {
+// EachAlive calls fn with every entry of the runs that is marked. Called while nobody replaces runs.
+func (x *Index) EachAlive(fn func(l *pack.Loc)) error {
 	for _, r := range x.runs {
 		it := r.iter()
 		for {
@@ -131,19 +131,19 @@ func (x *index) eachAlive(fn func(l *pack.Loc)) error {
 	return nil
 }
 
-// isYoung reports whether a pack has chunks that are needed and in no run yet.
-func (x *index) isYoung(p *pack.Pack) bool { return x.marks.young.Has(p) }
+// IsYoung reports whether a pack has chunks that are needed and in no run yet.
+func (x *Index) IsYoung(p *pack.Pack) bool { return x.marks.young.Has(p) }
 
-// isAlive reports whether the copy of a chunk in p is the one that is needed.
-func (x *index) isAlive(p *pack.Pack, e *pack.Entry) (bool, error) {
+// IsAlive reports whether the copy of a chunk in p is the one that is needed.
+func (x *Index) IsAlive(p *pack.Pack, e *pack.Entry) (bool, error) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	_, r, pos, ok, err := x.findRun(&e.Hash, func(l pack.Loc, _ *run, _ int) bool { return l.P == p && l.Off == e.Off })
 	return ok && x.marks.alive[r].has(pos), err
 }
 
-// isCurrent reports whether no other sealed pack has a chunk of p.
-func (x *index) isCurrent(p *pack.Pack, e *pack.Entry) (bool, error) {
+// IsCurrent reports whether no other sealed pack has a chunk of p.
+func (x *Index) IsCurrent(p *pack.Pack, e *pack.Entry) (bool, error) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	if l, ok := x.mem[e.Hash]; ok && l.P != p && x.usable(l) {
@@ -155,15 +155,15 @@ func (x *index) isCurrent(p *pack.Pack, e *pack.Entry) (bool, error) {
 	return !ok || l.P == p && l.Off == e.Off, err
 }
 
-// knownPacks lists the packs that the runs know.
-func (x *index) knownPacks() []*pack.Pack {
+// KnownPacks lists the packs that the runs know.
+func (x *Index) KnownPacks() []*pack.Pack {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return x.runPacks()
 }
 
 // runPacks lists the packs that the runs know. Called with mu held.
-func (x *index) runPacks() (list []*pack.Pack) {
+func (x *Index) runPacks() (list []*pack.Pack) {
 	seen := map[*pack.Pack]bool{}
 	for _, r := range x.runs {
 		for _, p := range r.packs {
@@ -176,8 +176,8 @@ func (x *index) runPacks() (list []*pack.Pack) {
 	return list
 }
 
-// entriesOf lists what the index knows of a pack whose footer is lost.
-func (x *index) entriesOf(p *pack.Pack) (list []pack.Entry) {
+// EntriesOf lists what the index knows of a pack whose footer is lost.
+func (x *Index) EntriesOf(p *pack.Pack) (list []pack.Entry) {
 	add := func(h chunk.Hash, l pack.Loc) {
 		if l.P == p {
 			list = append(list, pack.Entry{Hash: h, Off: l.Off, Stored: l.Stored, Raw: l.Raw, Codec: l.Codec})

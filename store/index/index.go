@@ -1,4 +1,7 @@
-package store
+// Package index finds the packs that chunks are in: the newest by tables in memory, all others by
+// sorted runs on disk, which are merged as they grow. It also knows which copies are damaged, and
+// notes for GC what is alive. All of it can be made again from the packs.
+package index
 
 import (
 	"errors"
@@ -16,9 +19,9 @@ type place struct {
 	off uint32
 }
 
-// index finds chunks. The newest are in memory, all others in sorted runs on disk, of
+// Index finds chunks. The newest are in memory, all others in sorted runs on disk, of
 // which memory holds 200 bytes for every 85 chunks.
-type index struct {
+type Index struct {
 	dir   string        // of the runs
 	reads atomic.Uint64 // blocks that lookups read
 	mu    sync.RWMutex
@@ -31,13 +34,13 @@ type index struct {
 	marks      *marks // what a running GC found alive
 }
 
-// newIndex makes an empty index whose runs are in dir.
-func newIndex(dir string) *index {
-	return &index{dir: dir, mem: map[chunk.Hash]pack.Loc{}, fresh: map[*pack.Pack]struct{}{}, bad: map[place]struct{}{}}
+// New makes an empty index whose runs are in dir.
+func New(dir string) *Index {
+	return &Index{dir: dir, mem: map[chunk.Hash]pack.Loc{}, fresh: map[*pack.Pack]struct{}{}, bad: map[place]struct{}{}}
 }
 
 // usable reports whether a copy may be read. Called with the lock held.
-func (x *index) usable(l pack.Loc) bool {
+func (x *Index) usable(l pack.Loc) bool {
 	if l.P.Gone.Load() {
 		return false
 	}
@@ -58,7 +61,7 @@ type hit struct {
 // lookup finds a copy of a chunk that accept takes: the one in memory, or one in the runs,
 // newest first. accept is called with the lock held, and a run is then still in use. The
 // lock is not held while a block is read, so that a slow disk stops nobody who adds chunks.
-func (x *index) lookup(h *chunk.Hash, accept func(hit) bool) (hit, bool, error) {
+func (x *Index) lookup(h *chunk.Hash, accept func(hit) bool) (hit, bool, error) {
 	x.mu.RLock()
 	l, ok := x.mem[*h]
 	ok = ok && x.usable(l) && accept(hit{Loc: l})
@@ -81,14 +84,14 @@ func (x *index) lookup(h *chunk.Hash, accept func(hit) bool) (hit, bool, error) 
 	return hit{}, false, nil
 }
 
-func (x *index) accepted(f hit, accept func(hit) bool) bool {
+func (x *Index) accepted(f hit, accept func(hit) bool) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return slices.Contains(x.runs, f.run) && x.usable(f.Loc) && accept(f)
 }
 
 // lookupLocked is lookup with nothing changing meanwhile.
-func (x *index) lookupLocked(h *chunk.Hash, accept func(hit) bool) (hit, bool, error) {
+func (x *Index) lookupLocked(h *chunk.Hash, accept func(hit) bool) (hit, bool, error) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	if l, ok := x.mem[*h]; ok && x.usable(l) && accept(hit{Loc: l}) {
@@ -100,7 +103,7 @@ func (x *index) lookupLocked(h *chunk.Hash, accept func(hit) bool) (hit, bool, e
 
 // findRun looks a chunk up in the runs, newest first, for a copy that accept takes. Called
 // with the lock held.
-func (x *index) findRun(h *chunk.Hash, accept func(pack.Loc, *run, int) bool) (pack.Loc, *run, int, bool, error) {
+func (x *Index) findRun(h *chunk.Hash, accept func(pack.Loc, *run, int) bool) (pack.Loc, *run, int, bool, error) {
 	for _, r := range x.runs {
 		pos, l, ok, err := r.find(h, &x.reads)
 		if err != nil || (ok && accept(l, r, pos)) {
@@ -110,15 +113,15 @@ func (x *index) findRun(h *chunk.Hash, accept func(pack.Loc, *run, int) bool) (p
 	return pack.Loc{}, nil, 0, false, nil
 }
 
-// find looks a chunk up for a reader.
-func (x *index) find(h *chunk.Hash) (pack.Loc, bool, error) {
+// Find looks a chunk up for a reader.
+func (x *Index) Find(h *chunk.Hash) (pack.Loc, bool, error) {
 	f, ok, err := x.lookup(h, func(hit) bool { return true })
 	return f.Loc, ok, err
 }
 
-// reuse looks a chunk up for an ingest that wants to refer to it. A running GC learns
+// Reuse looks a chunk up for an ingest that wants to refer to it. A running GC learns
 // that the chunk is alive; what a GC is about to remove is not found.
-func (x *index) reuse(h *chunk.Hash) (*pack.Pack, error) {
+func (x *Index) Reuse(h *chunk.Hash) (*pack.Pack, error) {
 	f, ok, err := x.lookup(h, func(f hit) bool {
 		if f.P.Doomed.Load() {
 			return false
@@ -144,7 +147,7 @@ func (x *index) reuse(h *chunk.Hash) (*pack.Pack, error) {
 }
 
 // memory is how many bytes the tables of the runs take.
-func (x *index) memory() (n int) {
+func (x *Index) memory() (n int) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	for _, r := range x.runs {
@@ -153,8 +156,8 @@ func (x *index) memory() (n int) {
 	return n
 }
 
-// added enters where chunks stand now.
-func (x *index) added(p *pack.Pack, es []pack.Entry) {
+// Added enters where chunks stand now.
+func (x *Index) Added(p *pack.Pack, es []pack.Entry) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for i := range es {
@@ -162,8 +165,8 @@ func (x *index) added(p *pack.Pack, es []pack.Entry) {
 	}
 }
 
-// lose forgets the chunks of a pack.
-func (x *index) lose(p *pack.Pack) {
+// Lose forgets the chunks of a pack.
+func (x *Index) Lose(p *pack.Pack) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	delete(x.fresh, p)
@@ -174,8 +177,8 @@ func (x *index) lose(p *pack.Pack) {
 	}
 }
 
-// absolve forgets that copies of a chunk were found damaged, and reports whether any was.
-func (x *index) absolve(h *chunk.Hash) (any bool) {
+// Absolve forgets that copies of a chunk were found damaged, and reports whether any was.
+func (x *Index) Absolve(h *chunk.Hash) (any bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if len(x.bad) == 0 {
@@ -194,8 +197,8 @@ func (x *index) absolve(h *chunk.Hash) (any bool) {
 	return any
 }
 
-// close closes the runs.
-func (x *index) close() error {
+// Close closes the runs.
+func (x *Index) Close() error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	var errs []error
@@ -206,8 +209,8 @@ func (x *index) close() error {
 	return errors.Join(errs...)
 }
 
-// inMemory returns the pack of a chunk that memory knows and something new may refer to.
-func (x *index) inMemory(h *chunk.Hash) *pack.Pack {
+// InMemory returns the pack of a chunk that memory knows and something new may refer to.
+func (x *Index) InMemory(h *chunk.Hash) *pack.Pack {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	if l, ok := x.mem[*h]; ok && x.usable(l) && !l.P.Doomed.Load() {
@@ -216,15 +219,15 @@ func (x *index) inMemory(h *chunk.Hash) *pack.Pack {
 	return nil
 }
 
-// sealed says that a pack of which memory has the chunks may be written into a run.
-func (x *index) sealed(p *pack.Pack) {
+// Sealed says that a pack of which memory has the chunks may be written into a run.
+func (x *Index) Sealed(p *pack.Pack) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.fresh[p] = struct{}{}
 }
 
-// enter adds the chunks of a sealed pack, as its footer has them, and says how many memory has then.
-func (x *index) enter(p *pack.Pack, entries []pack.Entry) int {
+// Enter adds the chunks of a sealed pack, as its footer has them, and says how many memory has then.
+func (x *Index) Enter(p *pack.Pack, entries []pack.Entry) int {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for i := range entries {
@@ -238,15 +241,15 @@ func (x *index) enter(p *pack.Pack, entries []pack.Entry) int {
 	return len(x.mem)
 }
 
-// due reports whether memory holds n chunks and can write some of them.
-func (x *index) due(n int) bool {
+// Due reports whether memory holds n chunks and can write some of them.
+func (x *Index) Due(n int) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return len(x.mem) >= n && len(x.fresh) > 0
 }
 
-// chunks is how many entries there are.
-func (x *index) chunks() int64 {
+// Chunks is how many entries there are.
+func (x *Index) Chunks() int64 {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	n := int64(len(x.mem))
@@ -256,8 +259,8 @@ func (x *index) chunks() int64 {
 	return n
 }
 
-// anyCopy looks for a copy of a chunk, however bad it is. It may be in a pack that is gone.
-func (x *index) anyCopy(h *chunk.Hash) (l pack.Loc, ok bool) {
+// AnyCopy looks for a copy of a chunk, however bad it is. It may be in a pack that is gone.
+func (x *Index) AnyCopy(h *chunk.Hash) (l pack.Loc, ok bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	if l, ok = x.mem[*h]; ok {

@@ -1,4 +1,4 @@
-package store
+package index
 
 import (
 	"bufio"
@@ -37,21 +37,21 @@ const (
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 var (
-	errRun    = errors.New("the index file cannot be used")
-	errOldRun = fmt.Errorf("%w: an earlier ckptfs wrote it", errRun)
+	ErrRun    = errors.New("the index file cannot be used")
+	errOldRun = fmt.Errorf("%w: an earlier ckptfs wrote it", ErrRun)
 )
 
-// runError says which run is damaged; healIndex makes it again.
-type runError struct {
+// DamagedRun says which run is damaged; healIndex makes it again.
+type DamagedRun struct {
 	run *run
 	err error
 }
 
-func (e *runError) Error() string {
+func (e *DamagedRun) Error() string {
 	return fmt.Sprintf("the index file %s is damaged: %v; delete it, it is made again from the packs", e.run.path, e.err)
 }
 
-func (e *runError) Unwrap() []error { return []error{errRun, e.err} }
+func (e *DamagedRun) Unwrap() []error { return []error{ErrRun, e.err} }
 
 // runFile is what a run is read from.
 type runFile interface {
@@ -155,14 +155,14 @@ func (r *run) look(b, slot int, h *chunk.Hash) (pos int, l pack.Loc, ok bool, er
 // block reads and checks one block and returns the number of its entries.
 func (r *run) block(b int, buf *[runBlock]byte) (int, error) {
 	if _, err := r.f.ReadAt(buf[:], r.data+int64(b)*runBlock); err != nil {
-		return 0, &runError{r, fmt.Errorf("block %d: %w", b, err)}
+		return 0, &DamagedRun{r, fmt.Errorf("block %d: %w", b, err)}
 	}
 	return r.checkBlock(b, buf)
 }
 
 func (r *run) checkBlock(b int, buf *[runBlock]byte) (int, error) {
 	if crc32.Checksum(buf[:perBlock*runEntryLen], castagnoli) != binary.LittleEndian.Uint32(buf[perBlock*runEntryLen:]) {
-		return 0, &runError{r, fmt.Errorf("block %d: checksum", b)}
+		return 0, &DamagedRun{r, fmt.Errorf("block %d: checksum", b)}
 	}
 	return min(perBlock, r.n-b*perBlock), nil
 }
@@ -173,7 +173,7 @@ func (r *run) loc(rec []byte) (pack.Loc, error) {
 	l := pack.Loc{Off: binary.LittleEndian.Uint32(rec[32:]), Stored: binary.LittleEndian.Uint32(rec[36:]),
 		Raw: raw & 0xffffff, Codec: uint8(raw >> 24)}
 	if int(pk) >= len(r.packs) || l.Raw == 0 || l.Raw > chunk.MaxLen || l.Stored > 2*chunk.MaxLen {
-		return l, &runError{r, errors.New("entry out of bounds")}
+		return l, &DamagedRun{r, errors.New("entry out of bounds")}
 	}
 	l.P = r.packs[pk]
 	return l, nil
@@ -203,40 +203,40 @@ func openRun(path string, known func(id disk.ID, size, created int64) *pack.Pack
 func readRun(f io.ReaderAt, size int64, known func(id disk.ID, size, created int64) *pack.Pack) (*run, error) {
 	head := make([]byte, runHeadLen)
 	if _, err := f.ReadAt(head, 0); err != nil {
-		return nil, fmt.Errorf("%w: no header: %w", errRun, err)
+		return nil, fmt.Errorf("%w: no header: %w", ErrRun, err)
 	}
 	switch string(head[:8]) {
 	case runMagic:
 	case runOldMagic:
 		return nil, errOldRun
 	default:
-		return nil, fmt.Errorf("%w: no header", errRun)
+		return nil, fmt.Errorf("%w: no header", ErrRun)
 	}
 	packs := int64(binary.LittleEndian.Uint32(head[8:]))
 	n := binary.LittleEndian.Uint64(head[16:])
 	if packs > maxRunPacks || n > maxRunLen {
-		return nil, fmt.Errorf("%w: %d packs, %d chunks", errRun, packs, n)
+		return nil, fmt.Errorf("%w: %d packs, %d chunks", ErrRun, packs, n)
 	}
 	blocks := (int64(n) + perBlock - 1) / perBlock
 	data := alignBlock(runHeadLen + packs*runPackLen)
 	if data+blocks*(runBlock+runTailLen) != size {
-		return nil, fmt.Errorf("%w: %d bytes for %d packs and %d chunks", errRun, size, packs, n)
+		return nil, fmt.Errorf("%w: %d bytes for %d packs and %d chunks", ErrRun, size, packs, n)
 	}
 	table := make([]byte, packs*runPackLen)
 	tail := make([]byte, blocks*runTailLen)
 	if _, err := f.ReadAt(table, runHeadLen); err != nil && len(table) > 0 {
-		return nil, fmt.Errorf("%w: %w", errRun, err)
+		return nil, fmt.Errorf("%w: %w", ErrRun, err)
 	}
 	if _, err := f.ReadAt(tail, size-int64(len(tail))); err != nil && len(tail) > 0 {
-		return nil, fmt.Errorf("%w: %w", errRun, err)
+		return nil, fmt.Errorf("%w: %w", ErrRun, err)
 	}
 	if runSum(head, table) != chunk.Hash(head[32:]) || crc32.Checksum(tail, castagnoli) != binary.LittleEndian.Uint32(head[24:]) {
-		return nil, fmt.Errorf("%w: checksum", errRun)
+		return nil, fmt.Errorf("%w: checksum", ErrRun)
 	}
 	r := &run{n: int(n), data: data, keys: tail[: 8*blocks : 8*blocks], filter: tail[8*blocks:], packs: make([]*pack.Pack, packs)}
 	for b := 1; b < int(blocks); b++ {
 		if r.key(b) < r.key(b-1) {
-			return nil, fmt.Errorf("%w: block %d is out of order", errRun, b)
+			return nil, fmt.Errorf("%w: block %d is out of order", ErrRun, b)
 		}
 	}
 	for i := range r.packs {
@@ -281,7 +281,7 @@ func (it *runIter) next() (bool, error) {
 	i := it.pos % perBlock
 	if i == 0 {
 		if _, err := io.ReadFull(it.src, it.block[:]); err != nil {
-			return false, &runError{it.r, err}
+			return false, &DamagedRun{it.r, err}
 		}
 		if err := it.checkTables(it.pos / perBlock); err != nil {
 			return false, err
@@ -289,7 +289,7 @@ func (it *runIter) next() (bool, error) {
 	}
 	rec := it.block[i*runEntryLen:]
 	if it.pos > 0 && bytes.Compare(it.hash[:], rec[:32]) >= 0 {
-		return false, &runError{it.r, fmt.Errorf("entry %d is out of order", it.pos)}
+		return false, &DamagedRun{it.r, fmt.Errorf("entry %d is out of order", it.pos)}
 	}
 	it.hash = chunk.Hash(rec[:32])
 	var err error
@@ -306,16 +306,16 @@ func (it *runIter) checkTables(b int) error {
 		return err
 	}
 	if key8(it.block[:]) != r.key(b) {
-		return &runError{r, fmt.Errorf("block %d: key", b)}
+		return &DamagedRun{r, fmt.Errorf("block %d: key", b)}
 	}
 	for i := range n { // a key out of bounds is in no part
 		if k := key8(it.block[i*runEntryLen:]); k < r.key(b) || k > r.end(b) {
-			return &runError{r, fmt.Errorf("block %d: entry %d is out of order", b, i)}
+			return &DamagedRun{r, fmt.Errorf("block %d: entry %d is out of order", b, i)}
 		}
 	}
 	it.filter = appendFilter(it.filter[:0], &it.block, n, r.end(b))
 	if !bytes.Equal(it.filter, r.filter[b*filterLen:(b+1)*filterLen]) {
-		return &runError{r, fmt.Errorf("block %d: filter", b)}
+		return &DamagedRun{r, fmt.Errorf("block %d: filter", b)}
 	}
 	return nil
 }
