@@ -4,6 +4,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/ckptfs/ckptfs/store/tree"
 )
 
 // ahead reads an image ahead of those who read it in order:
@@ -55,7 +57,7 @@ func (t spent) parallel(procs int) int {
 
 // chunkList is the list of the leaves of an image.
 type chunkList struct {
-	spans []span
+	spans []tree.Span
 	ends  []int64 // offset where each of them ends
 	size  int64
 }
@@ -76,7 +78,7 @@ type stream struct {
 // piece is a chunk that is read ahead.
 type piece struct {
 	off     int64
-	ref     chunkRef
+	ref     tree.Ref
 	left    int  // bytes that were not read yet
 	buf     *buf // when ready; nil for zeros
 	state   pieceState
@@ -198,36 +200,36 @@ func (a *ahead) plan(s *stream) {
 		if a.held >= a.max && !a.dropIdle() {
 			return
 		}
-		i, base := leafAt(a.list.ends, s.next)
-		refs, ok := a.v.leaves.now(&a.list.spans[i].hash)
+		i, base := tree.LeafAt(a.list.ends, s.next)
+		refs, ok := a.v.leaves.now(&a.list.spans[i].Hash)
 		if !ok {
 			s.blind = true
 			return
 		}
-		k, start := locate(refs, base, s.next)
+		k, start := tree.Locate(refs, base, s.next)
 		if k == len(refs) {
 			s.next = a.list.ends[i] // the reader will be told when it gets there
 		}
 		for ; k < len(refs) && start < limit && a.held < a.max; k++ {
 			s.pieces = append(s.pieces, a.newPiece(start, &refs[k]))
-			start += int64(refs[k].size)
+			start += int64(refs[k].Size)
 			s.next = start
 		}
 	}
 }
 
-func (a *ahead) newPiece(off int64, ref *chunkRef) *piece {
+func (a *ahead) newPiece(off int64, ref *tree.Ref) *piece {
 	var p *piece
 	if n := len(a.free); n > 0 {
 		p, a.free = a.free[n-1], a.free[:n-1]
 	} else {
 		p = new(piece)
 	}
-	*p = piece{off: off, ref: *ref, left: int(ref.size)}
-	if ref.zero {
+	*p = piece{off: off, ref: *ref, left: int(ref.Size)}
+	if ref.Zero {
 		p.state = pieceReady
 	} else {
-		a.held += int64(ref.size)
+		a.held += int64(ref.Size)
 	}
 	return p
 }
@@ -249,8 +251,8 @@ func (a *ahead) drop(s *stream, i int) {
 
 // discard ends a piece.
 func (a *ahead) discard(p *piece) {
-	if !p.ref.zero {
-		a.held -= int64(p.ref.size)
+	if !p.ref.Zero {
+		a.held -= int64(p.ref.Size)
 	}
 	if p.buf != nil {
 		p.buf.release()
@@ -266,7 +268,7 @@ func (a *ahead) trim(s *stream) {
 		if p == nil {
 			continue
 		}
-		if p.off+int64(p.ref.size) > s.pos-aheadBehind {
+		if p.off+int64(p.ref.Size) > s.pos-aheadBehind {
 			break
 		}
 		a.drop(s, s.head)
@@ -328,7 +330,7 @@ func (a *ahead) take(n int, off int64) (data []byte, b *buf, count int) {
 func (a *ahead) consume(s *stream, i, n int, off int64) (data []byte, b *buf, count int) {
 	pc := s.pieces[i]
 	skip := int(off - pc.off)
-	n = min(n, int(pc.ref.size)-skip)
+	n = min(n, int(pc.ref.Size)-skip)
 	if pc.buf != nil {
 		b = pc.buf.hold()
 		data = b.data[skip : skip+n : skip+n]
@@ -345,7 +347,7 @@ func (a *ahead) find(off int64) (*stream, int) {
 		s := &a.streams[i]
 		for k := s.head; k < len(s.pieces); k++ {
 			p := s.pieces[k]
-			if p == nil || off >= p.off+int64(p.ref.size) {
+			if p == nil || off >= p.off+int64(p.ref.Size) {
 				continue
 			}
 			if off >= p.off {

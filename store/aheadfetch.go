@@ -1,5 +1,7 @@
 package store
 
+import "github.com/ckptfs/ckptfs/store/tree"
+
 // start sees to it that enough goroutines fetch.
 func (a *ahead) start() {
 	want := int64(0)
@@ -66,7 +68,7 @@ func (a *ahead) readLeaf(s *stream) {
 	if next >= a.list.size {
 		return // the reader went on to the end, or looked beyond it, before we came here
 	}
-	i, _ := leafAt(a.list.ends, next)
+	i, _ := tree.LeafAt(a.list.ends, next)
 	a.mu.Unlock()
 	_, err := a.v.leaf(a.list.spans[i])
 	a.mu.Lock()
@@ -96,7 +98,7 @@ func (a *ahead) claim(f *fetching) bool {
 		if p := first.pieces[first.todo]; p != nil && p.state == pieceWaits {
 			p.state = pieceFetched
 			f.pieces = append(f.pieces, p)
-			n += int64(p.ref.size)
+			n += int64(p.ref.Size)
 		}
 	}
 	return true

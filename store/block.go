@@ -7,6 +7,7 @@ import (
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/index"
+	"github.com/ckptfs/ckptfs/store/tree"
 )
 
 // Block is memory for some neighbouring chunks of an image. Whoever makes an image fills it,
@@ -24,7 +25,7 @@ import (
 // newer blocks take its place.
 type Block struct {
 	buf  *buf
-	refs []chunkRef // of Add; Store makes them those of the chunk list
+	refs []tree.Ref // of Add; Store makes them those of the chunk list
 	end  int        // of the last chunk
 	// stored: Store has returned, without an error.
 	stored bool
@@ -52,7 +53,7 @@ func (b *Block) Bytes() []byte { return b.buf.data }
 
 // Add tells that the next n bytes, 1 to MaxChunk, are a chunk whose BLAKE3-256 is h.
 func (b *Block) Add(h Hash, n int) {
-	b.refs = append(b.refs, chunkRef{hash: h, size: uint32(n)})
+	b.refs = append(b.refs, tree.Ref{Hash: h, Size: uint32(n)})
 	b.end += n
 }
 
@@ -80,11 +81,11 @@ func (in *Ingest) storeBlock(b *Block) error {
 	at := 0
 	for i := range b.refs {
 		ref := &b.refs[i]
-		data := b.buf.data[at:][:ref.size]
-		if err := in.s.checkChunk(&ref.hash, data); err != nil {
+		data := b.buf.data[at:][:ref.Size]
+		if err := in.s.checkChunk(&ref.Hash, data); err != nil {
 			return err
 		}
-		ref.hash, ref.zero = in.s.sec.ID(ref.hash), chunk.AllZero(data)
+		ref.Hash, ref.Zero = in.s.sec.ID(ref.Hash), chunk.AllZero(data)
 		at += len(data)
 	}
 	in.mu.Lock()
@@ -98,12 +99,12 @@ func (in *Ingest) storeBlock(b *Block) error {
 	at = 0
 	for i := range b.refs {
 		ref := &b.refs[i]
-		data := b.buf.data[at:][:ref.size]
+		data := b.buf.data[at:][:ref.Size]
 		at += len(data)
-		if ref.zero {
+		if ref.Zero {
 			continue
 		}
-		if err := in.storeChunk(c, &ref.hash, data, b.buf, false); err != nil {
+		if err := in.storeChunk(c, &ref.Hash, data, b.buf, false); err != nil {
 			return err
 		}
 	}
@@ -134,10 +135,10 @@ func (in *Ingest) appendBlock(b *Block) error {
 	at := 0
 	for i := range b.refs {
 		ref := &b.refs[i]
-		if err := in.appendRef(*ref, b.buf.data[at:][:ref.size], b.buf); err != nil {
+		if err := in.appendRef(*ref, b.buf.data[at:][:ref.Size], b.buf); err != nil {
 			return err
 		}
-		at += int(ref.size)
+		at += int(ref.Size)
 	}
 	in.mu.Lock()
 	delete(in.ahead, b)
@@ -177,21 +178,18 @@ func (s *Store) checkChunk(h *chunk.Hash, data []byte) error {
 }
 
 // appendRef adds a chunk to the list and its bytes, which are in b, to the window.
-func (in *Ingest) appendRef(ref chunkRef, data []byte, b *buf) error {
+func (in *Ingest) appendRef(ref tree.Ref, data []byte, b *buf) error {
 	in.mu.Lock()
-	off := in.tree.size
-	in.tree.open = append(in.tree.open, ref)
-	in.tree.size += int64(ref.size)
-	in.tree.count++
-	if !ref.zero {
+	off := in.tree.Size
+	full := in.tree.Add(ref)
+	if !ref.Zero {
 		in.win.push(off, data, b)
 	}
-	full := endsNode(&ref.hash, len(in.tree.open))
 	in.mu.Unlock()
 	if !full {
 		return nil
 	}
-	return in.fail(in.tree.closeLeaf(&in.mu))
+	return in.fail(in.tree.CloseLeaf(&in.mu))
 }
 
 // storeChunk sees to it that a chunk is in a pack some time, unless it is already. What it keeps

@@ -8,11 +8,12 @@ import (
 	"strings"
 
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/record"
 )
 
 // sharedRecords reads every record of a bucket again. The list is as new as refreshImages
 // made it; what was removed since is no fault.
-func (v *verification) sharedRecords() (recs []*record, err error) {
+func (v *verification) sharedRecords() (recs []*record.Record, err error) {
 	s := v.s
 	s.mu.Lock()
 	closed, damaged := s.closed, slices.Clone(s.damaged)
@@ -28,7 +29,7 @@ func (v *verification) sharedRecords() (recs []*record, err error) {
 	for _, d := range damaged {
 		v.fault("%v", d)
 	}
-	slices.SortFunc(recs, func(a, b *record) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(recs, func(a, b *record.Record) int { return strings.Compare(a.Name, b.Name) })
 	errs := make([]error, len(recs))
 	parallel(len(recs), func(i int) { _, errs[i] = s.readRecord(v.ids[recs[i].Name]) })
 	there := recs[:0]

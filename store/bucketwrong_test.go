@@ -11,6 +11,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/record"
 	"github.com/ckptfs/ckptfs/store/s3test"
 )
 
@@ -164,7 +165,7 @@ func TestBucketMarkerDamaged(t *testing.T) {
 		t.Fatal(err)
 	}
 	rule := proxy.Add(s3test.Rule{Kinds: []s3test.Kind{s3test.Get}, Prefix: a.sh.b.Prefix + markersName + "/", Count: 1,
-		Faults: []s3test.Fault{s3test.FlipResponse(int64(len(markerMagic)) + 5)}})
+		Faults: []s3test.Fault{s3test.FlipResponse(int64(len(record.MarkerMagic)) + 5)}})
 	if err := b.sh.refresh(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}

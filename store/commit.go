@@ -13,6 +13,8 @@ import (
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/pack"
+	"github.com/ckptfs/ckptfs/store/record"
+	"github.com/ckptfs/ckptfs/store/tree"
 )
 
 // Commit makes the image durable and then lists it. On an error nothing is listed, the
@@ -43,9 +45,9 @@ func (in *Ingest) Commit() error {
 
 // commitHere makes packs and record durable at the same time; each of the two takes the disk a
 // while. The record gets its name last.
-func (in *Ingest) commitHere(id disk.ID, rec *record) error {
+func (in *Ingest) commitHere(id disk.ID, rec *record.Record) error {
 	path := in.s.recordPath(id)
-	b, err := recordFile(in.s.sec, id, rec)
+	b, err := record.File(in.s.sec, id, rec)
 	if err != nil {
 		return err
 	}
@@ -67,12 +69,12 @@ func (in *Ingest) commitHere(id disk.ID, rec *record) error {
 }
 
 // complete stores everything but the record. It is all in packs then, but not yet durable.
-func (in *Ingest) complete() (*record, error) {
-	data, err := in.tree.finish(&in.mu)
+func (in *Ingest) complete() (*record.Record, error) {
+	data, err := in.tree.Finish(&in.mu)
 	if err != nil {
 		return nil, err
 	}
-	rec := &record{Name: in.name, Created: in.created.UnixNano(), Chunks: in.tree.count, Data: data,
+	rec := &record.Record{Name: in.name, Created: in.created.UnixNano(), Chunks: in.tree.Count, Data: data,
 		Host: in.s.o.Host, Series: in.series}
 	if rec.Attach, err = in.storeAttached(); err != nil {
 		return nil, err
@@ -121,51 +123,49 @@ func (in *Ingest) list(im *imageRec) {
 }
 
 // storeAttached stores the small files.
-func (in *Ingest) storeAttached() ([]sideRec, error) {
+func (in *Ingest) storeAttached() ([]record.Side, error) {
 	in.mu.Lock()
 	sides := in.attach
 	in.attach = nil
 	in.mu.Unlock()
 	total := 0
 	for i := range sides {
-		if err := checkName(sides[i].name); err != nil {
+		if err := record.CheckName(sides[i].name); err != nil {
 			return nil, err
 		}
-		if total += len(sides[i].data); total > maxAttached {
-			return nil, fmt.Errorf("attachments of more than %d MiB", maxAttached>>20)
+		if total += len(sides[i].data); total > record.MaxAttached {
+			return nil, fmt.Errorf("attachments of more than %d MiB", record.MaxAttached>>20)
 		}
 	}
-	var recs []sideRec
+	var recs []record.Side
 	for i := range sides {
 		t, err := in.storeSide(sides[i].data)
 		if err != nil {
 			return nil, fmt.Errorf("attachment %q: %w", sides[i].name, err)
 		}
-		recs = append(recs, sideRec{Name: sides[i].name, Data: t})
+		recs = append(recs, record.Side{Name: sides[i].name, Data: t})
 	}
 	return recs, nil
 }
 
-func (in *Ingest) storeSide(data []byte) (root, error) {
-	t := treeBuilder{put: in.putNode}
+func (in *Ingest) storeSide(data []byte) (tree.Root, error) {
+	t := tree.Builder{Put: in.putNode}
 	for len(data) > 0 {
 		part := data[:min(len(data), 64<<10)]
 		data = data[len(part):]
-		ref := chunkRef{hash: in.s.sec.IDOf(part), size: uint32(len(part)), zero: chunk.AllZero(part)}
-		if !ref.zero {
+		ref := tree.Ref{Hash: in.s.sec.IDOf(part), Size: uint32(len(part)), Zero: chunk.AllZero(part)}
+		if !ref.Zero {
 			if _, err := in.putBytes(part, false); err != nil {
-				return root{}, err
+				return tree.Root{}, err
 			}
 		}
-		t.open = append(t.open, ref)
-		t.size += int64(ref.size)
-		if endsNode(&ref.hash, len(t.open)) {
-			if err := t.closeLeaf(&in.mu); err != nil {
-				return root{}, err
+		if t.Add(ref) {
+			if err := t.CloseLeaf(&in.mu); err != nil {
+				return tree.Root{}, err
 			}
 		}
 	}
-	return t.finish(&in.mu)
+	return t.Finish(&in.mu)
 }
 
 // Abort gives the image up: it is never listed and its name is free. Chunks it wrote are

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/record"
 )
 
 // twoImages makes a store with images a and b that share nothing, each in packs of its
@@ -207,7 +208,7 @@ func TestRecordDamaged(t *testing.T) {
 		"cut":     func(b []byte) []byte { return b[:len(b)-1] },
 		"longer":  func(b []byte) []byte { return append(b, 0) },
 		"zeros":   func(b []byte) []byte { return make([]byte, len(b)) },
-		"huge":    func([]byte) []byte { return make([]byte, maxRecord+1) },
+		"huge":    func([]byte) []byte { return make([]byte, record.MaxLen+1) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, _ := twoImages(t)

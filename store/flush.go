@@ -48,14 +48,14 @@ func (s *Store) heal(re *index.DamagedRun) bool {
 	return true
 }
 
-// LoadBad reads the list of damaged copies.
+// loadBad reads the list of damaged copies.
 func (s *Store) loadBad() {
 	if err := s.ix.LoadBad(s.sec, s.packs); err != nil {
 		s.o.Log(fmt.Sprintf("store %s: %v", s.dir, err))
 	}
 }
 
-// SaveBad writes that list if it changed. Called with maint held.
+// saveBad writes that list if it changed. Called with maint held.
 func (s *Store) saveBad() {
 	if err := s.ix.SaveBad(s.sec); err != nil {
 		s.o.Log(fmt.Sprintf("store %s: the list of damaged copies: %v", s.dir, err))

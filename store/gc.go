@@ -14,6 +14,8 @@ import (
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/index"
 	"github.com/ckptfs/ckptfs/store/pack"
+	"github.com/ckptfs/ckptfs/store/record"
+	"github.com/ckptfs/ckptfs/store/tree"
 )
 
 // GCReport tells what a GC did.
@@ -163,7 +165,7 @@ type collection struct {
 	// In a bucket:
 	begun  int64 // bootTime
 	now    int64 // by the server's clock, Unix ns
-	leased []root
+	leased []tree.Root
 	known  map[*pack.Pack]struct{} // of packs
 	marked []*pack.Pack            // what may go later
 	// ripened packs are marked and would go now, were they not needed.
@@ -213,7 +215,7 @@ func (g *collection) markAll() error {
 	}
 	for _, rec := range g.records() {
 		var err error
-		for _, t := range rec.trees() {
+		for _, t := range rec.Trees() {
 			err = errors.Join(err, g.markTree(t))
 		}
 		if err != nil {
@@ -229,7 +231,7 @@ func (g *collection) markAll() error {
 }
 
 // records lists the records of all images, listed or still open.
-func (g *collection) records() (recs []*record) {
+func (g *collection) records() (recs []*record.Record) {
 	s := g.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -242,11 +244,11 @@ func (g *collection) records() (recs []*record) {
 	return recs
 }
 
-func (g *collection) markTree(t root) error {
+func (g *collection) markTree(t tree.Root) error {
 	if t.Size == 0 {
 		return nil
 	}
-	return g.s.walkLeaves(span{t.Hash, t.Size}, t.Level, g.seen, g.markLeaf)
+	return g.s.walkLeaves(t.Span(), t.Level, g.seen, g.markLeaf)
 }
 
 // seen marks a node and reports whether GC was there before and follows it already.
@@ -274,7 +276,7 @@ func (g *collection) relearn() error {
 	return err
 }
 
-func (g *collection) markLeaf(sp span) error {
+func (g *collection) markLeaf(sp tree.Span) error {
 	refs, err := g.s.leaf(sp)
 	if err != nil {
 		return err
@@ -283,12 +285,12 @@ func (g *collection) markLeaf(sp span) error {
 }
 
 // markRefs marks chunks. To tell that one is damaged or missing is Verify's business.
-func (g *collection) markRefs(refs []chunkRef) error {
+func (g *collection) markRefs(refs []tree.Ref) error {
 	for i := range refs {
-		if refs[i].zero {
+		if refs[i].Zero {
 			continue
 		}
-		_, found, err := g.s.mark(&refs[i].hash, false)
+		_, found, err := g.s.mark(&refs[i].Hash, false)
 		if err == nil && !found {
 			err = g.relearn()
 		}
@@ -296,7 +298,7 @@ func (g *collection) markRefs(refs []chunkRef) error {
 			return err
 		}
 		if !found {
-			g.spare(&refs[i].hash)
+			g.spare(&refs[i].Hash)
 		}
 	}
 	return nil
@@ -322,7 +324,7 @@ func (g *collection) spare(h *chunk.Hash) {
 func (g *collection) markIngest(in *Ingest) error {
 	in.quiesce()
 	in.mu.Lock()
-	spans := in.tree.spans
+	spans := in.tree.Spans
 	open := in.unlisted()
 	over := in.state != ingestRunning
 	in.mu.Unlock()
@@ -330,7 +332,7 @@ func (g *collection) markIngest(in *Ingest) error {
 		return nil
 	}
 	for _, sp := range spans {
-		if known, err := g.seen(&sp.hash); err != nil || known {
+		if known, err := g.seen(&sp.Hash); err != nil || known {
 			if err != nil {
 				return err
 			}

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/tree"
 )
 
 func gc(t testing.TB, s *Store) GCReport {
@@ -316,7 +317,7 @@ func TestGCNodeAsData(t *testing.T) {
 	}
 	g := &collection{s: s, ctx: t.Context()}
 	s.ix.BeginMarks()
-	if err := g.markRefs([]chunkRef{{hash: root.Hash, size: uint32(n)}}); err != nil {
+	if err := g.markRefs([]tree.Ref{{Hash: root.Hash, Size: uint32(n)}}); err != nil {
 		t.Fatal(err)
 	}
 	if known, err := g.seen(&root.Hash); known || err != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/record"
 )
 
 // Attachment is a small file beside an image.
@@ -32,7 +33,8 @@ type Image struct {
 	Series      string // what it is one of many of, see Ingest.SetSeries
 }
 
-func (r *record) image() Image {
+// imageOf is what a record tells.
+func imageOf(r *record.Record) Image {
 	im := Image{Name: r.Name, Size: r.Data.Size, Created: time.Unix(0, r.Created), Unique: r.Unique, Chunks: r.Chunks,
 		Kept: r.Kept, Host: r.Host, Series: r.Series}
 	for i := range r.Attach {
@@ -53,7 +55,7 @@ func (s *Store) List() ([]Image, error) {
 	}
 	list := make([]Image, 0, len(s.images))
 	for _, im := range s.images {
-		list = append(list, im.rec.image())
+		list = append(list, imageOf(im.rec))
 	}
 	slices.SortFunc(list, func(a, b Image) int {
 		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name))
@@ -67,7 +69,7 @@ func (s *Store) Get(name string) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	return im.rec.image(), nil
+	return imageOf(im.rec), nil
 }
 
 // look finds a listed image; in a bucket also one that another machine has just made.
@@ -110,7 +112,7 @@ func (s *Store) lookup(name string) (*imageRec, error) {
 
 // free reports whether an image may get this name. Called with mu held.
 func (s *Store) free(name string) error {
-	if err := checkName(name); err != nil {
+	if err := record.CheckName(name); err != nil {
 		return err
 	}
 	if s.images[name] != nil {

@@ -12,11 +12,8 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/pack"
+	"github.com/ckptfs/ckptfs/store/tree"
 )
-
-// maxAttached bounds the attachments of one image together, in bytes: they stay in memory
-// until Commit.
-const maxAttached = 64 << 20
 
 // job is a chunk on its way from a block to a pack.
 type job struct {
@@ -56,7 +53,7 @@ type Ingest struct {
 	state  ingestState
 	err    error         // why it failed; sticky
 	grew   chan struct{} // closed when bytes, an error or the end arrive; nil if nobody waits
-	tree   treeBuilder
+	tree   tree.Builder
 	ahead  map[*Block]struct{} // stored, or being stored, and not appended yet
 	win    window
 	view   view
@@ -83,7 +80,7 @@ func (s *Store) Begin(ctx context.Context, name string) (*Ingest, error) {
 }
 
 func (s *Store) begin(in *Ingest) error {
-	in.tree.put = in.putNode
+	in.tree.Put = in.putNode
 	in.win.limit = s.o.Window
 	if s.sh != nil {
 		in.packs = map[*pack.Pack]struct{}{}
@@ -152,7 +149,7 @@ func (in *Ingest) wake() {
 func (in *Ingest) Size() int64 {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	return in.tree.size
+	return in.tree.Size
 }
 
 // Wait waits until the byte at off was Put. It returns io.EOF when the image was committed
@@ -183,7 +180,7 @@ func (in *Ingest) at(off int64) error {
 	switch {
 	case in.err != nil:
 		return in.err
-	case off < in.tree.size:
+	case off < in.tree.Size:
 		return nil
 	case in.state == ingestDone:
 		return io.EOF
@@ -230,15 +227,15 @@ func (in *Ingest) readSome(g *Gathered, p []byte, off int64) (int, error) {
 		n := min(len(p), len(data))
 		return g.add(p[:n], data[:n:n], b), nil
 	}
-	if off >= in.tree.base {
-		i, start := locate(in.tree.open, in.tree.base, off)
-		ref := in.tree.open[i]
+	if off >= in.tree.Base {
+		i, start := tree.Locate(in.tree.Open, in.tree.Base, off)
+		ref := in.tree.Open[i]
 		in.mu.Unlock()
 		n, err := in.view.copyChunk(in.name, p, &ref, start, off)
 		return g.own(p[:n]), err
 	}
-	i, base := leafAt(in.tree.ends, off)
-	sp := in.tree.spans[i]
+	i, base := tree.LeafAt(in.tree.Ends, off)
+	sp := in.tree.Spans[i]
 	in.mu.Unlock()
 	n, err := in.view.readLeaf(in.name, p, sp, base, off)
 	return g.own(p[:n]), err
@@ -246,8 +243,8 @@ func (in *Ingest) readSome(g *Gathered, p []byte, off int64) (int, error) {
 
 // unlisted returns the chunks that are in no leaf yet: those of blocks that wait for their turn,
 // too. Called with mu held.
-func (in *Ingest) unlisted() []chunkRef {
-	refs := slices.Clone(in.tree.open)
+func (in *Ingest) unlisted() []tree.Ref {
+	refs := slices.Clone(in.tree.Open)
 	for b := range in.ahead {
 		refs = append(refs, b.refs...)
 	}

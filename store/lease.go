@@ -9,23 +9,21 @@ import (
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
-	"github.com/fxamacker/cbor/v2"
+	"github.com/ckptfs/ckptfs/store/record"
+	"github.com/ckptfs/ckptfs/store/tree"
 )
 
 // A lease names the images that a machine is reading, so that GC keeps what they need even
 // if somebody removes them meanwhile.
 
-// maxLease bounds a lease, in bytes.
-const maxLease = 16 << 20
-
 func (sh *shared) leaseKey() string { return leasesName + "/" + sh.lease.String() + leaseExt }
 
 // roots lists the chunk lists that open readers need.
-func (s *Store) readerRoots() (roots []root) {
+func (s *Store) readerRoots() (roots []tree.Root) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for r := range s.readers {
-		roots = append(roots, r.rec.trees()...)
+		roots = append(roots, r.rec.Trees()...)
 	}
 	return roots
 }
@@ -43,15 +41,10 @@ func (sh *shared) renewLease() error {
 		sh.leased = err != nil
 		return err
 	}
-	b, err := cbor.Marshal(roots)
+	b, err := record.LeaseFile(sh.s.sec, sh.lease, roots)
 	if err != nil {
 		return err
 	}
-	if sh.s.sec != nil {
-		b = sh.s.sec.SealRecord(sh.lease, b)
-	}
-	sum := chunk.Sum(b)
-	b = append(b, sum[:]...)
 	if err := sh.b.PutBytes(sh.ctx, sh.leaseKey(), b, bucket.Always); err != nil {
 		return err
 	}
@@ -84,35 +77,9 @@ func (sh *shared) stillListed(name string, id disk.ID) error {
 	return err
 }
 
-func (s *Store) parseLease(id disk.ID, b []byte) (roots []root, err error) {
-	n := len(b) - len(chunk.Hash{})
-	if n < 0 || chunk.Sum(b[:n]) != chunk.Hash(b[n:]) {
-		return nil, errors.New("the lease is damaged")
-	}
-	b = b[:n]
-	if s.sec != nil {
-		if b, err = s.sec.OpenRecord(id, b); err != nil {
-			return nil, err
-		}
-	}
-	dec, err := recDecMode()
-	if err != nil {
-		return nil, err
-	}
-	if err := dec.Unmarshal(b, &roots); err != nil {
-		return nil, err
-	}
-	for i := range roots {
-		if err := roots[i].check(); err != nil {
-			return nil, err
-		}
-	}
-	return roots, nil
-}
-
 // leases returns what other machines are reading. Old leases are those of machines that
 // died; they are removed.
-func (sh *shared) leases(ctx context.Context, now int64) (roots []root, err error) {
+func (sh *shared) leases(ctx context.Context, now int64) (roots []tree.Root, err error) {
 	var old []string
 	var live []disk.ID
 	err = sh.b.List(ctx, leasesName+"/", "", func(o bucket.Object) {
@@ -136,9 +103,9 @@ func (sh *shared) leases(ctx context.Context, now int64) (roots []root, err erro
 	}
 	for _, id := range live {
 		key := leasesName + "/" + id.String() + leaseExt
-		var more []root
-		err := sh.b.GetParsed(ctx, key, maxLease, func(b []byte) (err error) {
-			more, err = sh.s.parseLease(id, b)
+		var more []tree.Root
+		err := sh.b.GetParsed(ctx, key, record.MaxLease, func(b []byte) (err error) {
+			more, err = record.ParseLease(sh.s.sec, id, b)
 			return err
 		})
 		if errors.Is(err, fs.ErrNotExist) {
@@ -159,11 +126,11 @@ func (in *Ingest) rescue() error {
 		return nil
 	}
 	in.mu.Lock()
-	spans, open := in.tree.spans, in.unlisted()
+	spans, open := in.tree.Spans, in.unlisted()
 	in.mu.Unlock()
 	in.resetPacks()
 	for _, sp := range spans { // only Append and Commit add to them, and we hold putting
-		if err := in.rescueNode(sp.hash); err != nil {
+		if err := in.rescueNode(sp.Hash); err != nil {
 			return err
 		}
 		refs, err := in.s.leaf(sp)
@@ -182,12 +149,12 @@ func (in *Ingest) rescue() error {
 	return in.rescueRefs(open)
 }
 
-func (in *Ingest) rescueRefs(refs []chunkRef) error {
+func (in *Ingest) rescueRefs(refs []tree.Ref) error {
 	for i := range refs {
-		if refs[i].zero {
+		if refs[i].Zero {
 			continue
 		}
-		if err := in.rescueChunk(refs[i].hash, int(refs[i].size), false); err != nil {
+		if err := in.rescueChunk(refs[i].Hash, int(refs[i].Size), false); err != nil {
 			return err
 		}
 	}

@@ -53,12 +53,12 @@ func newThree(t *testing.T) *threeImages {
 	if err != nil || rec.Data.Level == 0 {
 		t.Fatalf("level %d: %v", rec.Data.Level, err)
 	}
-	side, err := s.leaf(span{rec.Attach[0].Data.Hash, rec.Attach[0].Data.Size})
+	side, err := s.leaf(rec.Attach[0].Data.Span())
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.at = map[string]spot{"shared": where[chunk.Sum(a[40])], "own": where[chunk.Sum(a[99])], "leaf": where[list.spans[len(list.spans)-1].hash],
-		"root": where[rec.Data.Hash], "attachment": where[side[0].hash]}
+	v.at = map[string]spot{"shared": where[chunk.Sum(a[40])], "own": where[chunk.Sum(a[99])], "leaf": where[list.spans[len(list.spans)-1].Hash],
+		"root": where[rec.Data.Hash], "attachment": where[side[0].Hash]}
 	for name, at := range v.at {
 		if at.path == "" || (name == "shared" || name == "own") && at.stored < 2000 {
 			t.Fatalf("%s is at %v", name, at)

@@ -1,18 +1,16 @@
 package store
 
 import (
-	"bytes"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"time"
 
 	"github.com/ckptfs/ckptfs/store/bucket"
-	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/pack"
+	"github.com/ckptfs/ckptfs/store/record"
 )
 
 // marker says that a GC wants to remove packs. It is an object of lines, an ID each, and the
@@ -20,40 +18,6 @@ import (
 type marker struct {
 	packs []disk.ID
 	mod   time.Time // by the server's clock
-}
-
-// markerMagic is the first line of a marker.
-const markerMagic = "ckptfs gc 1"
-
-// maxMarker bounds a marker, in bytes, that is in packs: half a million.
-const maxMarker = 16 << 20
-
-func encodeMarker(ids []disk.ID) []byte {
-	b := append([]byte(markerMagic), '\n')
-	for _, id := range ids {
-		b = append(hex.AppendEncode(b, id[:]), '\n')
-	}
-	return fmt.Appendf(b, "%s\n", chunk.Sum(b))
-}
-
-func decodeMarker(b []byte) ([]disk.ID, error) {
-	lines := bytes.Split(bytes.TrimSuffix(b, []byte{'\n'}), []byte{'\n'})
-	sum := lines[len(lines)-1]
-	if lines = lines[:len(lines)-1]; len(lines) == 0 || string(lines[0]) != markerMagic {
-		return nil, errors.New("not a GC marker")
-	}
-	if chunk.Sum(b[:len(b)-len(sum)-1]).String() != string(sum) {
-		return nil, errors.New("a GC marker is damaged")
-	}
-	var ids []disk.ID
-	for _, l := range lines[1:] {
-		id, ok := disk.ParseID(string(l), "")
-		if !ok {
-			return nil, fmt.Errorf("%q in a GC marker is no pack", l)
-		}
-		ids = append(ids, id)
-	}
-	return ids, nil
 }
 
 func markerKey(id disk.ID) string { return markersName + "/" + id.String() + markerExt }
@@ -75,8 +39,8 @@ func (sh *shared) readMarkers(ctx context.Context) (vanished bool, err error) {
 			continue
 		}
 		var packs []disk.ID
-		err := sh.b.GetParsed(ctx, markerKey(id), maxMarker, func(b []byte) (err error) {
-			packs, err = decodeMarker(b)
+		err := sh.b.GetParsed(ctx, markerKey(id), record.MaxMarker, func(b []byte) (err error) {
+			packs, err = record.DecodeMarker(b)
 			return err
 		})
 		if errors.Is(err, fs.ErrNotExist) {
@@ -130,7 +94,7 @@ func (sh *shared) mark(ctx context.Context, packs []*pack.Pack) error {
 		p.Doomed.Store(true)
 	}
 	id := disk.NewID()
-	if err := sh.b.PutBytes(ctx, markerKey(id), encodeMarker(ids), bucket.Always); err != nil {
+	if err := sh.b.PutBytes(ctx, markerKey(id), record.EncodeMarker(ids), bucket.Always); err != nil {
 		return err
 	}
 	o, err := sh.b.Stat(ctx, markerKey(id))

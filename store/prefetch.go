@@ -31,8 +31,8 @@ const maxGap = 8 << 10
 func (a *ahead) fetch(f *fetching) {
 	f.found = f.found[:0]
 	for _, p := range f.pieces {
-		l, ok, err := a.s.ix.Find(&p.ref.hash)
-		if err != nil || !ok || l.Raw != p.ref.size {
+		l, ok, err := a.s.ix.Find(&p.ref.Hash)
+		if err != nil || !ok || l.Raw != p.ref.Size {
 			a.arrived(p, nil)
 			continue
 		}
@@ -99,7 +99,7 @@ func (a *ahead) account(reading, decoding time.Duration) {
 // decode returns the checked bytes of a chunk, or nil.
 func (a *ahead) decode(l *located, stored []byte) *buf {
 	b := a.s.bufs.get(int(l.Raw))
-	if a.s.decodeCopy(&l.Loc, &l.ref.hash, b.data, stored) != nil {
+	if a.s.decodeCopy(&l.Loc, &l.ref.Hash, b.data, stored) != nil {
 		b.release()
 		return nil
 	}

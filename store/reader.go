@@ -6,13 +6,16 @@ import (
 	"io"
 	"io/fs"
 	"sync/atomic"
+
+	"github.com/ckptfs/ckptfs/store/record"
+	"github.com/ckptfs/ckptfs/store/tree"
 )
 
 // Reader reads a committed image. It is safe for concurrent use, and what it reads stays
 // there until Close, whatever Remove and GC do. Who reads in order is read ahead for.
 type Reader struct {
 	s      *Store
-	rec    *record
+	rec    *record.Record
 	view   view
 	list   chunkList
 	ahead  ahead
@@ -66,15 +69,15 @@ func (s *Store) whyNot(im *imageRec, err error) error {
 }
 
 // loadSpans lists the leaves of a tree.
-func (s *Store) loadSpans(t root) (list chunkList, err error) {
+func (s *Store) loadSpans(t tree.Root) (list chunkList, err error) {
 	if t.Size == 0 {
 		return list, nil
 	}
-	err = s.walkLeaves(span{t.Hash, t.Size}, t.Level, nil, func(sp span) error {
+	err = s.walkLeaves(t.Span(), t.Level, nil, func(sp tree.Span) error {
 		if len(list.spans) >= maxSpans {
-			return &ChunkError{Hash: t.Hash, Err: fmt.Errorf("%w: too many leaves", errNode)}
+			return &ChunkError{Hash: t.Hash, Err: fmt.Errorf("%w: too many leaves", tree.ErrNode)}
 		}
-		list.size += sp.size
+		list.size += sp.Size
 		list.spans, list.ends = append(list.spans, sp), append(list.ends, list.size)
 		return nil
 	})
@@ -88,10 +91,10 @@ func (r *Reader) Name() string { return r.rec.Name }
 func (r *Reader) Size() int64 { return r.rec.Data.Size }
 
 // Image returns what the store knows of the image.
-func (r *Reader) Image() Image { return r.rec.image() }
+func (r *Reader) Image() Image { return imageOf(r.rec) }
 
 // Attachments lists the small files beside the image.
-func (r *Reader) Attachments() []Attachment { return r.rec.image().Attachments }
+func (r *Reader) Attachments() []Attachment { return imageOf(r.rec).Attachments }
 
 // Attachment returns the content of one of them, or fs.ErrNotExist.
 func (r *Reader) Attachment(name string) ([]byte, error) {
@@ -108,7 +111,7 @@ func (r *Reader) Attachment(name string) ([]byte, error) {
 }
 
 // readAll returns all bytes of a small tree.
-func (s *Store) readAll(t root) ([]byte, error) {
+func (s *Store) readAll(t tree.Root) ([]byte, error) {
 	list, err := s.loadSpans(t)
 	if err != nil {
 		return nil, err
@@ -121,11 +124,11 @@ func (s *Store) readAll(t root) ([]byte, error) {
 		}
 		for i := range refs {
 			n := len(out)
-			out = append(out, make([]byte, refs[i].size)...)
-			if refs[i].zero {
+			out = append(out, make([]byte, refs[i].Size)...)
+			if refs[i].Zero {
 				continue
 			}
-			if err := s.readChunk(&refs[i].hash, out[n:]); err != nil {
+			if err := s.readChunk(&refs[i].Hash, out[n:]); err != nil {
 				return nil, err
 			}
 		}
@@ -158,7 +161,7 @@ func (r *Reader) read(g *Gathered, p []byte, off int64) (int, error) {
 			n += g.add(p[n:n+m], data, b)
 			continue
 		}
-		i, base := leafAt(r.list.ends, at)
+		i, base := tree.LeafAt(r.list.ends, at)
 		m, err := r.view.readLeaf(r.rec.Name, p[n:], r.list.spans[i], base, at)
 		if err != nil {
 			return n, err

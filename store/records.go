@@ -13,12 +13,13 @@ import (
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/pack"
+	"github.com/ckptfs/ckptfs/store/record"
 )
 
 // fetched is a record as the bucket had it.
 type fetched struct {
 	etag string // "" if it has to be fetched again
-	rec  *record
+	rec  *record.Record
 	err  error // why it cannot be used
 }
 
@@ -82,10 +83,10 @@ func (sh *shared) fetchRecords(ctx context.Context, wanted []disk.ID, etags map[
 	return nil
 }
 
-func (sh *shared) readRecord(ctx context.Context, id disk.ID) (*record, error) {
-	var rec *record
-	err := sh.b.GetParsed(ctx, recordKey(id), maxRecord, func(b []byte) (err error) {
-		rec, err = parseRecord(sh.s.sec, id, b)
+func (sh *shared) readRecord(ctx context.Context, id disk.ID) (*record.Record, error) {
+	var rec *record.Record
+	err := sh.b.GetParsed(ctx, recordKey(id), record.MaxLen, func(b []byte) (err error) {
+		rec, err = record.Parse(sh.s.sec, id, b)
 		return err
 	})
 	return rec, err
@@ -141,7 +142,7 @@ func (s *Store) setImages(records map[disk.ID]fetched) {
 }
 
 // noteRecord enters a record that we wrote. etag is not known.
-func (sh *shared) noteRecord(id disk.ID, rec *record) {
+func (sh *shared) noteRecord(id disk.ID, rec *record.Record) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	sh.records[id] = fetched{rec: rec}
@@ -160,7 +161,7 @@ func (sh *shared) removeRecord(ctx context.Context, id disk.ID) error {
 }
 
 // commit lists an image, once it is certain that everything it needs stays.
-func (in *Ingest) commitShared(id disk.ID, rec *record) error {
+func (in *Ingest) commitShared(id disk.ID, rec *record.Record) error {
 	sh := in.s.sh
 	sh.undoRecords()
 	in.s.w.Flush()
@@ -171,7 +172,7 @@ func (in *Ingest) commitShared(id disk.ID, rec *record) error {
 	if err != nil {
 		return err
 	}
-	b, err := recordFile(in.s.sec, id, rec)
+	b, err := record.File(in.s.sec, id, rec)
 	if err != nil {
 		return err
 	}
@@ -292,7 +293,7 @@ const renameTries = 5
 
 // renameRecord puts another name into a record. The put asks for the record to be what was read:
 // one that another machine removes just then must not come back.
-func (sh *shared) renameRecord(ctx context.Context, id disk.ID, name string) (*record, error) {
+func (sh *shared) renameRecord(ctx context.Context, id disk.ID, name string) (*record.Record, error) {
 	for tries := 1; ; tries++ {
 		o, err := sh.b.Stat(ctx, recordKey(id))
 		if err != nil {
@@ -303,7 +304,7 @@ func (sh *shared) renameRecord(ctx context.Context, id disk.ID, name string) (*r
 			return rec, err // done before, if it is so: the answer to the put was lost
 		}
 		rec.Name, rec.Kept = name, true
-		b, err := recordFile(sh.s.sec, id, rec)
+		b, err := record.File(sh.s.sec, id, rec)
 		if err == nil {
 			err = sh.b.PutBytes(ctx, recordKey(id), b, bucket.IfStill(o.ETag))
 		}

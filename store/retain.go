@@ -5,31 +5,10 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
-)
 
-// Policy says what Prune removes. An image goes if KeepLast and KeepWithin are both asked
-// and none of them keeps it, or if it is among the oldest and the store is too large. With
-// neither of the two nothing goes for its age. Images that were renamed always stay.
-type Policy struct {
-	// KeepLast keeps the newest so many of every series; 0: there is no such rule. An image
-	// that was given no series is the only one of its own.
-	KeepLast int
-	// Expire ends KeepLast for a series that got no image for so long; 0: never. Without it
-	// one image a minute, each of another series, would be kept for ever.
-	Expire time.Duration
-	// KeepWithin keeps what is younger; 0: there is no such rule.
-	KeepWithin time.Duration
-	// MaxSize is how many bytes in packs the images may need; the oldest go until they need
-	// no more, but never the newest of all. 0: there is no bound. Packs take up to a third
-	// more, since GC leaves packs of which little is dead.
-	MaxSize int64
-	// AllHosts lets images go that another host took. Else they are left to it.
-	AllHosts bool
-	// Spare, if not nil, is asked before an image goes, and keeps it this time.
-	Spare func(name string) bool
-}
+	"github.com/ckptfs/ckptfs/store/record"
+)
 
 // Pruned is an image that Prune removed.
 type Pruned struct {
@@ -54,13 +33,7 @@ func (im *Image) Ratio() float64 {
 
 // SetSeries says what the image is one of many of, for Policy.KeepLast. It must be called
 // before Commit by who calls Commit.
-func (in *Ingest) SetSeries(name string) { in.series = label(name) }
-
-// label makes s fit for a record.
-func label(s string) string {
-	s = strings.ToValidUTF8(s, "?")
-	return strings.ToValidUTF8(s[:min(len(s), maxLabel)], "")
-}
+func (in *Ingest) SetSeries(name string) { in.series = record.Label(name) }
 
 // Prune removes images by the rules of p. Their space is freed by the next GC, and who has
 // one of them open reads on. When it fails, what it reports is gone and the rest is not.
@@ -81,7 +54,7 @@ func (s *Store) prune(ctx context.Context, p Policy, now time.Time) (rep PruneRe
 		if err != nil {
 			return rep, err
 		}
-		for i, why := range p.tooOld(s.o.Host, all, now) {
+		for i, why := range p.TooOld(s.o.Host, recordsOf(all), now) {
 			if why == "" {
 				continue
 			}
@@ -124,7 +97,7 @@ func (s *Store) pruneOne(ctx context.Context, p *Policy, im *imageRec, why strin
 	if gone, err := s.removeSame(ctx, im); !gone || err != nil {
 		return err
 	}
-	rep.Removed = append(rep.Removed, Pruned{im.rec.image(), why})
+	rep.Removed = append(rep.Removed, Pruned{imageOf(im.rec), why})
 	return nil
 }
 
@@ -146,71 +119,11 @@ func (s *Store) removeSame(ctx context.Context, im *imageRec) (bool, error) {
 	return true, s.remove(im)
 }
 
-// tooOld tells for each image, given newest first, why it goes for its age; "" if it stays.
-func (p *Policy) tooOld(host string, all []*imageRec, now time.Time) []string {
-	why := make([]string, len(all))
-	newest := map[string]time.Time{} // of each series
-	count := map[string]int{}
-	for i, im := range all {
-		rec := im.rec
-		if !p.ours(host, rec) {
-			continue
-		}
-		series, created := rec.seriesKey(), time.Unix(0, rec.Created)
-		if newest[series].IsZero() {
-			newest[series] = created
-		}
-		if rec.Kept {
-			continue
-		}
-		count[series]++
-		over := p.Expire > 0 && now.Sub(newest[series]) >= p.Expire
-		last := p.KeepLast > 0 && !over && count[series] <= p.KeepLast
-		young := p.KeepWithin > 0 && now.Sub(created) < p.KeepWithin
-		if !last && !young {
-			why[i] = p.reason(rec, over)
-		}
+// recordsOf lists the records of images.
+func recordsOf(images []*imageRec) []*record.Record {
+	list := make([]*record.Record, len(images))
+	for i, im := range images {
+		list[i] = im.rec
 	}
-	return why
-}
-
-// reason says why none of the rules keeps an image.
-func (p *Policy) reason(rec *record, over bool) string {
-	name := cmp.Or(rec.Series, rec.Name)
-	var not []string
-	switch {
-	case p.KeepLast > 0 && over:
-		not = append(not, fmt.Sprintf("nothing new of %s for %s", name, hours(p.Expire)))
-	case p.KeepLast > 0:
-		not = append(not, fmt.Sprintf("not among the newest %d of %s", p.KeepLast, name))
-	}
-	if p.KeepWithin > 0 {
-		not = append(not, "older than "+hours(p.KeepWithin))
-	}
-	return strings.Join(not, ", ")
-}
-
-// hours is d without the minutes and seconds that are none.
-func hours(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
-}
-
-// ours reports whether an image may go at all as far as its host is concerned.
-func (p *Policy) ours(host string, rec *record) bool {
-	return p.AllHosts || rec.Host == "" || rec.Host == host
-}
-
-// seriesKey tells series apart. No series has the name of an image without one.
-func (r *record) seriesKey() string {
-	if r.Series == "" {
-		return "\x00" + r.Name
-	}
-	return r.Host + "\x00" + r.Series
+	return list
 }

@@ -14,10 +14,11 @@ import (
 	"time"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/record"
 )
 
 // aged puts an image into the store as if it were so old.
-func aged(t *testing.T, s *Store, name, series string, age time.Duration, chunks [][]byte, change func(*record)) {
+func aged(t *testing.T, s *Store, name, series string, age time.Duration, chunks [][]byte, change func(*record.Record)) {
 	t.Helper()
 	in, err := s.Begin(context.Background(), name)
 	if err != nil {
@@ -91,7 +92,7 @@ func TestPruneAge(t *testing.T) {
 				if _, err := fmt.Sscan(f[2], &age); err != nil {
 					t.Fatal(err)
 				}
-				aged(t, s, f[0], f[1], time.Duration(age)*time.Hour, nil, func(r *record) {
+				aged(t, s, f[0], f[1], time.Duration(age)*time.Hour, nil, func(r *record.Record) {
 					r.Kept = f[3] == "k"
 					if f[3] == "h" {
 						r.Host = "there"
@@ -154,7 +155,7 @@ func TestPruneSize(t *testing.T) {
 			s := open(t, t.TempDir(), Options{PackSize: 1 << 20})
 			for i, name := range []string{"a", "b", "c", "d"} {
 				chunks := slices.Concat(noise(uint64(i), 16), shared)
-				aged(t, s, name, "x", time.Duration(10-i)*time.Hour, chunks, func(r *record) { r.Kept = strings.Contains(tc.kept, name) })
+				aged(t, s, name, "x", time.Duration(10-i)*time.Hour, chunks, func(r *record.Record) { r.Kept = strings.Contains(tc.kept, name) })
 			}
 			rep, err := s.Prune(t.Context(), Policy{MaxSize: tc.max << 10})
 			if err != nil {

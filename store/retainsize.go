@@ -7,6 +7,8 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/index"
+	"github.com/ckptfs/ckptfs/store/record"
+	"github.com/ckptfs/ckptfs/store/tree"
 )
 
 // pruneSize removes the oldest images until the others need no more than p.MaxSize. What an
@@ -63,7 +65,7 @@ func (s *Store) tooMuch(ctx context.Context, p *Policy) (gone []*imageRec, over 
 	var may []*imageRec
 	first := true
 	for _, im := range all {
-		ours := p.ours(s.o.Host, im.rec)
+		ours := p.Ours(s.o.Host, im.rec)
 		if ours && !im.rec.Kept && !first {
 			may = append(may, im)
 			continue
@@ -98,12 +100,12 @@ type weigher struct {
 }
 
 // weigh adds what an image needs and no image before it did.
-func (w *weigher) weigh(rec *record) error {
-	for _, t := range rec.trees() {
+func (w *weigher) weigh(rec *record.Record) error {
+	for _, t := range rec.Trees() {
 		if t.Size == 0 {
 			continue
 		}
-		if err := w.s.walkLeaves(span{t.Hash, t.Size}, t.Level, w.node, w.leaf); err != nil {
+		if err := w.s.walkLeaves(t.Span(), t.Level, w.node, w.leaf); err != nil {
 			return fmt.Errorf("cannot tell what image %q takes: %w", rec.Name, err)
 		}
 	}
@@ -118,16 +120,16 @@ func (w *weigher) node(h *chunk.Hash) (bool, error) {
 	return w.tally.Node(h)
 }
 
-func (w *weigher) leaf(sp span) error {
+func (w *weigher) leaf(sp tree.Span) error {
 	refs, err := w.s.leaf(sp)
 	if err != nil {
 		return err
 	}
 	for i := range refs {
-		if refs[i].zero {
+		if refs[i].Zero {
 			continue
 		}
-		if err := w.tally.Add(&refs[i].hash); err != nil {
+		if err := w.tally.Add(&refs[i].Hash); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package store
 import (
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/retain"
 	"github.com/ckptfs/ckptfs/store/secret"
 )
 
@@ -29,3 +30,6 @@ type BucketError = bucket.Error
 
 // IsBucket reports whether a location names a bucket, s3://BUCKET/PREFIX, and not a folder.
 func IsBucket(location string) bool { return bucket.Is(location) }
+
+// Policy says what Prune removes.
+type Policy = retain.Policy

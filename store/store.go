@@ -18,6 +18,7 @@ import (
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/index"
 	"github.com/ckptfs/ckptfs/store/pack"
+	"github.com/ckptfs/ckptfs/store/record"
 	"github.com/ckptfs/ckptfs/store/secret"
 )
 
@@ -76,7 +77,7 @@ func (o *Options) defaults() {
 		o.attempt = min(bucket.DefaultAttempt, o.Patience)
 	}
 	o.PackSize = min(o.PackSize, pack.MaxLen/2)
-	o.Host = label(o.Host)
+	o.Host = record.Label(o.Host)
 	if o.Log == nil {
 		o.Log = func(string) {}
 	}
@@ -122,7 +123,7 @@ type Store struct {
 // imageRec is a listed image and the file its record is in.
 type imageRec struct {
 	id  disk.ID
-	rec *record
+	rec *record.Record
 }
 
 // session spans the time in which at least one ingest runs. If none of them commits,
@@ -273,7 +274,7 @@ func (s *Store) loadImages() error {
 	return nil
 }
 
-func (s *Store) readRecord(id disk.ID) (*record, error) {
+func (s *Store) readRecord(id disk.ID) (*record.Record, error) {
 	if s.sh != nil {
 		return s.sh.readRecord(s.sh.ctx, id)
 	}
@@ -282,14 +283,14 @@ func (s *Store) readRecord(id disk.ID) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	if st.Size() > maxRecord {
-		return nil, fmt.Errorf("%w: %d bytes", errRecord, st.Size())
+	if st.Size() > record.MaxLen {
+		return nil, fmt.Errorf("%w: %d bytes", record.ErrRecord, st.Size())
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	return parseRecord(s.sec, id, b)
+	return record.Parse(s.sec, id, b)
 }
 
 func (s *Store) recordPath(id disk.ID) string {
@@ -299,8 +300,8 @@ func (s *Store) recordPath(id disk.ID) string {
 	return filepath.Join(s.dir, imagesName, id.String()+disk.ImgExt)
 }
 
-func (s *Store) writeRecord(id disk.ID, rec *record) error {
-	b, err := recordFile(s.sec, id, rec)
+func (s *Store) writeRecord(id disk.ID, rec *record.Record) error {
+	b, err := record.File(s.sec, id, rec)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/pack"
+	"github.com/ckptfs/ckptfs/store/record"
+	"github.com/ckptfs/ckptfs/store/tree"
 )
 
 // Verify checks the store and calls report with a sentence for every fault: records, the
@@ -92,7 +94,7 @@ func (v *verification) fault(format string, args ...any) {
 }
 
 // records reads every record again.
-func (v *verification) records() ([]*record, error) {
+func (v *verification) records() ([]*record.Record, error) {
 	s := v.s
 	if s.sh != nil {
 		return v.sharedRecords()
@@ -108,7 +110,7 @@ func (v *verification) records() ([]*record, error) {
 			v.fault("%v", d)
 		}
 	}
-	var recs []*record
+	var recs []*record.Record
 	for _, im := range images {
 		_, err := s.readRecord(im.id)
 		if errors.Is(err, fs.ErrNotExist) && !s.listed(im.id) {
@@ -119,7 +121,7 @@ func (v *verification) records() ([]*record, error) {
 			v.fault("image %q: record %s: %v", im.rec.Name, s.recordPath(im.id), err)
 		}
 	}
-	slices.SortFunc(recs, func(a, b *record) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(recs, func(a, b *record.Record) int { return strings.Compare(a.Name, b.Name) })
 	return recs, nil
 }
 
@@ -258,12 +260,12 @@ func (v *verification) note(err error, image string) {
 	}
 }
 
-func (v *verification) image(rec *record) error {
-	for _, t := range rec.trees() {
+func (v *verification) image(rec *record.Record) error {
+	for _, t := range rec.Trees() {
 		if t.Size == 0 {
 			continue
 		}
-		err := v.s.walkLeaves(span{t.Hash, t.Size}, t.Level, nil, func(sp span) error {
+		err := v.s.walkLeaves(t.Span(), t.Level, nil, func(sp tree.Span) error {
 			refs, err := v.s.leaf(sp)
 			if err != nil {
 				v.note(err, rec.Name) // the next leaf may be whole
@@ -281,12 +283,12 @@ func (v *verification) image(rec *record) error {
 	return nil
 }
 
-func (v *verification) refs(image string, refs []chunkRef) error {
+func (v *verification) refs(image string, refs []tree.Ref) error {
 	for i := range refs {
-		if refs[i].zero {
+		if refs[i].Zero {
 			continue
 		}
-		h := &refs[i].hash
+		h := &refs[i].Hash
 		l, ok, err := v.s.ix.Find(h)
 		if err == nil && !ok && v.relearn() {
 			l, ok, err = v.s.ix.Find(h)
@@ -298,8 +300,8 @@ func (v *verification) refs(image string, refs []chunkRef) error {
 			v.note(v.bad[*h], image)
 		case !ok:
 			v.note(v.s.missing(h), image)
-		case l.Raw != refs[i].size:
-			v.note(&ChunkError{Hash: *h, Pack: l.P.Name(), Err: fmt.Errorf("it has %d bytes, %d wanted", l.Raw, refs[i].size)}, image)
+		case l.Raw != refs[i].Size:
+			v.note(&ChunkError{Hash: *h, Pack: l.P.Name(), Err: fmt.Errorf("it has %d bytes, %d wanted", l.Raw, refs[i].Size)}, image)
 		case v.beyond(&l):
 			v.s.ix.CondemnCopy(l)
 			v.note(&ChunkError{Hash: *h, Pack: l.P.Name(), Err: pack.ErrCut}, image)

@@ -6,13 +6,14 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
+	"github.com/ckptfs/ckptfs/store/tree"
 )
 
 // view reads the chunks of one image with small caches: of leaves of its list, and of
 // chunks that were read in part.
 type view struct {
 	s      *Store
-	leaves *cache[[]chunkRef]
+	leaves *cache[[]tree.Ref]
 	chunks *cache[*buf]
 }
 
@@ -22,15 +23,15 @@ const (
 )
 
 func newView(s *Store) view {
-	return view{s: s, leaves: newCache[[]chunkRef](cachedLeaves, nil), chunks: newCache(cachedChunks, (*buf).release)}
+	return view{s: s, leaves: newCache[[]tree.Ref](cachedLeaves, nil), chunks: newCache(cachedChunks, (*buf).release)}
 }
 
 // close gives the buffers back.
 func (v *view) close() { v.chunks.close() }
 
 // leaf returns the entries of a leaf.
-func (v *view) leaf(sp span) ([]chunkRef, error) {
-	e, err := v.leaves.get(&sp.hash, func() ([]chunkRef, error) { return v.s.leaf(sp) })
+func (v *view) leaf(sp tree.Span) ([]tree.Ref, error) {
+	e, err := v.leaves.get(&sp.Hash, func() ([]tree.Ref, error) { return v.s.leaf(sp) })
 	if err != nil {
 		return nil, err
 	}
@@ -39,51 +40,51 @@ func (v *view) leaf(sp span) ([]chunkRef, error) {
 }
 
 // readLeaf copies bytes at off into p, out of one chunk of the leaf that begins at base.
-func (v *view) readLeaf(image string, p []byte, leaf span, base, off int64) (int, error) {
+func (v *view) readLeaf(image string, p []byte, leaf tree.Span, base, off int64) (int, error) {
 	refs, err := v.leaf(leaf)
 	if err != nil {
 		return 0, blame(err, image, -1)
 	}
-	i, start := locate(refs, base, off)
+	i, start := tree.Locate(refs, base, off)
 	if i == len(refs) {
-		return 0, blame(&ChunkError{Hash: leaf.hash, Err: errNode}, image, -1)
+		return 0, blame(&ChunkError{Hash: leaf.Hash, Err: tree.ErrNode}, image, -1)
 	}
 	return v.copyChunk(image, p, &refs[i], start, off)
 }
 
 // copyChunk copies bytes at off into p, out of the chunk that begins at start.
-func (v *view) copyChunk(image string, p []byte, ref *chunkRef, start, off int64) (int, error) {
+func (v *view) copyChunk(image string, p []byte, ref *tree.Ref, start, off int64) (int, error) {
 	skip := int(off - start)
-	n := min(len(p), int(ref.size)-skip)
-	if ref.zero {
+	n := min(len(p), int(ref.Size)-skip)
+	if ref.Zero {
 		clear(p[:n])
 		return n, nil
 	}
-	e := v.chunks.peek(&ref.hash)
+	e := v.chunks.peek(&ref.Hash)
 	var err error
 	switch {
 	case e != nil:
-	case n == int(ref.size):
-		if err := v.s.readChunk(&ref.hash, p[:n:n]); err != nil {
+	case n == int(ref.Size):
+		if err := v.s.readChunk(&ref.Hash, p[:n:n]); err != nil {
 			return 0, blame(err, image, start)
 		}
 		return n, nil
 	default:
-		if e, err = v.chunks.get(&ref.hash, func() (*buf, error) { return v.s.chunk(ref) }); err != nil {
+		if e, err = v.chunks.get(&ref.Hash, func() (*buf, error) { return v.s.chunk(ref) }); err != nil {
 			return 0, blame(err, image, start)
 		}
 	}
 	defer v.chunks.done(e)
-	if len(e.val.data) != int(ref.size) {
-		return 0, blame(&ChunkError{Hash: ref.hash, Err: codec.ErrMismatch}, image, start)
+	if len(e.val.data) != int(ref.Size) {
+		return 0, blame(&ChunkError{Hash: ref.Hash, Err: codec.ErrMismatch}, image, start)
 	}
 	return copy(p[:n], e.val.data[skip:]), nil
 }
 
 // chunk returns a whole chunk in a buffer of its own.
-func (s *Store) chunk(ref *chunkRef) (*buf, error) {
-	b := s.bufs.get(int(ref.size))
-	if err := s.readChunk(&ref.hash, b.data); err != nil {
+func (s *Store) chunk(ref *tree.Ref) (*buf, error) {
+	b := s.bufs.get(int(ref.Size))
+	if err := s.readChunk(&ref.Hash, b.data); err != nil {
 		b.release()
 		return nil, err
 	}
@@ -102,44 +103,44 @@ func blame(err error, image string, off int64) error {
 }
 
 // leaf reads and decodes a leaf of a chunk list.
-func (s *Store) leaf(sp span) ([]chunkRef, error) {
-	b, err := s.readNode(&sp.hash)
+func (s *Store) leaf(sp tree.Span) ([]tree.Ref, error) {
+	b, err := s.readNode(&sp.Hash)
 	if err != nil {
 		return nil, err
 	}
 	defer b.release()
-	refs, total, err := decodeLeaf(b.data)
-	if err == nil && total != sp.size {
-		err = fmt.Errorf("%w: %d bytes, %d expected", errNode, total, sp.size)
+	refs, total, err := tree.DecodeLeaf(b.data)
+	if err == nil && total != sp.Size {
+		err = fmt.Errorf("%w: %d bytes, %d expected", tree.ErrNode, total, sp.Size)
 	}
 	if err != nil {
-		return nil, &ChunkError{Hash: sp.hash, Err: err}
+		return nil, &ChunkError{Hash: sp.Hash, Err: err}
 	}
 	return refs, nil
 }
 
 // inner reads and decodes a node above the leaves.
-func (s *Store) inner(sp span, level int) ([]span, error) {
-	b, err := s.readNode(&sp.hash)
+func (s *Store) inner(sp tree.Span, level int) ([]tree.Span, error) {
+	b, err := s.readNode(&sp.Hash)
 	if err != nil {
 		return nil, err
 	}
 	defer b.release()
-	spans, total, err := decodeInner(b.data, level)
-	if err == nil && total != sp.size {
-		err = fmt.Errorf("%w: %d bytes, %d expected", errNode, total, sp.size)
+	spans, total, err := tree.DecodeInner(b.data, level)
+	if err == nil && total != sp.Size {
+		err = fmt.Errorf("%w: %d bytes, %d expected", tree.ErrNode, total, sp.Size)
 	}
 	if err != nil {
-		return nil, &ChunkError{Hash: sp.hash, Err: err}
+		return nil, &ChunkError{Hash: sp.Hash, Err: err}
 	}
 	return spans, nil
 }
 
 // walkLeaves calls fn for every leaf below a node, in order. seen, if set, is asked about
 // every node first; what it knows is not entered.
-func (s *Store) walkLeaves(sp span, level int, seen func(*chunk.Hash) (bool, error), fn func(span) error) error {
+func (s *Store) walkLeaves(sp tree.Span, level int, seen func(*chunk.Hash) (bool, error), fn func(tree.Span) error) error {
 	if seen != nil {
-		if known, err := seen(&sp.hash); known || err != nil {
+		if known, err := seen(&sp.Hash); known || err != nil {
 			return err
 		}
 	}

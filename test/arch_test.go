@@ -20,7 +20,8 @@ const module = "github.com/ckptfs/ckptfs"
 // it, which may import each other, unless one has an entry of its own. Test files are held to
 // the same rules.
 var mayImport = map[string][]string{
-	"store":         {"store/bucket", "store/chunk", "store/codec", "store/disk", "store/index", "store/pack", "store/secret", "store/lossyfs", "store/s3test"},
+	"store": {"store/bucket", "store/chunk", "store/codec", "store/disk", "store/index", "store/pack",
+		"store/record", "store/retain", "store/secret", "store/tree", "store/lossyfs", "store/s3test"},
 	"store/chunk":   {},
 	"store/disk":    {},
 	"store/secret":  {"store/chunk", "store/disk"},
@@ -28,6 +29,9 @@ var mayImport = map[string][]string{
 	"store/bucket":  {},
 	"store/pack":    {"store/chunk", "store/codec", "store/disk", "store/secret"},
 	"store/index":   {"store/chunk", "store/disk", "store/pack", "store/secret"},
+	"store/tree":    {"store/chunk"},
+	"store/record":  {"store/chunk", "store/disk", "store/secret", "store/tree"},
+	"store/retain":  {"store/record"},
 	"store/lossyfs": {},
 	"store/s3test":  {},
 	"ckpt/procfs":   {},
