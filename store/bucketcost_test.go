@@ -36,7 +36,11 @@ func TestBucketCost(t *testing.T) {
 		}},
 		{"a look at the list", []int{0, 1, 4}, func() error { _, err := b.List(); return err }},
 		{"reading 24 MiB that are not here", []int{0, 2, 0, 30}, func() error { _, err := readImage(b, "big"); return err }},
-		{"reading them again", []int{0, 0, 0, 0}, func() error { _, err := readImage(b, "big"); return err }},
+		{"reading them again", []int{0, 0, 0, 0}, func() error {
+			b.sh.seen.Store(bootTime()) // within packsFresh, however busy the machine is
+			_, err := readImage(b, "big")
+			return err
+		}},
 		{"removing an image", []int{0, 0, 0, 0, 0, 1}, func() error { return a.Remove("same") }},
 	} {
 		time.Sleep(imagesFresh)
