@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/tree"
 )
 
@@ -79,8 +80,8 @@ type stream struct {
 type piece struct {
 	off     int64
 	ref     tree.Ref
-	left    int  // bytes that were not read yet
-	buf     *buf // when ready; nil for zeros
+	left    int        // bytes that were not read yet
+	buf     *cache.Buf // when ready; nil for zeros
 	state   pieceState
 	wanted  bool // somebody waits
 	dropped bool // nobody wants it any more, but it is being fetched
@@ -201,7 +202,7 @@ func (a *ahead) plan(s *stream) {
 			return
 		}
 		i, base := tree.LeafAt(a.list.ends, s.next)
-		refs, ok := a.v.leaves.now(&a.list.spans[i].Hash)
+		refs, ok := a.v.leaves.Now(&a.list.spans[i].Hash)
 		if !ok {
 			s.blind = true
 			return
@@ -255,7 +256,7 @@ func (a *ahead) discard(p *piece) {
 		a.held -= int64(p.ref.Size)
 	}
 	if p.buf != nil {
-		p.buf.release()
+		p.buf.Release()
 		p.buf = nil
 	}
 	a.free = append(a.free, p)
@@ -305,7 +306,7 @@ func (a *ahead) dropIdle() bool {
 // take returns up to n bytes at off out of one piece, and the buffer they are in, held for the
 // caller; nil for zeros, of which there are count. It waits for a piece that is on its way and
 // returns a count of 0 if there is none: then the caller reads the chunk.
-func (a *ahead) take(n int, off int64) (data []byte, b *buf, count int) {
+func (a *ahead) take(n int, off int64) (data []byte, b *cache.Buf, count int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for {
@@ -327,13 +328,13 @@ func (a *ahead) take(n int, off int64) (data []byte, b *buf, count int) {
 }
 
 // consume is take for a piece that is ready.
-func (a *ahead) consume(s *stream, i, n int, off int64) (data []byte, b *buf, count int) {
+func (a *ahead) consume(s *stream, i, n int, off int64) (data []byte, b *cache.Buf, count int) {
 	pc := s.pieces[i]
 	skip := int(off - pc.off)
 	n = min(n, int(pc.ref.Size)-skip)
 	if pc.buf != nil {
-		b = pc.buf.hold()
-		data = b.data[skip : skip+n : skip+n]
+		b = pc.buf.Hold()
+		data = b.Data[skip : skip+n : skip+n]
 	}
 	if pc.left -= n; pc.left <= 0 {
 		a.drop(s, i)

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
@@ -284,7 +285,7 @@ func TestParallel(t *testing.T) {
 // use stays.
 func TestCacheShared(t *testing.T) {
 	dropped := map[int]int{}
-	c := newCache(2, func(v int) { dropped[v]++ })
+	c := cache.New(2, func(v int) { dropped[v]++ })
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	fetches := map[int]int{}
@@ -292,7 +293,7 @@ func TestCacheShared(t *testing.T) {
 		wg.Go(func() {
 			for i := range 200 {
 				v := (i + k) % 4
-				e, err := c.get(&chunk.Hash{byte(v)}, func() (int, error) {
+				e, err := c.Get(&chunk.Hash{byte(v)}, func() (int, error) {
 					mu.Lock()
 					defer mu.Unlock()
 					if fetches[v]++; fetches[v]%5 == 0 {
@@ -303,15 +304,15 @@ func TestCacheShared(t *testing.T) {
 				if err != nil {
 					continue
 				}
-				if e.val != v {
-					t.Errorf("%d instead of %d", e.val, v)
+				if e.Val != v {
+					t.Errorf("%d instead of %d", e.Val, v)
 				}
-				c.done(e)
+				c.Done(e)
 			}
 		})
 	}
 	wg.Wait()
-	c.close()
+	c.Close()
 	good := map[int]int{}
 	for v, n := range fetches {
 		good[v] = n - n/5

@@ -184,7 +184,7 @@ func (s *Store) finish(j *job, p *pack.Pack, err error) {
 }
 
 func (s *Store) recycle(j *job) {
-	j.buf.release()
+	j.buf.Release()
 	clear(j.waiters)
 	*j = job{waiters: j.waiters[:0]}
 	s.jobs.Put(j)

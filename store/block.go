@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/index"
@@ -24,7 +25,7 @@ import (
 // What a block holds is not copied any more: it serves readers that follow the ingest until
 // newer blocks take its place.
 type Block struct {
-	buf  *buf
+	buf  *cache.Buf
 	refs []tree.Ref // of Add; Store makes them those of the chunk list
 	end  int        // of the last chunk
 	// stored: Store has returned, without an error.
@@ -35,7 +36,7 @@ type Block struct {
 // calls, and much more does not stay in the processor's cache between hashing and compression.
 func (in *Ingest) Block(n int) *Block {
 	b := in.s.blocks.Get().(*Block)
-	b.buf = in.s.bufs.get(n)
+	b.buf = in.s.bufs.Get(n)
 	return b
 }
 
@@ -43,13 +44,12 @@ func (in *Ingest) Block(n int) *Block {
 // not change, nor go away, until Commit or Abort has returned and no ReadAt is under way.
 func (in *Ingest) Wrap(data []byte) *Block {
 	b := in.s.blocks.Get().(*Block)
-	b.buf = &buf{data: data[:len(data):len(data)]}
-	b.buf.refs.Store(1)
+	b.buf = cache.Wrap(data)
 	return b
 }
 
 // Bytes returns the memory of the block. It may be changed until Store.
-func (b *Block) Bytes() []byte { return b.buf.data }
+func (b *Block) Bytes() []byte { return b.buf.Data }
 
 // Add tells that the next n bytes, 1 to MaxChunk, are a chunk whose BLAKE3-256 is h.
 func (b *Block) Add(h Hash, n int) {
@@ -75,13 +75,13 @@ func (in *Ingest) storeBlock(b *Block) error {
 	if b.stored {
 		return errStored // its chunks have the names of the store already
 	}
-	if b.end != len(b.buf.data) {
-		return fmt.Errorf("a block of %d bytes with chunks of %d", len(b.buf.data), b.end)
+	if b.end != len(b.buf.Data) {
+		return fmt.Errorf("a block of %d bytes with chunks of %d", len(b.buf.Data), b.end)
 	}
 	at := 0
 	for i := range b.refs {
 		ref := &b.refs[i]
-		data := b.buf.data[at:][:ref.Size]
+		data := b.buf.Data[at:][:ref.Size]
 		if err := in.s.checkChunk(&ref.Hash, data); err != nil {
 			return err
 		}
@@ -99,7 +99,7 @@ func (in *Ingest) storeBlock(b *Block) error {
 	at = 0
 	for i := range b.refs {
 		ref := &b.refs[i]
-		data := b.buf.data[at:][:ref.Size]
+		data := b.buf.Data[at:][:ref.Size]
 		at += len(data)
 		if ref.Zero {
 			continue
@@ -135,7 +135,7 @@ func (in *Ingest) appendBlock(b *Block) error {
 	at := 0
 	for i := range b.refs {
 		ref := &b.refs[i]
-		if err := in.appendRef(*ref, b.buf.data[at:][:ref.Size], b.buf); err != nil {
+		if err := in.appendRef(*ref, b.buf.Data[at:][:ref.Size], b.buf); err != nil {
 			return err
 		}
 		at += int(ref.Size)
@@ -144,7 +144,7 @@ func (in *Ingest) appendBlock(b *Block) error {
 	delete(in.ahead, b)
 	in.wake()
 	in.mu.Unlock()
-	b.buf.release()
+	b.buf.Release()
 	*b = Block{refs: b.refs[:0]}
 	in.s.blocks.Put(b)
 	return nil
@@ -159,7 +159,7 @@ func (in *Ingest) Put(h Hash, data []byte) error {
 		return err
 	}
 	b := in.Block(len(data))
-	copy(b.buf.data, data)
+	copy(b.buf.Data, data)
 	b.Add(h, len(data))
 	if err := in.storeBlock(b); err != nil {
 		return in.fail(err)
@@ -178,7 +178,7 @@ func (s *Store) checkChunk(h *chunk.Hash, data []byte) error {
 }
 
 // appendRef adds a chunk to the list and its bytes, which are in b, to the window.
-func (in *Ingest) appendRef(ref tree.Ref, data []byte, b *buf) error {
+func (in *Ingest) appendRef(ref tree.Ref, data []byte, b *cache.Buf) error {
 	in.mu.Lock()
 	off := in.tree.Size
 	full := in.tree.Add(ref)
@@ -194,13 +194,13 @@ func (in *Ingest) appendRef(ref tree.Ref, data []byte, b *buf) error {
 
 // storeChunk sees to it that a chunk is in a pack some time, unless it is already. What it keeps
 // of the bytes it holds b for; c compresses.
-func (in *Ingest) storeChunk(c *encoder, h *chunk.Hash, data []byte, b *buf, node bool) error {
+func (in *Ingest) storeChunk(c *encoder, h *chunk.Hash, data []byte, b *cache.Buf, node bool) error {
 	known, err := in.s.known(h, in)
 	if known || err != nil {
 		return err
 	}
 	j := in.s.jobs.Get().(*job)
-	j.hash, j.data, j.buf = *h, data, b.hold()
+	j.hash, j.data, j.buf = *h, data, b.Hold()
 	j.waiters = append(j.waiters[:0], in)
 	in.jobs.Add(1)
 	if taken, p := in.s.queue.enqueue(in.s.ix, h, j, in); !taken {
@@ -236,18 +236,18 @@ func (in *Ingest) putBytes(data []byte, node bool) (chunk.Hash, error) {
 	if in.packs != nil {
 		in.extra = append(in.extra, h)
 	}
-	b := in.s.bufs.get(len(data))
-	copy(b.data, data)
-	defer b.release()
+	b := in.s.bufs.Get(len(data))
+	copy(b.Data, data)
+	defer b.Release()
 	return h, in.storeOne(&h, b, node)
 }
 
 // storeOne is storeChunk for a chunk alone.
-func (in *Ingest) storeOne(h *chunk.Hash, b *buf, node bool) error {
+func (in *Ingest) storeOne(h *chunk.Hash, b *cache.Buf, node bool) error {
 	c, err := in.s.enc.take()
 	if err != nil {
 		return err
 	}
 	defer in.s.enc.give(c)
-	return in.storeChunk(c, h, b.data, b, node)
+	return in.storeChunk(c, h, b.Data, b, node)
 }

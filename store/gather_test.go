@@ -28,7 +28,7 @@ func TestGather(t *testing.T) {
 		if n, err := r.Gather(g, room, int64(off)); n != len(room) || err != nil {
 			t.Fatalf("Gather(%d, %d) = %d, %v", len(room), off, n, err)
 		}
-		if len(g.bufs) == 0 && len(g.Slices) > 0 && &g.Slices[0][0] != &chunk.Zeros[0] {
+		if g.Held() == 0 && len(g.Slices) > 0 && &g.Slices[0][0] != &chunk.Zeros[0] {
 			own++
 		}
 		all = append(all, g)
@@ -43,7 +43,7 @@ func TestGather(t *testing.T) {
 			got = append(got, p...)
 		}
 		g.Release()
-		if len(g.Slices)+len(g.bufs) > 0 {
+		if len(g.Slices)+g.Held() > 0 {
 			t.Error("something is left after Release")
 		}
 	}

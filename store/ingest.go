@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/tree"
@@ -19,8 +20,8 @@ import (
 type job struct {
 	hash    chunk.Hash
 	data    []byte
-	buf     *buf      // that holds data
-	waiters []*Ingest // everyone who refers to it; guarded by queue.mu
+	buf     *cache.Buf // that holds data
+	waiters []*Ingest  // everyone who refers to it; guarded by queue.mu
 }
 
 // ingestState is how far an ingest came.
@@ -196,7 +197,9 @@ func (in *Ingest) ReadAt(p []byte, off int64) (int, error) { return in.read(nil,
 
 // Gather is ReadAt for who hands the bytes on and does not need them in one piece: see
 // [Reader.Gather]. What the ingest has in memory is not copied.
-func (in *Ingest) Gather(g *Gathered, p []byte, off int64) (int, error) { return in.read(g, p, off) }
+func (in *Ingest) Gather(g *Gathered, p []byte, off int64) (int, error) {
+	return in.read(g, p, off)
+}
 
 // read is ReadAt, or Gather if g is not nil.
 func (in *Ingest) read(g *Gathered, p []byte, off int64) (int, error) {
@@ -225,20 +228,20 @@ func (in *Ingest) readSome(g *Gathered, p []byte, off int64) (int, error) {
 		in.mu.Unlock()
 		data = data[off-start:]
 		n := min(len(p), len(data))
-		return g.add(p[:n], data[:n:n], b), nil
+		return g.Add(p[:n], data[:n:n], b), nil
 	}
 	if off >= in.tree.Base {
 		i, start := tree.Locate(in.tree.Open, in.tree.Base, off)
 		ref := in.tree.Open[i]
 		in.mu.Unlock()
 		n, err := in.view.copyChunk(in.name, p, &ref, start, off)
-		return g.own(p[:n]), err
+		return g.Own(p[:n]), err
 	}
 	i, base := tree.LeafAt(in.tree.Ends, off)
 	sp := in.tree.Spans[i]
 	in.mu.Unlock()
 	n, err := in.view.readLeaf(in.name, p, sp, base, off)
-	return g.own(p[:n]), err
+	return g.Own(p[:n]), err
 }
 
 // unlisted returns the chunks that are in no leaf yet: those of blocks that wait for their turn,

@@ -175,9 +175,9 @@ func (in *Ingest) rescueChunk(h chunk.Hash, n int, node bool) error {
 	if known || err != nil {
 		return err
 	}
-	b := in.s.bufs.get(n)
-	defer b.release()
-	if err := in.s.readChunk(&h, b.data); err != nil {
+	b := in.s.bufs.Get(n)
+	defer b.Release()
+	if err := in.s.readChunk(&h, b.Data); err != nil {
 		return fmt.Errorf("another machine is removing a pack that this image needs, and it cannot be copied: %w", err)
 	}
 	return in.storeOne(&h, b, node)

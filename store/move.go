@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/secret"
@@ -27,7 +28,7 @@ var errUnfit = errors.New("the pack was not stored fast")
 // moving is a chunk on its way from a pack to one of ours.
 type moving struct {
 	e     pack.Entry
-	buf   *buf
+	buf   *cache.Buf
 	plain []byte // what will be stored, in buf; not sealed
 	codec uint8
 	again bool // it was encoded again
@@ -114,7 +115,7 @@ func (g *collection) moveBatch(w *pack.Writers, p *pack.Pack, batch []moving) er
 			err = g.store(w, p, m)
 		}
 		if m.buf != nil {
-			m.buf.release()
+			m.buf.Release()
 		}
 	}
 	return err
@@ -124,14 +125,14 @@ func (g *collection) moveBatch(w *pack.Writers, p *pack.Pack, batch []moving) er
 // if it was stored fast what zstd makes of it.
 func (g *collection) load(p *pack.Pack, m *moving, c **codec.Compressor) error {
 	s, e := g.s, &m.e
-	stored, raw := s.bufs.get(int(e.Stored)), s.bufs.get(int(e.Raw))
-	defer raw.release()
+	stored, raw := s.bufs.Get(int(e.Stored)), s.bufs.Get(int(e.Raw))
+	defer raw.Release()
 	m.buf = stored
 	var err error
-	m.plain, err = g.checkedChunk(s.files.ReadAt, p, e, stored.data, raw.data)
+	m.plain, err = g.checkedChunk(s.files.ReadAt, p, e, stored.Data, raw.Data)
 	if err != nil && s.sh != nil && isDamage(err) && !errors.Is(err, pack.ErrGone) {
 		s.files.Cache.Forget(p) // it may have come damaged
-		m.plain, err = g.checkedChunk(s.files.Cache.Fetch, p, e, stored.data, raw.data)
+		m.plain, err = g.checkedChunk(s.files.Cache.Fetch, p, e, stored.Data, raw.Data)
 	}
 	if errors.Is(err, pack.ErrGone) || (err != nil && !isDamage(err)) {
 		return err
@@ -150,8 +151,8 @@ func (g *collection) load(p *pack.Pack, m *moving, c **codec.Compressor) error {
 		}
 	}
 	m.again = true
-	stored.data, m.codec = (*c).Append(stored.data[:0], raw.data)
-	m.plain = stored.data
+	stored.Data, m.codec = (*c).Append(stored.Data[:0], raw.Data)
+	m.plain = stored.Data
 	return nil
 }
 

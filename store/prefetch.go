@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
 
@@ -69,10 +70,10 @@ func (a *ahead) fetchRun(run []located) {
 	for i := range run {
 		end = max(end, int64(run[i].Loc.Off)+int64(run[i].Stored))
 	}
-	raw := a.s.reads.get(int(end - from))
-	defer raw.release()
+	raw := a.s.reads.Get(int(end - from))
+	defer raw.Release()
 	begun := time.Now()
-	err := a.s.files.ReadAt(run[0].P, raw.data, from)
+	err := a.s.files.ReadAt(run[0].P, raw.Data, from)
 	reading := time.Since(begun)
 	a.s.decoding <- struct{}{}
 	defer func() { <-a.s.decoding }()
@@ -84,7 +85,7 @@ func (a *ahead) fetchRun(run []located) {
 			continue
 		}
 		at := int64(l.Loc.Off) - from
-		a.arrived(l.piece, a.decode(l, raw.data[at:at+int64(l.Stored)]))
+		a.arrived(l.piece, a.decode(l, raw.Data[at:at+int64(l.Stored)]))
 	}
 	a.account(reading, time.Since(begun))
 }
@@ -97,17 +98,17 @@ func (a *ahead) account(reading, decoding time.Duration) {
 }
 
 // decode returns the checked bytes of a chunk, or nil.
-func (a *ahead) decode(l *located, stored []byte) *buf {
-	b := a.s.bufs.get(int(l.Raw))
-	if a.s.decodeCopy(&l.Loc, &l.ref.Hash, b.data, stored) != nil {
-		b.release()
+func (a *ahead) decode(l *located, stored []byte) *cache.Buf {
+	b := a.s.bufs.Get(int(l.Raw))
+	if a.s.decodeCopy(&l.Loc, &l.ref.Hash, b.Data, stored) != nil {
+		b.Release()
 		return nil
 	}
 	return b
 }
 
 // arrived ends the fetch of a piece; b is nil if it failed.
-func (a *ahead) arrived(p *piece, b *buf) {
+func (a *ahead) arrived(p *piece, b *cache.Buf) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p.buf, p.state = b, pieceReady

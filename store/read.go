@@ -8,6 +8,7 @@ import (
 	"os"
 	"syscall"
 
+	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/pack"
@@ -107,12 +108,12 @@ func (s *Store) readCopyWith(readAt func(*pack.Pack, []byte, int64) error, l pac
 	if int(l.Raw) != len(dst) {
 		return codec.ErrMismatch
 	}
-	b := s.bufs.get(int(l.Stored))
-	defer b.release()
-	if err := readAt(l.P, b.data, int64(l.Off)); err != nil {
+	b := s.bufs.Get(int(l.Stored))
+	defer b.Release()
+	if err := readAt(l.P, b.Data, int64(l.Off)); err != nil {
 		return err
 	}
-	return s.decodeCopy(&l, h, dst, b.data)
+	return s.decodeCopy(&l, h, dst, b.Data)
 }
 
 // decodeCopy makes the chunk out of what stands in its place in a pack, and checks it. It may
@@ -127,14 +128,14 @@ func (s *Store) decodeCopy(l *pack.Loc, h *chunk.Hash, dst, stored []byte) error
 }
 
 // readNode returns a chunk whose length only the index knows, in a buffer of its own.
-func (s *Store) readNode(h *chunk.Hash) (*buf, error) {
+func (s *Store) readNode(h *chunk.Hash) (*cache.Buf, error) {
 	n, err := s.size(h)
 	if err != nil {
 		return nil, err
 	}
-	b := s.bufs.get(n)
-	if err := s.readChunk(h, b.data); err != nil {
-		b.release()
+	b := s.bufs.Get(n)
+	if err := s.readChunk(h, b.Data); err != nil {
+		b.Release()
 		return nil, err
 	}
 	return b, nil

@@ -140,6 +140,13 @@ func (s *Store) readAll(t tree.Root) ([]byte, error) {
 // *ChunkError.
 func (r *Reader) ReadAt(p []byte, off int64) (int, error) { return r.read(nil, p, off) }
 
+// Gather is ReadAt for who hands the bytes on and does not need them in one piece: what was
+// read ahead is not copied. p is for what was not. g.Slices hold as many bytes as it
+// returns, and must be released even after an error.
+func (r *Reader) Gather(g *Gathered, p []byte, off int64) (int, error) {
+	return r.read(g, p, off)
+}
+
 // read is ReadAt, or Gather if g is not nil.
 func (r *Reader) read(g *Gathered, p []byte, off int64) (int, error) {
 	if r.closed.Load() {
@@ -158,7 +165,7 @@ func (r *Reader) read(g *Gathered, p []byte, off int64) (int, error) {
 			noted = n + int(r.ahead.note(at, min(int64(len(p)-n), r.rec.Data.Size-at, aheadBatch)))
 		}
 		if data, b, m := r.ahead.take(len(p)-n, at); m > 0 {
-			n += g.add(p[n:n+m], data, b)
+			n += g.Add(p[n:n+m], data, b)
 			continue
 		}
 		i, base := tree.LeafAt(r.list.ends, at)
@@ -166,7 +173,7 @@ func (r *Reader) read(g *Gathered, p []byte, off int64) (int, error) {
 		if err != nil {
 			return n, err
 		}
-		n += g.own(p[n : n+m])
+		n += g.Own(p[n : n+m])
 	}
 	return n, nil
 }

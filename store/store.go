@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ckptfs/ckptfs/store/bucket"
+	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
@@ -95,8 +96,8 @@ type Store struct {
 	queue    queue
 	w        *pack.Writers
 	dec      *codec.Decoder
-	bufs     bufPool       // chunks
-	reads    bufPool       // pieces of packs
+	bufs     cache.Pool    // chunks
+	reads    cache.Pool    // pieces of packs
 	decoding chan struct{} // as many read-aheads decode at once
 	enc      encoders
 	jobs     sync.Pool
@@ -145,8 +146,8 @@ func Open(dir string, o Options) (*Store, error) {
 	s.queue.m = map[chunk.Hash]*job{}
 	s.jobs.New = func() any { return new(job) }
 	s.blocks.New = func() any { return new(Block) }
-	s.bufs.init(64 << 10)
-	s.reads.init(aheadBatch)
+	s.bufs.Init(64 << 10)
+	s.reads.Init(aheadBatch)
 	if err := s.open(dir); err != nil {
 		if s.sh != nil {
 			s.sh.close()

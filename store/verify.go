@@ -200,9 +200,9 @@ func (v *verification) entries(p *pack.Pack, entries []pack.Entry, readData bool
 			continue
 		}
 		l := pack.Loc{P: p, Off: e.Off, Stored: e.Stored, Raw: e.Raw, Codec: e.Codec}
-		raw := v.s.bufs.get(int(e.Raw))
-		err = v.s.readCopy(l, &e.Hash, raw.data)
-		raw.release()
+		raw := v.s.bufs.Get(int(e.Raw))
+		err = v.s.readCopy(l, &e.Hash, raw.Data)
+		raw.Release()
 		v.read(int64(e.Stored))
 		switch {
 		case err == nil:

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/tree"
@@ -13,8 +14,8 @@ import (
 // chunks that were read in part.
 type view struct {
 	s      *Store
-	leaves *cache[[]tree.Ref]
-	chunks *cache[*buf]
+	leaves *cache.Cache[[]tree.Ref]
+	chunks *cache.Cache[*cache.Buf]
 }
 
 const (
@@ -23,20 +24,20 @@ const (
 )
 
 func newView(s *Store) view {
-	return view{s: s, leaves: newCache[[]tree.Ref](cachedLeaves, nil), chunks: newCache(cachedChunks, (*buf).release)}
+	return view{s: s, leaves: cache.New[[]tree.Ref](cachedLeaves, nil), chunks: cache.New(cachedChunks, (*cache.Buf).Release)}
 }
 
 // close gives the buffers back.
-func (v *view) close() { v.chunks.close() }
+func (v *view) close() { v.chunks.Close() }
 
 // leaf returns the entries of a leaf.
 func (v *view) leaf(sp tree.Span) ([]tree.Ref, error) {
-	e, err := v.leaves.get(&sp.Hash, func() ([]tree.Ref, error) { return v.s.leaf(sp) })
+	e, err := v.leaves.Get(&sp.Hash, func() ([]tree.Ref, error) { return v.s.leaf(sp) })
 	if err != nil {
 		return nil, err
 	}
-	defer v.leaves.done(e)
-	return e.val, nil
+	defer v.leaves.Done(e)
+	return e.Val, nil
 }
 
 // readLeaf copies bytes at off into p, out of one chunk of the leaf that begins at base.
@@ -60,7 +61,7 @@ func (v *view) copyChunk(image string, p []byte, ref *tree.Ref, start, off int64
 		clear(p[:n])
 		return n, nil
 	}
-	e := v.chunks.peek(&ref.Hash)
+	e := v.chunks.Peek(&ref.Hash)
 	var err error
 	switch {
 	case e != nil:
@@ -70,22 +71,22 @@ func (v *view) copyChunk(image string, p []byte, ref *tree.Ref, start, off int64
 		}
 		return n, nil
 	default:
-		if e, err = v.chunks.get(&ref.Hash, func() (*buf, error) { return v.s.chunk(ref) }); err != nil {
+		if e, err = v.chunks.Get(&ref.Hash, func() (*cache.Buf, error) { return v.s.chunk(ref) }); err != nil {
 			return 0, blame(err, image, start)
 		}
 	}
-	defer v.chunks.done(e)
-	if len(e.val.data) != int(ref.Size) {
+	defer v.chunks.Done(e)
+	if len(e.Val.Data) != int(ref.Size) {
 		return 0, blame(&ChunkError{Hash: ref.Hash, Err: codec.ErrMismatch}, image, start)
 	}
-	return copy(p[:n], e.val.data[skip:]), nil
+	return copy(p[:n], e.Val.Data[skip:]), nil
 }
 
 // chunk returns a whole chunk in a buffer of its own.
-func (s *Store) chunk(ref *tree.Ref) (*buf, error) {
-	b := s.bufs.get(int(ref.Size))
-	if err := s.readChunk(&ref.Hash, b.data); err != nil {
-		b.release()
+func (s *Store) chunk(ref *tree.Ref) (*cache.Buf, error) {
+	b := s.bufs.Get(int(ref.Size))
+	if err := s.readChunk(&ref.Hash, b.Data); err != nil {
+		b.Release()
 		return nil, err
 	}
 	return b, nil
@@ -108,8 +109,8 @@ func (s *Store) leaf(sp tree.Span) ([]tree.Ref, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer b.release()
-	refs, total, err := tree.DecodeLeaf(b.data)
+	defer b.Release()
+	refs, total, err := tree.DecodeLeaf(b.Data)
 	if err == nil && total != sp.Size {
 		err = fmt.Errorf("%w: %d bytes, %d expected", tree.ErrNode, total, sp.Size)
 	}
@@ -125,8 +126,8 @@ func (s *Store) inner(sp tree.Span, level int) ([]tree.Span, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer b.release()
-	spans, total, err := tree.DecodeInner(b.data, level)
+	defer b.Release()
+	spans, total, err := tree.DecodeInner(b.Data, level)
 	if err == nil && total != sp.Size {
 		err = fmt.Errorf("%w: %d bytes, %d expected", tree.ErrNode, total, sp.Size)
 	}

@@ -1,6 +1,10 @@
 package store
 
-import "sort"
+import (
+	"sort"
+
+	"github.com/ckptfs/ckptfs/store/cache"
+)
 
 // window holds the newest bytes of a running ingest, uncompressed, for readers that
 // follow it. It never holds more than limit bytes, nor fewer than the newest chunk.
@@ -15,21 +19,21 @@ type window struct {
 type windowChunk struct {
 	off  int64
 	data []byte
-	buf  *buf
+	buf  *cache.Buf
 }
 
 // push adds the chunk at off, whose bytes are in b.
-func (w *window) push(off int64, data []byte, b *buf) {
+func (w *window) push(off int64, data []byte, b *cache.Buf) {
 	if n := len(w.ring); n == w.head || w.ring[n-1].buf != b {
-		w.bytes += int64(cap(b.data))
+		w.bytes += int64(cap(b.Data))
 	}
-	w.ring = append(w.ring, windowChunk{off, data, b.hold()})
+	w.ring = append(w.ring, windowChunk{off, data, b.Hold()})
 	for w.bytes > w.limit && len(w.ring)-w.head > 1 {
 		old := &w.ring[w.head]
 		if w.head++; w.ring[w.head].buf != old.buf {
-			w.bytes -= int64(cap(old.buf.data))
+			w.bytes -= int64(cap(old.buf.Data))
 		}
-		old.buf.release()
+		old.buf.Release()
 		*old = windowChunk{}
 	}
 	if w.head > len(w.ring)/2 {
@@ -40,19 +44,19 @@ func (w *window) push(off int64, data []byte, b *buf) {
 }
 
 // find returns the chunk that holds off, and the buffer, held for the caller.
-func (w *window) find(off int64) (data []byte, b *buf, start int64, ok bool) {
+func (w *window) find(off int64) (data []byte, b *cache.Buf, start int64, ok bool) {
 	live := w.ring[w.head:]
 	i := sort.Search(len(live), func(i int) bool { return live[i].off > off }) - 1
 	if i < 0 || off >= live[i].off+int64(len(live[i].data)) {
 		return nil, nil, 0, false
 	}
-	return live[i].data, live[i].buf.hold(), live[i].off, true
+	return live[i].data, live[i].buf.Hold(), live[i].off, true
 }
 
 // clear gives everything back.
 func (w *window) clear() {
 	for _, c := range w.ring[w.head:] {
-		c.buf.release()
+		c.buf.Release()
 	}
 	*w = window{limit: w.limit}
 }

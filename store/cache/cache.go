@@ -1,4 +1,6 @@
-package store
+// Package cache has buffers that several hold at once, and keeps the last few decoded chunks of an
+// image for who reads on.
+package cache
 
 import (
 	"sync"
@@ -6,34 +8,35 @@ import (
 	"github.com/ckptfs/ckptfs/store/chunk"
 )
 
-// cache keeps the last few values by hash, in slots of its own, so that nothing is allocated
+// Cache keeps the last few values by hash, in slots of its own, so that nothing is allocated
 // to look one up. Who asks for one that is being fetched waits.
-type cache[T any] struct {
+type Cache[T any] struct {
 	drop func(T) // gets what is not kept any more; nil if there is nothing to do
 
 	mu    sync.Mutex
 	wake  sync.Cond // a fetch ended or a slot got free
-	slots []slot[T]
+	slots []Slot[T]
 	tick  uint64
 }
 
-// slot is a place in a cache.
-type slot[T any] struct {
+// Slot is a place in a cache.
+type Slot[T any] struct {
 	hash     chunk.Hash
-	val      T
+	Val      T
 	used     uint64 // when it was last asked for; 0: empty
 	users    int    // how many have val in their hands; it stays as long
 	fetching bool
 }
 
-func newCache[T any](n int, drop func(T)) *cache[T] {
-	c := &cache[T]{slots: make([]slot[T], n), drop: drop}
+// New makes a cache of n values.
+func New[T any](n int, drop func(T)) *Cache[T] {
+	c := &Cache[T]{slots: make([]Slot[T], n), drop: drop}
 	c.wake.L = &c.mu
 	return c
 }
 
-// get returns the slot of a value, which done must give back.
-func (c *cache[T]) get(h *chunk.Hash, fetch func() (T, error)) (*slot[T], error) {
+// Get returns the slot of a value, which done must give back.
+func (c *Cache[T]) Get(h *chunk.Hash, fetch func() (T, error)) (*Slot[T], error) {
 	c.mu.Lock()
 	e := c.take(h)
 	if e != nil {
@@ -53,31 +56,31 @@ func (c *cache[T]) get(h *chunk.Hash, fetch func() (T, error)) (*slot[T], error)
 		e.used, e.users = 0, 0 // it may be healed by the next time
 		return nil, err
 	}
-	e.val = val
+	e.Val = val
 	return e, nil
 }
 
-// peek returns the slot of a value that is here or on its way, or nil.
-func (c *cache[T]) peek(h *chunk.Hash) *slot[T] {
+// Peek returns the slot of a value that is here or on its way, or nil.
+func (c *Cache[T]) Peek(h *chunk.Hash) *Slot[T] {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.find(h)
 }
 
-// now returns a value that is here. It is for caches that drop nothing.
-func (c *cache[T]) now(h *chunk.Hash) (v T, ok bool) {
+// Now returns a value that is here. It is for caches that drop nothing.
+func (c *Cache[T]) Now(h *chunk.Hash) (v T, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := range c.slots {
 		if e := &c.slots[i]; e.used > 0 && !e.fetching && e.hash == *h {
-			return e.val, true
+			return e.Val, true
 		}
 	}
 	return v, false
 }
 
-// done gives a slot back.
-func (c *cache[T]) done(e *slot[T]) {
+// Done gives a slot back.
+func (c *Cache[T]) Done(e *Slot[T]) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e.users--; e.users == 0 {
@@ -87,7 +90,7 @@ func (c *cache[T]) done(e *slot[T]) {
 
 // take is find that waits for a slot to put h in if it is not there: either find or vacate
 // will do when it returns. Called with mu held.
-func (c *cache[T]) take(h *chunk.Hash) *slot[T] {
+func (c *Cache[T]) take(h *chunk.Hash) *Slot[T] {
 	for {
 		if e := c.find(h); e != nil {
 			return e
@@ -102,7 +105,7 @@ func (c *cache[T]) take(h *chunk.Hash) *slot[T] {
 }
 
 // find returns the slot of h, when its fetch has ended, or nil. Called with mu held.
-func (c *cache[T]) find(h *chunk.Hash) *slot[T] {
+func (c *Cache[T]) find(h *chunk.Hash) *Slot[T] {
 	for i := 0; i < len(c.slots); i++ {
 		e := &c.slots[i]
 		switch {
@@ -122,8 +125,8 @@ func (c *cache[T]) find(h *chunk.Hash) *slot[T] {
 
 // vacate empties the slot that was not used for longest. Called with mu held, and with a
 // slot that nobody uses.
-func (c *cache[T]) vacate() *slot[T] {
-	var old *slot[T]
+func (c *Cache[T]) vacate() *Slot[T] {
+	var old *Slot[T]
 	for i := range c.slots {
 		if e := &c.slots[i]; e.users == 0 && (old == nil || e.used < old.used) {
 			old = e
@@ -133,15 +136,15 @@ func (c *cache[T]) vacate() *slot[T] {
 	return old
 }
 
-func (c *cache[T]) empty(e *slot[T]) {
+func (c *Cache[T]) empty(e *Slot[T]) {
 	if e.used > 0 && c.drop != nil {
-		c.drop(e.val)
+		c.drop(e.Val)
 	}
-	*e = slot[T]{}
+	*e = Slot[T]{}
 }
 
-// close drops what nobody uses.
-func (c *cache[T]) close() {
+// Close drops what nobody uses.
+func (c *Cache[T]) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := range c.slots {
