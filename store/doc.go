@@ -2,6 +2,27 @@
 // same chunk never twice, in a plain folder or in a bucket that many machines share. It knows
 // nothing of processes.
 //
+// # Rooms
+//
+// This package is the door: it opens and locks a store, takes images in, commits, reads, verifies,
+// and drives GC, Settle and Prune. What these work with stands in rooms, each of which can be read
+// by itself, and of which none knows the door (test/arch_test.go says who may know whom):
+//
+//	chunk   what a chunk is: its hash, its bounds
+//	disk    IDs, names of files, and how a file becomes durable
+//	secret  keys, and what is derived from them (see Secrets)
+//	codec   how chunks are compressed, and checked on the way back
+//	pack    the format of packs, their writers, open files, and the cache of those in a bucket (see Pack)
+//	index   runs, their filters and merges, lookups, damaged copies, the marks of a GC (see Index)
+//	tree    the chunk lists of images (see Image)
+//	record  the records of images, leases and markers (see Image, Bucket)
+//	retain  which images go for their age (see Retention)
+//	bucket  the calls to an object store, and uploads (see Bucket)
+//	cache   buffers that are shared, and decoded chunks that may be asked for again
+//
+// Beside them lossyfs is a disk that loses power, and s3test an S3 server that misbehaves; both are
+// for tests.
+//
 // # Folder
 //
 //	DIR/                     0700, files 0600

@@ -257,6 +257,7 @@ func (c *Cache) touch(p *Pack) {
 	}
 }
 
+// Close gives up what is here of packs that are not here as a whole.
 func (c *Cache) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

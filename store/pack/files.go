@@ -40,6 +40,7 @@ var (
 	ErrAbandoned = errors.New("nobody needs the pack")
 )
 
+// Path is where the file of a pack is, if it is here.
 func (c *Files) Path(p *Pack) string { return filepath.Join(c.dir, p.Name()) }
 
 // acquire opens the file of a pack; release gives it back.
@@ -125,6 +126,7 @@ func (c *Files) forget(p *Pack) {
 	}
 }
 
+// Close closes every file as soon as nobody reads it.
 func (c *Files) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -54,6 +54,7 @@ func (l *Loc) Entry(h *chunk.Hash) Entry {
 	return Entry{Hash: *h, Off: l.Off, Stored: l.Stored, Raw: l.Raw, Codec: l.Codec}
 }
 
+// Head encodes the header.
 func Head(sec *secret.Secrets, id disk.ID, created int64) []byte {
 	var flags uint32
 	if sec != nil {

@@ -44,6 +44,7 @@ type Pack struct {
 	pending []int64 // where WriteAt calls under way began
 }
 
+// Name is the name of the file.
 func (p *Pack) Name() string { return p.ID.String() + disk.PackExt }
 
 // aead is the cipher of the pack's chunks, nil without a key. It is made at the first use.
@@ -102,12 +103,14 @@ func (p *Pack) Unseal(sec *secret.Secrets, e *Entry, stored []byte) ([]byte, err
 // Set is a set of packs for many goroutines.
 type Set struct{ m sync.Map }
 
+// Add adds a pack.
 func (s *Set) Add(p *Pack) {
 	if !s.Has(p) {
 		s.m.Store(p, nil)
 	}
 }
 
+// Has reports whether a pack was added.
 func (s *Set) Has(p *Pack) bool {
 	_, ok := s.m.Load(p)
 	return ok
