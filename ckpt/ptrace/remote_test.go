@@ -41,6 +41,7 @@ func TestRemoteSyscall(t *testing.T) {
 func TestLeaveRestores(t *testing.T) {
 	s := startTarget(t, compile(t, "regs"), "locks")
 	pid := s.cmd.Process.Pid
+	eventually(t, "all its threads have their memory", func() bool { return len(s.read()) == 8 })
 	for range 20 {
 		before, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
 		if err != nil {

@@ -93,7 +93,7 @@ func TestWriters(t *testing.T) {
 				t.Fatalf("%v\nlog: %s", got, m.Log("by-"+tool.name))
 			}
 			r.Restored()
-			before.Diff(t, r.Look(), "after a restore by "+tool.name)
+			r.Same(before, "after a restore by "+tool.name)
 			harness.Say(t, "status", m.Status("by-"+tool.name), `"restored"`, itoa(r.PID))
 			r.Pass(true)
 		})

@@ -104,7 +104,7 @@ func TestLeaveRunning(t *testing.T) {
 			r.Alive()
 		}
 		if p.still {
-			before.Diff(t, r.Look(), "after a checkpoint that leaves it running")
+			r.Same(before, "after a checkpoint that leaves it running")
 		}
 		r.Pass(false)
 	})
@@ -120,14 +120,14 @@ func TestRestore(t *testing.T) {
 		r.Kill()
 		r.Restore(image)
 		if p.still {
-			before.Diff(t, r.Look(), "after a restore")
+			r.Same(before, "after a restore")
 		}
 		r.Alive()
 		image = r.Dump("--kill")
 		r.WaitGone()
 		r.Restore(image)
 		if p.still {
-			before.Diff(t, r.Look(), "after a second restore")
+			r.Same(before, "after a second restore")
 		}
 		r.Pass(true)
 	})

@@ -65,7 +65,7 @@ func TestRefused(t *testing.T) {
 			if names := m.Images(); len(names) > 0 {
 				t.Errorf("a refused checkpoint is in images/: %q", names)
 			}
-			before.Diff(t, r.Look(), "after refused checkpoints")
+			r.Same(before, "after refused checkpoints")
 			r.Alive()
 			r.Pass(false)
 		})
@@ -132,7 +132,7 @@ func TestExplainAgrees(t *testing.T) {
 			if got := harness.Must(t, harness.Binary(), "explain", itoa(r.PID)); got.Stdout != "" {
 				t.Errorf("explain says %q", got.Stdout)
 			}
-			before.Diff(t, r.Look(), "after explain")
+			r.Same(before, "after explain")
 			r.Dump()
 			r.Pass(false)
 		})

@@ -29,8 +29,23 @@ func (p *Program) Look() Outside {
 	return o
 }
 
-// Diff fails the test for every line in which two looks differ.
-func (o Outside) Diff(t testing.TB, now Outside, when string) {
+// Same fails the test unless the tree comes to look as it did before. A thread that was let go has
+// to come back into its system call first, which a busy machine delays.
+func (p *Program) Same(before Outside, when string) {
+	p.t.Helper()
+	now := p.Look()
+	until(func() bool {
+		if maps.Equal(before, now) {
+			return true
+		}
+		now = p.Look()
+		return false
+	})
+	before.diff(p.t, now, when)
+}
+
+// diff fails the test for every line in which two looks differ.
+func (o Outside) diff(t testing.TB, now Outside, when string) {
 	t.Helper()
 	keys := maps.Clone(o)
 	maps.Copy(keys, now)
