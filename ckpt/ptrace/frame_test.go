@@ -217,6 +217,10 @@ func TestNoSlot(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "signal handlers have to return into") {
 			t.Errorf("enter: %v", err)
 		}
+		full.vdso = &vdso{start: f.r.vdso.start, bytes: f.r.vdso.bytes, tail: len(f.r.vdso.bytes) - frameLen()/2, left: make([]byte, frameLen()/2)}
+		if err := full.Enter(f.threads[0], f.states[0]); err == nil || !strings.Contains(err.Error(), "unused end of this kernel's vdso") {
+			t.Errorf("a short tail: %v", err)
+		}
 		_, err = full.mem.WriteAt(was, int64(sp))
 		return err
 	})

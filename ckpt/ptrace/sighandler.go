@@ -58,6 +58,10 @@ func (r *Remote) chooseSlot() error {
 			return nil
 		}
 	}
+	if r.vdso.slots() == 0 {
+		return fmt.Errorf("pid %d: the way back needs %d bytes, the unused end of this kernel's vdso has %d: the process cannot be checkpointed under this kernel",
+			r.pid, align(frameLen()), len(r.vdso.left))
+	}
 	return fmt.Errorf("pid %d: no room for the way back in the %d bytes at the end of its vdso: signal handlers have to return into %d frames of killed checkpoints; try again when they have ended",
 		r.pid, len(r.vdso.left), len(r.kept))
 }
