@@ -106,19 +106,19 @@ int main(int argc, char **argv)
 	MUST(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW));
 	add("sealed memfd", fd);
 
-	char path[] = "/tmp/ckptfs-writers-XXXXXX";
+	char path[] = "writers-XXXXXX";
 	fd = copy_of(MUST(mkstemp(path)));
 	MUST(fchmod(fd, 0755));
 	ro = reopened(fd, O_RDONLY);
 	close(fd);
 	MUST(unlink(path));
 	add("deleted file, open for reading", ro);
-	char path2[] = "/tmp/ckptfs-writers-XXXXXX";
+	char path2[] = "writers-XXXXXX";
 	fd = copy_of(MUST(mkstemp(path2)));
 	MUST(fchmod(fd, 0755));
 	MUST(unlink(path2));
 	add("deleted file, open for writing", fd);
-	char path3[] = "/tmp/ckptfs-writers-XXXXXX";
+	char path3[] = "writers-XXXXXX";
 	fd = copy_of(MUST(mkstemp(path3)));
 	MUST(fchmod(fd, 0755));
 	close(fd);
