@@ -124,13 +124,29 @@ func (c *Checkpoint) captureProc(p *proc, undo *undoStack) (err error) {
 // record like that of an open one.
 func readFS(pid int) (image.FS, error) {
 	fs, gone, err := task.ReadFS(pid, pid)
-	if err == nil && gone {
-		fs.CwdFile, err = kind.GoneDirectory(procPath(pid, "cwd"), fs.Cwd)
+	if err != nil || !gone {
+		return fs, err
 	}
-	if err != nil {
-		return fs, fmt.Errorf("pid %d: working directory: %w", pid, err)
+	if fs.CwdFile, err = kind.GoneDirectory(procPath(pid, "cwd"), fs.Cwd); err != nil {
+		return fs, &image.RefusedError{Findings: []image.Finding{goneCwdFinding(pid, err)}}
 	}
 	return fs, nil
+}
+
+// checkGoneCwd refuses a deleted working directory that cannot be made again.
+func (s *survey) checkGoneCwd(pid int) {
+	fs, gone, err := task.ReadFS(pid, pid)
+	if err != nil || !gone {
+		return // what else is wrong with its directories task.Check says
+	}
+	if _, err := kind.GoneDirectory(procPath(pid, "cwd"), fs.Cwd); err != nil {
+		s.findings = append(s.findings, goneCwdFinding(pid, err))
+	}
+}
+
+func goneCwdFinding(pid int, err error) image.Finding {
+	return image.Finding{Severity: image.Refuse, PID: int32(pid), FD: image.NoFD, Kind: "working directory", What: err.Error(),
+		Remedy: "let the program change to another directory, or remove the attribute"}
 }
 
 // captureTraced reads what ptrace and /proc tell of each thread.

@@ -156,6 +156,7 @@ func (s *survey) lookAt(pid int) (*looked, error) {
 	if err := task.Check(pid, func(f image.Finding) { s.findings = append(s.findings, f) }); err != nil {
 		return nil, err
 	}
+	s.checkGoneCwd(pid)
 	smaps, err := readSmaps(pid)
 	if err != nil {
 		return nil, err

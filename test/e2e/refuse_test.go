@@ -21,6 +21,7 @@ var refusals = []struct {
 	{"clonevm", []string{"CLONE_VM"}},
 	{"packetpipe", []string{"fd 4", "packet"}},
 	{"inotify", []string{"fd 3", "inotify"}},
+	{"cwdxattr", []string{"(working directory)", "trusted.key cannot be carried"}},
 	{"io_uring", []string{"fd 3", "io_uring"}},
 	{"pidfd", []string{"fd 3", "pidfd"}},
 	{"flock", []string{"fd 3", "lock"}},

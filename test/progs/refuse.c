@@ -42,7 +42,12 @@ static void make(const char *what)
 		MUST(write(p[1], "a packet", 8));
 	} else if (strcmp(what, "inotify") == 0)
 		MUST(inotify_init1(0));
-	else if (strcmp(what, "io_uring") == 0) {
+	else if (strcmp(what, "cwdxattr") == 0) {
+		MUST(mkdir("d", 0700));
+		MUST(syscall(SYS_setxattr, "d", "trusted.key", "v", 1, 0));
+		MUST(chdir("d"));
+		MUST(rmdir("../d"));
+	} else if (strcmp(what, "io_uring") == 0) {
 		struct io_uring_params p;
 		memset(&p, 0, sizeof p);
 		MUST(syscall(SYS_io_uring_setup, 4, &p));
