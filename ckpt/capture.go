@@ -323,7 +323,7 @@ func (c *Checkpoint) readFiles(s *survey, pids []int) (got captured, err error) 
 	if err := image.Refusals(got.lost); err != nil {
 		return got, err
 	}
-	if got.files, err = set.dump(sc); err != nil {
+	if got.files, err = set.dump(sc, &holders{pids, c.tables}); err != nil {
 		return got, err
 	}
 	for _, pid := range pids {

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/kind"
@@ -36,16 +35,15 @@ type slot struct {
 type fileSet struct {
 	found  []*kind.Found
 	slots  map[int][]*slot // by pid, ascending numbers
-	owner  map[*kind.Found]image.FOwner
-	held   int // duplicates that are open
-	foldAt int // how many of them are too many; -1: that cannot be helped
+	held   int             // duplicates that are open
+	foldAt int             // how many of them are too many; -1: that cannot be helped
 }
 
 // collectFiles fetches the descriptors of the processes and finds out which of them share an
 // open file description. With frozen false, descriptors and processes that vanish meanwhile
 // are left out. The caller closes the set.
 func collectFiles(pids []int, frozen bool) (*fileSet, error) {
-	s := &fileSet{foldAt: roomForFiles(), slots: map[int][]*slot{}, owner: map[*kind.Found]image.FOwner{}}
+	s := &fileSet{foldAt: roomForFiles(), slots: map[int][]*slot{}}
 	var all []*slot
 	for _, pid := range pids {
 		got, err := s.fetchFDs(pid, frozen, all)
@@ -219,8 +217,7 @@ func kcmp(a, b int) (int, error) {
 // describe reads what /proc and fcntl(2) tell of each open file description.
 func (s *fileSet) describe(frozen bool) error {
 	errs := make([]error, len(s.found))
-	owners := make([]image.FOwner, len(s.found))
-	parallel(len(s.found), frozen, func(i int) { owners[i], errs[i] = describeOne(s.found[i]) })
+	parallel(len(s.found), frozen, func(i int) { errs[i] = describeOne(s.found[i]) })
 	kept := s.found[:0]
 	for i, f := range s.found {
 		err := errs[i]
@@ -230,9 +227,6 @@ func (s *fileSet) describe(frozen bool) error {
 		}
 		if err != nil {
 			return err
-		}
-		if owners[i] != (image.FOwner{}) {
-			s.owner[f] = owners[i]
 		}
 		kept = append(kept, f)
 		f.Ref = image.ObjRef(len(kept))
@@ -247,11 +241,11 @@ func (s *fileSet) describe(frozen bool) error {
 }
 
 // describeOne reads what /proc and fcntl(2) tell of one, and who gets its SIGIO.
-func describeOne(f *kind.Found) (image.FOwner, error) {
+func describeOne(f *kind.Found) error {
 	at := f.Slots[0]
 	num := strconv.Itoa(int(at.Num))
-	fail := func(what string, err error) (image.FOwner, error) {
-		return image.FOwner{}, fmt.Errorf("pid %d fd %d: %s: %w", at.PID, at.Num, what, err)
+	fail := func(what string, err error) error {
+		return fmt.Errorf("pid %d fd %d: %s: %w", at.PID, at.Num, what, err)
 	}
 	link, err := os.Readlink(procPath(int(at.PID), "fd/"+num))
 	if err != nil {
@@ -268,8 +262,9 @@ func describeOne(f *kind.Found) (image.FOwner, error) {
 	if err != nil {
 		return fail("F_GETFL", err)
 	}
-	f.Link, f.Flags = link, uint32(flags)
-	return fowner(f.FD), nil
+	f.Link, f.Flags, f.Owner = link, uint32(flags), kind.ReadOwner(f.FD)
+	f.AddLocks(at.PID, &f.Info)
+	return nil
 }
 
 // parallel calls f for 0 to n-1 on all CPUs: a thousand descriptors are read in the freeze.
@@ -294,20 +289,8 @@ func parallel(n int, frozen bool, f func(i int)) {
 	wg.Wait()
 }
 
-// fowner reads who gets SIGIO (F_GETOWN_EX, F_GETSIG of fcntl(2)); nobody is the zero value.
-// O_PATH descriptors answer EBADF and have none.
-func fowner(fd int) image.FOwner {
-	var ex struct{ typ, pid int32 }
-	_, _, errno := unix.RawSyscall(unix.SYS_FCNTL, uintptr(fd), unix.F_GETOWN_EX, uintptr(unsafe.Pointer(&ex)))
-	sig, err := unix.FcntlInt(uintptr(fd), unix.F_GETSIG, 0)
-	if errno != 0 || err != nil || ex.pid == 0 && sig == 0 {
-		return image.FOwner{}
-	}
-	return image.FOwner{Type: ex.typ, PID: ex.pid, Signal: int32(sig)}
-}
-
 // readCloexec reads the close-on-exec flag of every slot. It belongs to the slot, so it is
-// in that slot's own fdinfo and nowhere else.
+// in that slot's own fdinfo and nowhere else. Locks of another process (F_SETLK) stand there, too.
 func readCloexec(pid int, slots []*slot, frozen bool) error {
 	for _, sl := range slots {
 		at := sl.found.Slots[0]
@@ -327,6 +310,7 @@ func readCloexec(pid int, slots []*slot, frozen bool) error {
 			return fmt.Errorf("pid %d fd %d: fdinfo: %w", pid, sl.num, err)
 		}
 		sl.cloexec = info.Flags&unix.O_CLOEXEC != 0
+		sl.found.AddLocks(int32(pid), &info)
 	}
 	return nil
 }
@@ -355,7 +339,7 @@ func (s *fileSet) check(sc *kind.Scene) []image.Finding {
 }
 
 // dump turns the descriptions into records. check must have refused nothing.
-func (s *fileSet) dump(sc *kind.Scene) ([]image.File, error) {
+func (s *fileSet) dump(sc *kind.Scene, h *holders) ([]image.File, error) {
 	out := make([]image.File, 0, len(s.found))
 	for _, f := range s.found {
 		at := f.Slots[0]
@@ -363,7 +347,8 @@ func (s *fileSet) dump(sc *kind.Scene) ([]image.File, error) {
 		if k == nil {
 			return nil, &image.RefusedError{Findings: []image.Finding{kind.Unsupported(f)}}
 		}
-		rec := image.File{Kind: k.Name(), Flags: f.Flags, Pos: f.Info.Pos, Path: f.Link, Owner: s.owner[f]}
+		rec := image.File{Kind: k.Name(), Flags: f.Flags, Pos: f.Info.Pos, Path: f.Link}
+		h.describe(f, &rec)
 		if err := k.Dump(f, sc, &rec); err != nil {
 			return nil, fmt.Errorf("pid %d fd %d (%s): %w", at.PID, at.Num, f.Link, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/kind"
 	"golang.org/x/sys/unix"
 )
 
@@ -74,11 +75,11 @@ func TestCollectFilesReadsOwner(t *testing.T) {
 	if _, err := unix.FcntlInt(uintptr(p[0]), unix.F_SETOWN, os.Getpid()); err != nil {
 		t.Fatal(err)
 	}
-	o := fowner(p[0])
+	o := kind.ReadOwner(p[0])
 	if o.PID != int32(os.Getpid()) || o.Type != 1 { // F_OWNER_PID
-		t.Errorf("fowner = %+v; want pid %d of type F_OWNER_PID", o, os.Getpid())
+		t.Errorf("ReadOwner = %+v; want pid %d of type F_OWNER_PID", o, os.Getpid())
 	}
-	if o := fowner(p[1]); o != (image.FOwner{}) {
+	if o := kind.ReadOwner(p[1]); o != (image.FOwner{}) {
 		t.Errorf("the other end has the owner %+v", o)
 	}
 }

@@ -171,6 +171,18 @@ func (s *survey) mapsGone(dev, ino uint64) bool {
 	return false
 }
 
+// maps is kind.Scene.Maps.
+func (s *survey) maps(dev, ino uint64) bool {
+	for _, l := range s.procs {
+		for i := range l.areas {
+			if a := &l.areas[i]; a.Dev == dev && a.Ino == ino {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func keyOf(st *unix.Stat_t) inode { return inode{st.Dev, st.Ino} }
 
 // goneContent reads a deleted file after the freeze. That is only for one that nobody in the

@@ -114,6 +114,10 @@ func (j *job) openFiles(refs []image.ObjRef) error {
 		if err != nil {
 			return err
 		}
+		if err := j.checkLocks(ref, fd); err != nil {
+			closeFD(fd)
+			return err
+		}
 		if _, ok := j.ttys[ref]; ok {
 			j.ttys[ref] = fd
 		} else if err := j.depot.put(ref, fd); err != nil {

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// finish does what must come last: limits, credentials, then what a change of credentials
+// finish does what must come last: locks, limits, credentials, then what a change of credentials
 // would undo and what starts a clock, and scheduling, which could slow the rest down. After it
 // nothing of ours is left in the processes, and they are only held by ptrace.
 func (j *job) finish(alive []*proc) error {
@@ -23,7 +23,7 @@ func (j *job) finish(alive []*proc) error {
 		name string
 		f    func(p *proc) error
 	}
-	for _, s := range []stage{{"limits", j.writeLimits}, {"credentials", j.writeCreds}} {
+	for _, s := range []stage{{"locks", j.takeLocks}, {"limits", j.writeLimits}, {"credentials", j.writeCreds}} {
 		if err := j.each(s.name, alive, s.f); err != nil {
 			return err
 		}

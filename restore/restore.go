@@ -149,6 +149,9 @@ func (j *job) run(ctx context.Context) error {
 	if err := checkSharing(j.m); err != nil {
 		return err
 	}
+	if err := j.checkLockers(); err != nil {
+		return err
+	}
 	j.planFiles()
 	j.planTerminals()
 	if err := j.step("check", func() error {

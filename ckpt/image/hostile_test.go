@@ -185,6 +185,18 @@ func TestValidate(t *testing.T) {
 		{"files[0].pos", func(m *M) { m.Files[0].Pos = -1 }},
 		{"files[0].blob", func(m *M) { m.Files[0].Blob = 3 }},
 		{"files[0].segment", func(m *M) { m.Files[0].Segment = 2 }},
+		{"files[0].owner_by", func(m *M) { m.Files[0].OwnerBy = make([]uint32, 3) }},
+		{"files[0].owner_start", func(m *M) { m.Files[0].OwnerStart = 7 }},
+		{"files[0].locks", func(m *M) { m.Files[0].Locks = make([]image.Lock, 1<<17) }},
+		{"files[0].locks[0].type", func(m *M) { m.Files[0].Locks = []image.Lock{{Type: 5, End: 1, PID: 1}} }},
+		{"files[0].locks[0].start", func(m *M) { m.Files[0].Locks = []image.Lock{{Type: 2, Start: -1, End: 1, PID: 1}} }},
+		{"files[0].locks[0].end", func(m *M) { m.Files[0].Locks = []image.Lock{{Type: 2, Start: 2, End: 1, PID: 1}} }},
+		{"files[0].locks[0].end", func(m *M) { m.Files[0].Locks = []image.Lock{{Type: 1, End: 1, PID: 1}} }},
+		{"files[0].locks[0].pid", func(m *M) { m.Files[0].Locks = []image.Lock{{Type: 3, End: 1}} }},
+		{"files[0].locks[1].type", func(m *M) {
+			l := image.Lock{Type: 4, End: 1<<63 - 1, PID: 1}
+			m.Files[0].Locks = []image.Lock{l, l}
+		}},
 		{"files[0].owner.type", func(m *M) { m.Files[0].Owner.Type = 3 }},
 		{"lost[0].severity", func(m *M) { m.Lost[0].Severity = image.Refuse }},
 	} {

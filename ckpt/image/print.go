@@ -146,6 +146,9 @@ func (p *printer) files() {
 		if f.Segment != 0 {
 			s += fmt.Sprintf(", memory in segment %d", f.Segment)
 		}
+		if n := len(f.Locks); n > 0 {
+			s += ", " + count(n, "lock")
+		}
 		p.line("%s", s)
 	}
 }

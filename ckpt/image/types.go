@@ -369,6 +369,10 @@ type File struct {
 	Rec     cbor.RawMessage `cbor:"6,keyasint,omitempty" json:"rec"` // the kind's own record
 	Blob    ObjRef          `cbor:"7,keyasint,omitempty" json:"blob,omitempty"`
 	Segment ObjRef          `cbor:"8,keyasint,omitempty" json:"segment,omitempty"` // memfd or mapped deleted file: the memory behind it
+
+	Locks      []Lock   `cbor:"40,keyasint,omitempty" json:"locks,omitempty"`
+	OwnerBy    []uint32 `cbor:"41,keyasint,omitempty" json:"owner_by,omitempty"`    // real and effective uid of who named Owner (F_GETOWNER_UIDS): what it may signal
+	OwnerStart uint64   `cbor:"42,keyasint,omitempty" json:"owner_start,omitempty"` // with OwnerBy, an Owner outside the tree: when it started, field 22 of stat; 0: not known
 }
 
 // FOwner is who gets SIGIO: F_GETOWN_EX and F_GETSIG.

@@ -240,6 +240,8 @@ func (f *File) validate(m *Manifest) error {
 		within("owner.type", int64(f.Owner.Type), 0, 2),
 		within("owner.pid", int64(f.Owner.PID), 0, maxPID),
 		within("owner.signal", int64(f.Owner.Signal), 0, maxSignal),
+		f.ownerBy(),
+		f.locks(),
 	)
 }
 

@@ -42,7 +42,7 @@ type judge func(rec *image.File, id *identity, now *unix.Stat_t, strict bool) (w
 
 // checkByPath is Check of the kinds that only need their path to lead to them.
 func checkByPath(f *Found, s *Scene, what string) []image.Finding {
-	all := held(f)
+	all := held(f, s)
 	if what, remedy := specialRefusal(f); what != "" {
 		return append(all, f.refuse(what, remedy))
 	}

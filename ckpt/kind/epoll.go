@@ -74,7 +74,7 @@ func (epoll) Name() string { return "epoll" }
 func (epoll) Match(f *Found) bool { return f.Link == "anon_inode:[eventpoll]" }
 
 func (epoll) Check(f *Found, s *Scene) []image.Finding {
-	all := held(f)
+	all := held(f, s)
 	watched, errs := epollWatched(f, s)
 	disarmed, pids := int32(-1), map[int32]bool{}
 	for i, w := range watched {

@@ -22,7 +22,7 @@ func (eventFD) Name() string { return "eventfd" }
 func (eventFD) Match(f *Found) bool { return f.Link == "anon_inode:[eventfd]" }
 
 func (eventFD) Check(f *Found, s *Scene) []image.Finding {
-	all := held(f)
+	all := held(f, s)
 	switch ev := f.Info.EventFD; {
 	case ev == nil || !ev.HasSemaphore:
 		all = append(all, f.refuse("this kernel does not tell whether it counts as a semaphore (EFD_SEMAPHORE)", "use a kernel of version 6.5 or later"))

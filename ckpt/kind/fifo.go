@@ -21,7 +21,7 @@ func (fifo) Match(f *Found) bool {
 }
 
 func (fifo) Check(f *Found, s *Scene) []image.Finding {
-	all := append(held(f), packetFindings(f, s)...)
+	all := append(held(f, s), packetFindings(f, s)...)
 	path, where := locate(f, s.Root)
 	if where == hidden {
 		return append(all, hiddenFinding(f, path))
@@ -31,9 +31,11 @@ func (fifo) Check(f *Found, s *Scene) []image.Finding {
 		fate = "the fifo was deleted, so that it will not reach the restored one"
 	}
 	if pid := s.Outside(f.Stat.Dev, f.Stat.Ino, unix.O_WRONLY); pid != 0 && readable(f.Flags) {
+		all = append(all, f.lockedAway(fmt.Sprintf("pid %d outside the tree has it open too", pid))...)
 		all = append(all, f.lose(fmt.Sprintf("pid %d outside the tree writes to this fifo: %s", pid, fate), "checkpoint a tree that holds both ends"))
 	}
 	if pid := s.Outside(f.Stat.Dev, f.Stat.Ino, unix.O_RDONLY); pid != 0 && writable(f.Flags) {
+		all = append(all, f.lockedAway(fmt.Sprintf("pid %d outside the tree has it open too", pid))...)
 		all = append(all, f.lose(fmt.Sprintf("pid %d outside the tree reads from this fifo: %s", pid, fate), "checkpoint a tree that holds both ends"))
 	}
 	return all

@@ -101,7 +101,7 @@ func dup(fd int) (int, error) {
 }
 
 // What the kernel lets nobody read is not kept: posix_fadvise(2) and readahead, which only
-// steer caching, and F_NOTIFY of a directory.
+// steer caching. F_NOTIFY of a directory is refused, see held.go.
 
 // finished returns fd once its status flags and position are as recorded, or closes it.
 func finished(fd int, flags, ignore uint32, pos int64) (int, error) {

@@ -2,52 +2,76 @@ package kind
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"golang.org/x/sys/unix"
 )
 
-// held refuses what processes hold on an open file beside its own state: locks and leases.
-// Every kind's Check begins with it.
-func held(f *Found) []image.Finding {
+// held refuses what processes hold on an open file beside its own state and a restore cannot give
+// back: some leases, and F_NOTIFY. Every kind's Check begins with it.
+func held(f *Found, s *Scene) []image.Finding {
+	if f.Flags&unix.O_PATH != 0 {
+		return nil // it can hold nothing
+	}
 	var all []image.Finding
-	leased := false
-	for _, line := range f.Info.Locks {
-		name := lockName(line)
-		leased = leased || strings.HasPrefix(name, "lease")
-		all = append(all, f.refuse("it holds a "+name+" ("+lockLine(line)+"), which a restore cannot take again safely",
-			"release the lock, or checkpoint when it is not held"))
-	}
-	if f.Flags&unix.O_PATH != 0 || leased {
-		return all
-	}
-	// F_GETLEASE tells of this open file description alone; kinds that know no leases say EINVAL.
-	if l, err := unix.FcntlInt(uintptr(f.FD), unix.F_GETLEASE, 0); err == nil && l != unix.F_UNLCK {
-		all = append(all, f.refuse(fmt.Sprintf("it holds a lease (F_SETLEASE type %d), which a restore cannot take again safely", l),
-			"give the lease back with F_UNLCK first"))
-	}
-	return all
-}
-
-// lockLine cuts the label off a lock line of an fdinfo.
-func lockLine(line string) string {
-	return strings.Join(strings.Fields(strings.TrimPrefix(line, "lock:")), " ")
-}
-
-// lockName names the lock of a line such as "lock:\t1: FLOCK  ADVISORY  WRITE 77 00:19:5 0 EOF".
-func lockName(line string) string {
-	for _, w := range strings.Fields(line) {
-		switch w {
-		case "POSIX":
-			return "POSIX lock (F_SETLK)"
-		case "FLOCK":
-			return "flock(2) lock"
-		case "OFDLCK":
-			return "open file description lock (F_OFD_SETLK)"
-		case "LEASE", "DELEG":
-			return "lease (F_SETLEASE)"
+	for _, l := range f.Locks {
+		what, remedy := "", "give the lease back (F_SETLEASE with F_UNLCK) before the checkpoint"
+		switch {
+		case lockTypes[l.Type] == 0 && l.Type != "DELEG":
+			what, remedy = fmt.Sprintf("it holds a lock that this version does not know (type %q)", l.Type), "release the lock before the checkpoint"
+		case l.Type == "DELEG":
+			what, remedy = "it holds a delegation, which a restore cannot take again", "close it before the checkpoint"
+		case l.Type != "LEASE":
+			continue
+		case l.State != "ACTIVE":
+			what = "its lease is being broken: another process waits to open the file until it gives the lease back, and a new lease would not know of that"
+			remedy = "let it answer the SIGIO first: try again in a moment"
+		default:
+			what = leaseRefusal(f, s, l.Mode == "WRITE")
+		}
+		if what != "" {
+			all = append(all, f.refuse(what, remedy))
 		}
 	}
-	return "lock"
+	return append(all, f.notifies()...)
+}
+
+// leaseRefusal tells why a lease cannot be taken again, or "".
+func leaseRefusal(f *Found, s *Scene, write bool) string {
+	_, where := locate(f, s.Root)
+	switch {
+	case !regular{}.Match(f) || where != atPath:
+		return "it holds a lease (F_SETLEASE) on a file that has no name, and such a file is made anew in ways that a lease forbids"
+	case write && s.Maps != nil && s.Maps(f.Stat.Dev, f.Stat.Ino):
+		return "it holds a lease for writing (F_SETLEASE, F_WRLCK) on a file that is also mapped, which is opened once more for that by a restore"
+	}
+	return ""
+}
+
+// leased tells whether anything holds a lease on f: then opening it anew may break the lease.
+func (f *Found) leased() bool {
+	for _, l := range f.Locks {
+		if l.Type == "LEASE" {
+			return true
+		}
+	}
+	return false
+}
+
+// notifies refuses a directory that may be watched with F_NOTIFY. The kernel tells nobody whether
+// it is, but F_NOTIFY names an owner for the signals, which directories have for nothing else.
+func (f *Found) notifies() []image.Finding {
+	if f.Stat.Mode&unix.S_IFMT != unix.S_IFDIR || f.Owner.PID == 0 {
+		return nil
+	}
+	return []image.Finding{f.refuse("it may be watched with F_NOTIFY of fcntl(2): it has an owner for signals, and what is watched cannot be read",
+		"close it before the checkpoint, or end the watch and call fcntl(fd, F_SETOWN, 0)")}
+}
+
+// lockedAway refuses the locks of a file that may come back as another one.
+func (f *Found) lockedAway(why string) []image.Finding {
+	if len(f.Locks) == 0 {
+		return nil
+	}
+	return []image.Finding{f.refuse("it holds a lock, and "+why, "release the lock before the checkpoint")}
 }

@@ -82,6 +82,8 @@ type Found struct {
 	Info  procfs.FDInfo // /proc/PID/fdinfo/NUM
 	Stat  unix.Stat_t   // fstat
 	Flags uint32        // F_GETFL
+	Locks []HeldLock    // what AddLocks has found
+	Owner image.FOwner  // who gets its SIGIO, see ReadOwner
 	Slots []Slot        // every descriptor of the tree that points at it; Slots[0] is where it was found
 	Ref   image.ObjRef  // its place in Manifest.Files
 }
@@ -107,6 +109,8 @@ type Scene struct {
 	MapsGone func(dev, ino uint64) bool
 	// Gone returns the segment that holds such a file. writes says that f can write to it.
 	Gone func(f *Found, path string, writes bool) (image.ObjRef, error)
+	// Maps reports whether the tree maps or executes the file with these numbers by its name; nil: no.
+	Maps func(dev, ino uint64) bool
 	// Root leads from here to the root directory of the tree: "/", or /proc/PID/root.
 	Root string
 

@@ -34,7 +34,7 @@ func (memFD) Match(f *Found) bool {
 }
 
 func (memFD) Check(f *Found, s *Scene) []image.Finding {
-	return held(f)
+	return held(f, s)
 }
 
 func (memFD) Dump(f *Found, s *Scene, rec *image.File) error {

@@ -28,10 +28,11 @@ func (pipe) Match(f *Found) bool {
 }
 
 func (pipe) Check(f *Found, s *Scene) []image.Finding {
-	all := append(held(f), packetFindings(f, s)...)
+	all := append(held(f, s), packetFindings(f, s)...)
 	ends := endsOf(f, s)
 	const remedy = "checkpoint a tree that holds both ends, or send the data to a file"
 	if pid := s.Outside(f.Stat.Dev, f.Stat.Ino, unix.O_WRONLY); pid != 0 && readable(f.Flags) {
+		all = append(all, f.lockedAway(fmt.Sprintf("pid %d outside the tree has it open too", pid))...)
 		what := fmt.Sprintf("pid %d outside the tree writes to this pipe too, and will not reach the restored one", pid)
 		if !ends.write {
 			what = fmt.Sprintf("only pid %d outside the tree writes to this pipe: the restored one reads what is in it now, then end of file", pid)
@@ -39,6 +40,7 @@ func (pipe) Check(f *Found, s *Scene) []image.Finding {
 		all = append(all, f.lose(what, remedy))
 	}
 	if pid := s.Outside(f.Stat.Dev, f.Stat.Ino, unix.O_RDONLY); pid != 0 && writable(f.Flags) {
+		all = append(all, f.lockedAway(fmt.Sprintf("pid %d outside the tree has it open too", pid))...)
 		what := fmt.Sprintf("pid %d outside the tree reads from this pipe too, and will get nothing from the restored one", pid)
 		if !ends.read {
 			what = fmt.Sprintf("only pid %d outside the tree reads from this pipe: what the restored tree writes goes to NAME.out", pid)

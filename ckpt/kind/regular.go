@@ -28,7 +28,10 @@ func (regular) Match(f *Found) bool {
 }
 
 func (regular) Check(f *Found, s *Scene) []image.Finding {
-	all := held(f)
+	all := held(f, s)
+	if len(all) > 0 && f.leased() {
+		return all // what follows may open it anew
+	}
 	if what, remedy := specialRefusal(f); what != "" {
 		return append(all, f.refuse(what, remedy))
 	}

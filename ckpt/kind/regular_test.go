@@ -175,38 +175,6 @@ func TestRegularRoot(t *testing.T) {
 	}
 }
 
-func TestRegularHeld(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		take func(t *testing.T, fd int)
-		want string
-	}{
-		{"posix", func(t *testing.T, fd int) {
-			must(t, unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}))
-		}, "holds a POSIX lock (F_SETLK)"},
-		{"ofd", func(t *testing.T, fd int) {
-			must(t, unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}))
-		}, "open file description lock"},
-		{"flock", func(t *testing.T, fd int) { must(t, unix.Flock(fd, unix.LOCK_EX)) }, "holds a flock(2) lock"},
-		{"lease", func(t *testing.T, fd int) {
-			_, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_WRLCK)
-			must(t, err)
-		}, "holds a lease"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			fd := open(t, file(t, filepath.Join(t.TempDir(), "f"), "x"), unix.O_RDWR)
-			c.take(t, fd)
-			s := newStage(t)
-			s.add(fd)
-			refused(t, s.check(), c.want)
-			if c.name == "lease" { // a kernel that did not print it
-				s.scene.Files[0].Info.Locks = nil
-				refused(t, s.check(), c.want)
-			}
-		})
-	}
-}
-
 func TestRegularSpecial(t *testing.T) {
 	pid := fmt.Sprint(os.Getpid())
 	for path, words := range map[string]string{

@@ -21,7 +21,7 @@ func (signalFD) Name() string { return "signalfd" }
 func (signalFD) Match(f *Found) bool { return f.Link == "anon_inode:[signalfd]" }
 
 func (signalFD) Check(f *Found, s *Scene) []image.Finding {
-	all := held(f)
+	all := held(f, s)
 	if f.Info.SigMask == nil {
 		all = append(all, f.refuse("this kernel does not tell which signals it takes", "close it before the checkpoint"))
 	}

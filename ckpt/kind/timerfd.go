@@ -45,7 +45,7 @@ func (timerFD) Name() string { return "timerfd" }
 func (timerFD) Match(f *Found) bool { return f.Link == "anon_inode:[timerfd]" }
 
 func (timerFD) Check(f *Found, s *Scene) []image.Finding {
-	all := held(f)
+	all := held(f, s)
 	if f.Info.TimerFD == nil {
 		all = append(all, f.refuse("this kernel does not tell what it is set to", "use timer_create(2), or close it before the checkpoint"))
 	}

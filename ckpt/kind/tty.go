@@ -51,7 +51,7 @@ func ptyMaster(f *Found) bool {
 }
 
 func (terminal) Check(f *Found, s *Scene) []image.Finding {
-	all := held(f)
+	all := append(held(f, s), f.lockedAway("it is a terminal, which may be gone or another one then")...)
 	if ptyMaster(f) {
 		return append(all, f.refuse("it is the master side of a pseudoterminal, whose settings and unread text are not kept",
 			"checkpoint the processes inside the terminal and not the program that shows it (tmux, screen, script, sshd)"))

@@ -51,6 +51,7 @@ var programs = []program{
 	{"files_clocks", "clocks", nil, false},
 	{"files_owner", "files", []string{"owner"}, true},
 	{"files_all", "files", nil, true},
+	{"locks", "locks", nil, true},
 	{"files_writers", "writers", nil, false},
 	{"share", "share", nil, true},
 	{"deleted", "deleted", nil, false},

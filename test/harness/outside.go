@@ -164,14 +164,22 @@ func statusLines(s string) string {
 }
 
 var infoDrop = regexp.MustCompile(`^(mnt_id|eventfd-id|ino):`)
+var infoLock = regexp.MustCompile(`^lock:\t\d+: (.* -?\d+ )([0-9a-f]+:[0-9a-f]+:\d+) `)
 var infoTarget = regexp.MustCompile(` ino:\S+ sdev:\S+$`)
 
 // infoLines keeps what fdinfo says about the file itself.
 func infoLines(s, link string) string {
 	var keep []string
+	fresh := !strings.HasPrefix(link, "/") || strings.HasPrefix(link, "/memfd:") || strings.HasSuffix(link, " (deleted)")
 	for _, l := range strings.Split(s, "\n") {
-		if infoDrop.MatchString(l) && (l[0] != 'i' || !strings.HasPrefix(link, "/") || strings.HasPrefix(link, "/memfd:") || strings.HasSuffix(link, " (deleted)")) {
+		if infoDrop.MatchString(l) && (l[0] != 'i' || fresh) {
 			continue
+		}
+		if m := infoLock.FindStringSubmatch(l); m != nil { // their order says nothing
+			if fresh {
+				m[2] = "-"
+			}
+			l = "lock: " + m[1] + m[2] + " " + l[len(m[0]):]
 		}
 		keep = append(keep, infoTarget.ReplaceAllString(l, ""))
 	}

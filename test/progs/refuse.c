@@ -10,12 +10,6 @@
 
 static int lockfile(void) { return MUST(open("lock", O_RDWR | O_CREAT | O_TRUNC, 0644)); }
 
-static void set_lock(int cmd)
-{
-	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 5, .l_len = 10};
-	MUST(fcntl(lockfile(), cmd, &l));
-}
-
 static pid_t child, orphan;
 
 static int nap_forever(void *arg)
@@ -53,15 +47,22 @@ static void make(const char *what)
 		MUST(syscall(SYS_io_uring_setup, 4, &p));
 	} else if (strcmp(what, "pidfd") == 0)
 		MUST(syscall(SYS_pidfd_open, getpid(), 0));
-	else if (strcmp(what, "flock") == 0)
-		MUST(flock(lockfile(), LOCK_EX));
-	else if (strcmp(what, "posixlock") == 0)
-		set_lock(F_SETLK);
-	else if (strcmp(what, "ofdlock") == 0)
-		set_lock(F_OFD_SETLK);
-	else if (strcmp(what, "lease") == 0)
+	else if (strcmp(what, "dnotify") == 0) {
+		signal(SIGIO, SIG_IGN);
+		MUST(fcntl(MUST(open(".", O_RDONLY | O_DIRECTORY)), F_NOTIFY, DN_DELETE | DN_MULTISHOT));
+	} else if (strcmp(what, "brokenlease") == 0) {
+		signal(SIGIO, SIG_IGN);
 		MUST(fcntl(lockfile(), F_SETLEASE, F_WRLCK));
-	else if (strcmp(what, "hiddenlink") == 0) {
+		CHECK(open("lock", O_RDONLY | O_NONBLOCK) == -1 && errno == EWOULDBLOCK, "open of a leased file");
+	} else if (strcmp(what, "gonelease") == 0) {
+		MUST(fcntl(lockfile(), F_SETLEASE, F_WRLCK));
+		MUST(unlink("lock"));
+	} else if (strcmp(what, "mappedlease") == 0) {
+		int fd = lockfile();
+		MUST(ftruncate(fd, 4096));
+		CHECK(mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0) != MAP_FAILED, "mmap");
+		MUST(fcntl(fd, F_SETLEASE, F_WRLCK));
+	} else if (strcmp(what, "hiddenlink") == 0) {
 		// A mapped file that has a name, but none that can be found.
 		int fd = lockfile();
 		MUST(ftruncate(fd, 4096));
