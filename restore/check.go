@@ -44,7 +44,11 @@ func (j *job) checkAll(ctx context.Context, deadline time.Time) error {
 	if err := j.checkFiles(); err != nil {
 		return err
 	}
-	return waitPIDs(ctx, wantedPIDs(j.m), deadline)
+	err = waitPIDs(ctx, wantedPIDs(j.m), deadline)
+	if taken := (*PIDTakenError)(nil); errors.As(err, &taken) {
+		taken.Holds = j.stillLocked(taken.PID)
+	}
+	return err
 }
 
 // checkSharing checks that objects are shared only as processes made by fork and threads

@@ -13,6 +13,7 @@ type PIDTakenError struct {
 	Comm    string // name of the holder
 	Cmdline string // its command line, "" if it has none
 	Use     string // how it is used when it is not simply that of a living process: "as process group", …
+	Holds   string // a file of the image that it holds a lock of: it is what was checkpointed; "" if none
 }
 
 // Error names the holder and what to do.
@@ -27,6 +28,9 @@ func (e *PIDTakenError) Error() string {
 	}
 	if e.Cmdline != "" && e.Cmdline != e.Comm {
 		fmt.Fprintf(&b, " (%s)", e.Cmdline)
+	}
+	if e.Holds != "" {
+		fmt.Fprintf(&b, ", which still holds its lock of %s", e.Holds)
 	}
 	b.WriteString("; end that process, or wait until it ends, and restore again")
 	return b.String()

@@ -78,33 +78,6 @@ func (j *job) writeCreds(p *proc) error {
 	return j.writeOwners(p)
 }
 
-// writeOwners sets who gets SIGIO for the files that p is the first to have (F_SETOWN_EX and
-// F_SETSIG of fcntl(2)). The kernel remembers the credentials of who sets it, so the process
-// does that itself, when it has its own.
-func (j *job) writeOwners(p *proc) error {
-	for _, fd := range j.table(p) {
-		o := j.m.Files[fd.File-1].Owner
-		if j.holder[fd.File] != (slot{p.pid, int(fd.Num)}) || o == (image.FOwner{}) {
-			continue
-		}
-		err := p.batch(func(b *ptrace.Batch) {
-			if o.PID != 0 {
-				ex := le.AppendUint32(le.AppendUint32(nil, uint32(o.Type)), uint32(o.PID))
-				b.Call(unix.SYS_FCNTL, uint64(fd.Num), unix.F_SETOWN_EX, b.Put(ex).Addr()).Label(fmt.Sprintf("set the owner of descriptor %d", fd.Num))
-			}
-			b.Call(unix.SYS_FCNTL, uint64(fd.Num), unix.F_SETSIG, uint64(o.Signal)).Label(fmt.Sprintf("set the signal of descriptor %d", fd.Num))
-		})
-		if errors.Is(err, unix.ESRCH) {
-			j.warn("pid %d fd %d: the process or group %d that got its SIGIO does not exist any more", p.pid, fd.Num, o.PID)
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("restore: %w", err)
-		}
-	}
-	return nil
-}
-
 // writeLast sets what decides about signals, what starts clocks and what can be lost on the
 // way, restarts the sleeps that threads were in, and takes the stub's memory away.
 func (j *job) writeLast(p *proc) error {

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -55,6 +57,49 @@ func (j *job) checkLocks(ref image.ObjRef, fd int) error {
 		}
 	}
 	return nil
+}
+
+// stillLocked names a file whose lock a process of the image that was never ended holds still.
+func (j *job) stillLocked(pid int) string {
+	for i := range j.m.Files {
+		f := &j.m.Files[i]
+		for _, l := range f.Locks {
+			if num, ok := j.lockSlot(image.ObjRef(i+1), l.PID); ok && int(l.PID) == pid && len(heldLocks(pid, strconv.Itoa(num))) > 0 {
+				return f.Path
+			}
+		}
+	}
+	return ""
+}
+
+// verifyLocks compares the locks of a process with the image, as the kernel shows them: what closes a
+// descriptor of a file drops locks of it.
+func (j *job) verifyLocks(p *proc) error {
+	done := map[image.ObjRef]bool{}
+	for _, fd := range j.table(p) {
+		f := &j.m.Files[fd.File-1]
+		if len(f.Locks) == 0 || done[fd.File] {
+			continue
+		}
+		done[fd.File] = true
+		held := heldLocks(p.pid, strconv.Itoa(int(fd.Num)))
+		for i := range f.Locks {
+			l := &f.Locks[i]
+			if l.PID == int32(p.pid) && !slices.ContainsFunc(held, func(h procfs.Lock) bool { return sameLock(l, &h) }) {
+				return fmt.Errorf("descriptor %d does not hold %s any more", fd.Num, lockText(l))
+			}
+		}
+	}
+	return nil
+}
+
+// sameLock compares a lock with what the kernel shows of one.
+func sameLock(l *image.Lock, h *procfs.Lock) bool {
+	name := map[image.LockType]string{image.LockFlock: "FLOCK", image.LockPOSIX: "POSIX", image.LockOFD: "OFDLCK", image.LockLease: "LEASE"}[l.Type]
+	if l.Type == image.LockLease {
+		return h.Type == name // somebody may have begun to break it by now
+	}
+	return h.Type == name && (h.Mode == "WRITE") == l.Write && h.Start == l.Start && h.End == l.End
 }
 
 // takeLocks takes the locks and leases that p took.

@@ -14,8 +14,9 @@
 //  4. In each process everything but the stub's own memory is unmapped, and the vdso, then
 //     every VMA is mapped at its place and filled (mem.go, fill.go). The files are sent over
 //     to their numbers (pass.go, inject.go), and the rest of its state is set (state.go).
-//  5. Threads are cloned (threads.go), credentials and timers come last (finish.go), the stub's
-//     memory is unmapped, and what stands there now is compared with the image (verify.go).
+//  5. Threads are cloned (threads.go), file locks taken (locks.go), credentials and timers come
+//     last (finish.go), the stub's memory is unmapped, and what stands there now is compared
+//     with the image (verify.go).
 //  6. When all of them are ready, all get their registers and are let go.
 //
 // Every process is traced with PTRACE_O_EXITKILL until the end. On any error, or if we die,

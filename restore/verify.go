@@ -31,6 +31,9 @@ func (j *job) verify(p *proc) error {
 	if err := j.compareFDs(p); err != nil {
 		return fmt.Errorf("restore pid %d: %w", p.pid, err)
 	}
+	if err := j.verifyLocks(p); err != nil {
+		return fmt.Errorf("restore pid %d: %w", p.pid, err)
+	}
 	for i := range p.task.Threads {
 		th := &p.task.Threads[i]
 		if err := task.VerifyCreds(int(th.TID), &th.Creds); err != nil {

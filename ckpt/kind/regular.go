@@ -2,6 +2,7 @@ package kind
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -92,7 +93,11 @@ func (regular) Open(rec *image.File, e *Env) (int, error) {
 		unix.Close(fd) // never used
 		return -1, err
 	}
-	if fd, err = finished(fd, rec.Flags, 0, rec.Pos); err != nil {
+	flags := rec.Flags
+	if slices.ContainsFunc(rec.Locks, func(l image.Lock) bool { return l.Type == image.LockLease }) {
+		flags &^= unix.O_ASYNC // the lease sets it again
+	}
+	if fd, err = finished(fd, flags, 0, rec.Pos); err != nil {
 		return -1, fmt.Errorf("open file %s: %w", rec.Path, err)
 	}
 	if warn = once(e, warn); warn != "" {

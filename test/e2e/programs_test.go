@@ -52,6 +52,8 @@ var programs = []program{
 	{"files_owner", "files", []string{"owner"}, true},
 	{"files_all", "files", nil, true},
 	{"locks", "locks", nil, true},
+	{"leases", "leases", nil, true},
+	{"owners", "owners", nil, true},
 	{"files_writers", "writers", nil, false},
 	{"share", "share", nil, true},
 	{"deleted", "deleted", nil, false},

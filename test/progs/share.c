@@ -1,6 +1,6 @@
 // Files shared across processes: an offset that moves for parent and child alike, a pipe with
 // its ends in two processes, an eventfd and an epoll set in both, a descriptor table that two
-// processes share (CLONE_FILES).
+// processes share (CLONE_FILES), with a lock that one of them took.
 #include "prog.h"
 #include <linux/sched.h>
 #include <sys/epoll.h>
@@ -55,8 +55,12 @@ int main(int argc, char **argv)
 	close(from[1]);
 	turn(from[0]); // the child is set up
 
+	int locked = MUST(open("locked", O_RDWR | O_CREAT, 0644));
+	struct flock l = {.l_type = F_WRLCK, .l_start = 3, .l_len = 4};
 	pid_t twin = clone_files();
 	if (twin == 0) {
+		MUST(fcntl(locked, F_SETLK, &l)); // both have the lock: it belongs to the table
+		MUST(write(from2[1], "x", 1));
 		turn(to2[0]);
 		CHECK(fcntl(444, F_GETFD) >= 0, "twin: number 444 is not there");
 		close(444);
@@ -65,9 +69,16 @@ int main(int argc, char **argv)
 		turn(to2[0]);
 		_exit(0);
 	}
+	turn(from2[0]);
 	ready();
 	wait_go();
 
+	pid_t see = MUST(fork());
+	if (see == 0) {
+		MUST(fcntl(locked, F_GETLK, &l));
+		CHECK(l.l_type == F_WRLCK && l.l_pid == twin && l.l_start == 3 && l.l_len == 4, "the twin's lock: type %d pid %d", l.l_type, l.l_pid);
+		_exit(0);
+	}
 	CHECK(lseek(fd, 0, SEEK_CUR) == 100, "offset %ld", (long)lseek(fd, 0, SEEK_CUR));
 	MUST(lseek(fd, 250, SEEK_SET));
 	MUST(write(to[1], "x", 1));
@@ -79,6 +90,7 @@ int main(int argc, char **argv)
 	MUST(fcntl(fd, F_SETFL, O_APPEND));
 	MUST(write(to[1], "x", 1));
 	int st;
+	CHECK(waitpid(see, &st, 0) == see && st == 0, "what another process sees: %#x", st);
 	CHECK(waitpid(child, &st, 0) == child && st == 0, "child: %#x", st);
 	MUST(fcntl(fd, F_SETFL, 0));
 
