@@ -28,6 +28,7 @@ func held(f *Found, s *Scene) []image.Finding {
 			remedy = "let it answer the SIGIO first: try again in a moment"
 		default:
 			what = leaseRefusal(f, s, l.Mode == "WRITE")
+			all = append(all, f.leaseNumber(&l)...)
 		}
 		if what != "" {
 			all = append(all, f.refuse(what, remedy))
@@ -46,6 +47,22 @@ func leaseRefusal(f *Found, s *Scene, write bool) string {
 		return "it holds a lease for writing (F_SETLEASE, F_WRLCK) on a file that is also mapped, which is opened once more for that by a restore"
 	}
 	return ""
+}
+
+// leaseNumber tells that the signal about a lease may name another descriptor. With F_SETSIG it names
+// the one by which the lease was taken, which nobody can read; a restore takes it by the lowest.
+func (f *Found) leaseNumber(l *HeldLock) []image.Finding {
+	n := 0
+	for _, at := range f.Slots {
+		if at.PID == int32(l.PID) {
+			n++
+		}
+	}
+	if n < 2 || f.Owner.Signal == 0 {
+		return nil
+	}
+	return []image.Finding{f.lose(fmt.Sprintf("it holds a lease, and is open under %d numbers: signal %d about the lease will name the lowest of them, whatever it names now (si_fd)", n, f.Owner.Signal),
+		"keep a single descriptor of a leased file")}
 }
 
 // leased tells whether anything holds a lease on f: then opening it anew may break the lease.

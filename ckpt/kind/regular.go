@@ -30,7 +30,7 @@ func (regular) Match(f *Found) bool {
 
 func (regular) Check(f *Found, s *Scene) []image.Finding {
 	all := held(f, s)
-	if len(all) > 0 && f.leased() {
+	if f.leased() && slices.ContainsFunc(all, func(g image.Finding) bool { return g.Severity == image.Refuse }) {
 		return all // what follows may open it anew
 	}
 	if what, remedy := specialRefusal(f); what != "" {

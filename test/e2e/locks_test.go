@@ -134,13 +134,19 @@ func TestOwnerOutside(t *testing.T) {
 // TestSQLite carries sqlite3 through a restore in the middle of a transaction: its locks keep others
 // out until it commits.
 func TestSQLite(t *testing.T) {
+	for _, journal := range []string{"delete", "wal"} {
+		t.Run(journal, func(t *testing.T) { sqliteTransaction(t, journal) })
+	}
+}
+
+func sqliteTransaction(t *testing.T, journal string) {
 	dir := harness.TempDir(t)
 	db, sqlite := filepath.Join(dir, "db"), harness.Tool(t, "sqlite3")
 	in := filepath.Join(dir, "in")
 	if err := unix.Mkfifo(in, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	harness.Must(t, sqlite, db, "create table t(n); insert into t values(1);")
+	harness.Must(t, sqlite, db, "pragma journal_mode="+journal+"; create table t(n); insert into t values(1);")
 	r := harness.StartCommand(t, dir, "/bin/sh", "-c", "exec '"+sqlite+"' '"+db+"' <>'"+in+"'")
 	say := func(s string) {
 		t.Helper()
