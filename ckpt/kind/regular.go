@@ -84,6 +84,11 @@ func (regular) Open(rec *image.File, e *Env) (int, error) {
 		}
 		return fd, err
 	}
+	if slices.ContainsFunc(rec.Locks, func(l image.Lock) bool { return l.Type == image.LockLease }) {
+		plain := *rec
+		plain.Flags &^= unix.O_ASYNC // the lease sets it again
+		rec = &plain
+	}
 	fd, st, err := openPath(rec, &r.identity)
 	if err != nil {
 		return -1, err
@@ -93,11 +98,7 @@ func (regular) Open(rec *image.File, e *Env) (int, error) {
 		unix.Close(fd) // never used
 		return -1, err
 	}
-	flags := rec.Flags
-	if slices.ContainsFunc(rec.Locks, func(l image.Lock) bool { return l.Type == image.LockLease }) {
-		flags &^= unix.O_ASYNC // the lease sets it again
-	}
-	if fd, err = finished(fd, flags, 0, rec.Pos); err != nil {
+	if fd, err = finished(fd, rec.Flags, 0, rec.Pos); err != nil {
 		return -1, fmt.Errorf("open file %s: %w", rec.Path, err)
 	}
 	if warn = once(e, warn); warn != "" {
@@ -165,7 +166,11 @@ func openPath(rec *image.File, id *identity) (int, *unix.Stat_t, error) {
 	if err := id.sameKind(rec.Path, &st); err != nil {
 		return -1, nil, err
 	}
-	fd, err := unix.Open(rec.Path, openFlags(rec.Flags), 0)
+	flags := openFlags(rec.Flags)
+	if kind := st.Mode & unix.S_IFMT; kind == unix.S_IFREG || kind == unix.S_IFDIR {
+		flags |= int(rec.Flags & unix.O_ASYNC) // it does nothing there, and F_SETFL does not set it
+	}
+	fd, err := unix.Open(rec.Path, flags, 0)
 	if err != nil {
 		return -1, nil, missing(rec.Path, err)
 	}

@@ -18,7 +18,7 @@ func TestRegular(t *testing.T) {
 		for _, flags := range []int{
 			unix.O_RDONLY, unix.O_WRONLY, unix.O_RDWR, unix.O_RDWR | unix.O_APPEND, unix.O_RDONLY | unix.O_NONBLOCK,
 			unix.O_WRONLY | unix.O_DSYNC, unix.O_WRONLY | unix.O_SYNC, unix.O_RDONLY | unix.O_NOATIME,
-			unix.O_RDONLY | unix.O_NOFOLLOW, unix.O_RDWR | unix.O_CREAT | unix.O_NOCTTY,
+			unix.O_RDONLY | unix.O_NOFOLLOW, unix.O_RDWR | unix.O_CREAT | unix.O_NOCTTY, unix.O_RDWR | unix.O_ASYNC,
 		} {
 			t.Run(fmt.Sprintf("%q/%#o", name, flags), func(t *testing.T) {
 				fd := open(t, path, flags)
