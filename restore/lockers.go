@@ -13,8 +13,9 @@ import (
 )
 
 // lockedBy names who holds a lock that excludes l on the file that is our descriptor fd, or
-// has a file open that is to be leased. "" is nobody. Locks of fd itself do not count.
-func lockedBy(fd int, l *image.Lock) (string, error) {
+// has a file open that is to be leased. "" is nobody. Locks of fd itself do not count. others are
+// the locks of all other processes.
+func lockedBy(fd int, l *image.Lock, others func() (lockers, error)) (string, error) {
 	switch l.Type {
 	case image.LockPOSIX, image.LockOFD:
 		got := unix.Flock_t{Type: int16(lockMode(l)), Start: l.Start, Len: lockLen(l)}
@@ -29,12 +30,12 @@ func lockedBy(fd int, l *image.Lock) (string, error) {
 		case got.Pid < 0 && got.Pid != -1:
 			return "a process of another machine", nil
 		}
-		who, err := findLocker(fd, func(h *procfs.Lock) bool {
+		who, err := findLocker(fd, others, func(h *procfs.Lock) bool {
 			return h.Type == "OFDLCK" && h.Start <= l.End && l.Start <= h.End && (l.Write || h.Mode == "WRITE")
 		})
 		return cmp.Or(who, "another process, which cannot be seen from here,"), err
 	case image.LockFlock:
-		return findLocker(fd, func(h *procfs.Lock) bool { return h.Type == "FLOCK" && (l.Write || h.Mode == "WRITE") })
+		return findLocker(fd, others, func(h *procfs.Lock) bool { return h.Type == "FLOCK" && (l.Write || h.Mode == "WRITE") })
 	}
 	return findOpener(fd)
 }
@@ -47,20 +48,43 @@ func processName(pid int) string {
 	return fmt.Sprintf("pid %d", pid)
 }
 
-// findLocker looks through the descriptors of all processes for a lock of the file behind fd.
-func findLocker(fd int, excludes func(h *procfs.Lock) bool) (string, error) {
+// lockers are the locks that processes hold, by inode.
+type lockers map[[2]uint64][]locker
+
+type locker struct {
+	pid int
+	procfs.Lock
+}
+
+// findLockers looks through the descriptors of all processes but us and our stubs.
+func findLockers() (lockers, error) {
+	all := lockers{}
+	_, err := findFD(func(pid int, num string) bool {
+		for _, h := range heldLocks(pid, num) {
+			key := [2]uint64{h.Dev, h.Ino}
+			all[key] = append(all[key], locker{pid, h})
+		}
+		return false
+	})
+	return all, err
+}
+
+// findLocker names who holds a lock of the file behind fd.
+func findLocker(fd int, others func() (lockers, error), excludes func(h *procfs.Lock) bool) (string, error) {
 	dev, ino, err := lockInode(fd)
 	if err != nil {
 		return "", err
 	}
-	return findFD(func(pid int, num string) bool {
-		for _, h := range heldLocks(pid, num) {
-			if h.Dev == dev && h.Ino == ino && excludes(&h) {
-				return true
-			}
+	all, err := others()
+	if err != nil {
+		return "", err
+	}
+	for _, h := range all[[2]uint64{dev, ino}] {
+		if excludes(&h.Lock) {
+			return processName(h.pid), nil
 		}
-		return false
-	})
+	}
+	return "", nil
 }
 
 // findOpener looks for another process that has the file behind fd open.

@@ -48,7 +48,10 @@ func (j *job) lockSlot(ref image.ObjRef, pid int32) (num int, ok bool) {
 // and holds none yet. A lease cannot be asked for; takeLocks finds out.
 func (j *job) checkLocks(ref image.ObjRef, fd int) error {
 	for _, l := range j.m.Files[ref-1].Locks {
-		who, err := lockedBy(fd, &l)
+		if l.Type == image.LockLease {
+			continue // not in the way of anything yet
+		}
+		who, err := lockedBy(fd, &l, j.lockers)
 		if err != nil {
 			return j.lockError(ref, &l, "", err)
 		}
@@ -170,7 +173,7 @@ func (j *job) whoLocks(p *proc, fd image.FD, l *image.Lock) string {
 		if own, err = unix.PidfdGetfd(pidfd, int(fd.Num), 0); err == nil {
 			defer unix.Close(own)
 			var who string
-			if who, err = lockedBy(own, l); err == nil && who != "" {
+			if who, err = lockedBy(own, l, findLockers); err == nil && who != "" {
 				return who
 			}
 		}

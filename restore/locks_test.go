@@ -45,7 +45,7 @@ func TestLockedBy(t *testing.T) {
 		{Type: image.LockFlock, Write: true, End: 1<<63 - 1}, {Type: image.LockOFD, Write: true, Start: 3, End: 9},
 		{Type: image.LockPOSIX, End: 1<<63 - 1}, {Type: image.LockLease, Write: true, End: 1<<63 - 1},
 	} {
-		if who, err := lockedBy(fd, &l); err != nil || who != "" {
+		if who, err := lockedBy(fd, &l, findLockers); err != nil || who != "" {
 			t.Errorf("%s: %q, %v", lockText(&l), who, err)
 		}
 	}
@@ -57,10 +57,10 @@ func TestLockedBy(t *testing.T) {
 	if err := unix.FcntlFlock(other.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_RDLCK, Start: 9, Len: 1}); err != nil {
 		t.Fatal(err)
 	}
-	if who, err := lockedBy(fd, &image.Lock{Type: image.LockOFD, Write: true, Start: 3, End: 9}); err != nil || !strings.Contains(who, "another process") {
+	if who, err := lockedBy(fd, &image.Lock{Type: image.LockOFD, Write: true, Start: 3, End: 9}, findLockers); err != nil || !strings.Contains(who, "another process") {
 		t.Errorf("%q, %v", who, err)
 	}
-	if who, err := lockedBy(fd, &image.Lock{Type: image.LockOFD, Write: true, Start: 3, End: 8}); err != nil || who != "" {
+	if who, err := lockedBy(fd, &image.Lock{Type: image.LockOFD, Write: true, Start: 3, End: 8}, findLockers); err != nil || who != "" {
 		t.Errorf("%q, %v", who, err)
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -96,14 +97,15 @@ type job struct {
 	warnings []string
 
 	env      *kind.Env
-	depot    *depot                // m.Files that are open and that no process has yet
-	ttys     map[image.ObjRef]int  // our descriptors of the terminals of sessions
-	cwds     map[image.ObjRef]int  // our descriptors of working directories that were deleted, by FS
-	users    []fileUser            // who opens which files
-	holder   map[image.ObjRef]slot // where each file is found first
-	segs     []int                 // our descriptors of m.Segments, for reading and writing
-	readable map[image.ObjRef]int  // and those that can only be read, for mappings that could not be written
-	mapped   map[mapKey]int        // our descriptors of mapped files
+	depot    *depot                  // m.Files that are open and that no process has yet
+	ttys     map[image.ObjRef]int    // our descriptors of the terminals of sessions
+	cwds     map[image.ObjRef]int    // our descriptors of working directories that were deleted, by FS
+	users    []fileUser              // who opens which files
+	holder   map[image.ObjRef]slot   // where each file is found first
+	segs     []int                   // our descriptors of m.Segments, for reading and writing
+	lockers  func() (lockers, error) // what other processes lock, as it was when a file with locks was opened first
+	readable map[image.ObjRef]int    // and those that can only be read, for mappings that could not be written
+	mapped   map[mapKey]int          // our descriptors of mapped files
 
 	hole    hole
 	channel [2]int // our end, the stubs' end
@@ -120,6 +122,7 @@ func newJob(r *image.Reader, o Options) *job {
 	}
 	j := &job{r: r, m: r.Manifest, opt: o, op: o.Steps.Begin("restore"), deadline: time.Now().Add(o.Timeout + copyTime(r.Manifest)), channel: [2]int{-1, -1},
 		depot: newDepot(), ttys: map[image.ObjRef]int{}, cwds: map[image.ObjRef]int{}, mapped: map[mapKey]int{}, readable: map[image.ObjRef]int{}, byNode: map[int]*proc{}}
+	j.lockers = sync.OnceValues(findLockers)
 	j.env = &kind.Env{Manifest: j.m, Blob: r.Blob, Segment: j.segment, Out: j.openOut, Strict: o.Strict, Warn: j.warn, Shared: map[string]any{}}
 	return j
 }
