@@ -265,7 +265,13 @@ func (s *survey) treePIDs() []int {
 func (s *survey) scene(set *fileSet) *kind.Scene {
 	return &kind.Scene{Files: set.found, Outside: s.out.fd, Root: "/", // paths in /proc are as we see them
 		Blob:    func([]byte) image.ObjRef { return 0 },
-		Segment: func(*kind.Found) (image.ObjRef, error) { return 0, nil }, MapsGone: s.mapsGone, Maps: s.maps}
+		Segment: func(*kind.Found) (image.ObjRef, error) { return 0, nil }, MapsGone: s.mapsGone, Maps: s.maps, Member: s.member}
+}
+
+// member reports whether an id is that of a process or thread of the tree.
+func (s *survey) member(id int) bool {
+	status, err := readStatus(id)
+	return err == nil && slices.ContainsFunc(s.procs, func(l *looked) bool { return l.pid == status.Tgid })
 }
 
 // checkSegments refuses shared memory that somebody outside the tree sees too: after a

@@ -82,7 +82,8 @@ func (j *job) openAll() error {
 	if err := j.openMapped(); err != nil {
 		return err
 	}
-	if err := j.eachUser(j.openFiles); err != nil {
+	err := j.eachUser(func(refs []image.ObjRef) error { return j.openFiles(refs, false) })
+	if err != nil {
 		return err
 	}
 	for ref, fd := range j.ttys {
@@ -107,9 +108,13 @@ func (j *job) openAll() error {
 	return j.settleGone()
 }
 
-// openFiles opens files with the credentials of the calling thread and puts them by.
-func (j *job) openFiles(refs []image.ObjRef) error {
+// openFiles opens files with the credentials of the calling thread and puts them by: those that
+// are about processes, or the others.
+func (j *job) openFiles(refs []image.ObjRef, late bool) error {
 	for _, ref := range refs {
+		if j.later(ref) != late {
+			continue
+		}
 		fd, err := j.openFile(ref)
 		if err != nil {
 			return err
@@ -143,7 +148,8 @@ func (j *job) openFile(ref image.ObjRef) (int, error) {
 // openRecord opens what a record describes, if need be and allowed with our own credentials.
 func (j *job) openRecord(k kind.Kind, rec *image.File) (int, error) {
 	fd, err := k.Open(rec, j.env)
-	if errors.Is(err, os.ErrPermission) && j.mayHelp() {
+	_, late := k.(kind.Later) // the processes have our credentials until the end, and are his own then
+	if errors.Is(err, os.ErrPermission) && (late || j.mayHelp()) {
 		err = asUser(&image.Creds{Eff: ^uint64(0)}, func() (err error) {
 			fd, err = k.Open(rec, j.env)
 			return err

@@ -14,9 +14,10 @@
 //  4. In each process everything but the stub's own memory is unmapped, and the vdso, then
 //     every VMA is mapped at its place and filled (mem.go, fill.go). The files are sent over
 //     to their numbers (pass.go, inject.go), and the rest of its state is set (state.go).
-//  5. Threads are cloned (threads.go), file locks taken (locks.go), credentials and timers come
-//     last (finish.go), the stub's memory is unmapped, and what stands there now is compared
-//     with the image (verify.go).
+//  5. Threads are cloned; before the files are sent if some are about processes or threads and
+//     can only be opened now (late.go). Then file locks are taken (locks.go), credentials and
+//     timers come last (finish.go), the stub's memory is unmapped, and what stands there now is
+//     compared with the image (verify.go).
 //  6. When all of them are ready, all get their registers and are let go.
 //
 // Every process is traced with PTRACE_O_EXITKILL until the end. On any error, or if we die,
@@ -233,7 +234,7 @@ func (j *job) build(ctx context.Context, p *plan) error {
 	if err := j.step("seal", j.sealSegments); err != nil {
 		return err
 	}
-	if err := eachProc(alive, func(p *proc) error { return j.buildState(ctx, p) }); err != nil {
+	if err := j.buildStates(ctx, alive); err != nil {
 		return err
 	}
 	j.log("restored files and threads")

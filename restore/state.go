@@ -17,16 +17,18 @@ func (j *job) buildState(ctx context.Context, p *proc) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("restore pid %d: %w", p.pid, err)
 	}
-	err := j.each("files", []*proc{p}, func(p *proc) error {
-		if err := j.placeFiles(p); err != nil {
-			return err
-		}
-		return j.finishFiles(p)
-	})
-	if err != nil {
+	if err := j.each("files", []*proc{p}, j.buildFiles); err != nil {
 		return err
 	}
 	return j.each("threads", []*proc{p}, j.buildThreads)
+}
+
+// buildFiles gives a process its files.
+func (j *job) buildFiles(p *proc) error {
+	if err := j.placeFiles(p); err != nil {
+		return err
+	}
+	return j.finishFiles(p)
 }
 
 // buildThreads gives a process its directories and threads.

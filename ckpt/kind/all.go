@@ -17,6 +17,7 @@ func All() []Kind {
 		memFD{},
 		charDev{},
 		terminal{},
+		pidFD{},
 	}
 }
 

@@ -64,6 +64,21 @@ type Starter interface {
 	Start(rec *image.File, fd int, p Process) error
 }
 
+// Later is a kind of files that are about processes: Open is called when all processes and
+// threads of the tree are there, but before any of them has a descriptor.
+type Later interface {
+	// Dead tells of the process that the file is about if that had ended and been reaped, or nil
+	// for one of the tree. The restore makes one for Open (Env.Dead), which ends when all is open.
+	Dead(rec *image.File) (*Dead, error)
+}
+
+// Dead is a process that is not there any more, and that files are about.
+type Dead struct {
+	Key    string // files with the same key are about the same one
+	PID    int    // the id it had, to be had again if it is free; 0: any will do
+	Status uint32 // the wait status with which it ends
+}
+
 // Process is what a Finisher or Starter may do in a restored process.
 type Process interface {
 	// Syscall runs one system call in the process.
@@ -111,6 +126,8 @@ type Scene struct {
 	Gone func(f *Found, path string, writes bool) (image.ObjRef, error)
 	// Maps reports whether the tree maps or executes the file with these numbers by its name; nil: no.
 	Maps func(dev, ino uint64) bool
+	// Member reports whether a process or thread id is one of the tree, zombies too; nil: none is.
+	Member func(id int) bool
 	// Root leads from here to the root directory of the tree: "/", or /proc/PID/root.
 	Root string
 
@@ -120,6 +137,9 @@ type Scene struct {
 
 // mapped reports whether the tree maps or executes the deleted file f.
 func (s *Scene) mapped(f *Found) bool { return s.MapsGone != nil && s.MapsGone(f.Stat.Dev, f.Stat.Ino) }
+
+// member reports whether a process or thread id is one of the tree.
+func (s *Scene) member(id int) bool { return s.Member != nil && s.Member(id) }
 
 // sharing returns every open file description of the inode of f, f among them if it is one of
 // Files, in their order; those opened with O_PATH do not count.
@@ -152,6 +172,8 @@ type Env struct {
 	// Out returns a new descriptor, opened for appending, of the file that takes what the
 	// restored tree writes to terminals and pipes whose other end is gone.
 	Out func() (fd int, err error)
+	// Dead has the id of the process that stands for the Dead with that key, while it is alive.
+	Dead map[string]int
 	// Strict is the policy files=strict: any change of an open file is refused.
 	Strict bool
 	// Warn adds a line to NAME.log.

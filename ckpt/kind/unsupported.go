@@ -44,8 +44,6 @@ func anonymous(name string) (what, remedy string) {
 		return "an io_uring has requests in the kernel that cannot be read", "run the program without io_uring (nodejs: UV_USE_IO_URING=0, others: their setting for it)"
 	case "inotify", "fanotify":
 		return name + " watches are not kept", after
-	case "pidfd":
-		return "a pidfd stands for one very process, which is another one after a restore", "use wait(2) or kill(2) with the pid, or close it before the checkpoint"
 	case "userfaultfd":
 		return "a userfaultfd answers for memory in the kernel", after
 	case "perf_event":

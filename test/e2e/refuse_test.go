@@ -23,7 +23,7 @@ var refusals = []struct {
 	{"inotify", []string{"fd 3", "inotify"}},
 	{"cwdxattr", []string{"(working directory)", "trusted.key cannot be carried"}},
 	{"io_uring", []string{"fd 3", "io_uring"}},
-	{"pidfd", []string{"fd 3", "pidfd"}},
+	{"pidfd", []string{"fd 3", "pidfd", "outside the tree"}},
 	{"dnotify", []string{"fd 3", "F_NOTIFY"}},
 	{"brokenlease", []string{"fd 3", "lease is being broken"}},
 	{"gonelease", []string{"fd 3", "lease (F_SETLEASE) on a file that has no name"}},

@@ -46,7 +46,7 @@ static void make(const char *what)
 		memset(&p, 0, sizeof p);
 		MUST(syscall(SYS_io_uring_setup, 4, &p));
 	} else if (strcmp(what, "pidfd") == 0)
-		MUST(syscall(SYS_pidfd_open, getpid(), 0));
+		MUST(syscall(SYS_pidfd_open, getppid(), 0));
 	else if (strcmp(what, "dnotify") == 0) {
 		signal(SIGIO, SIG_IGN);
 		MUST(fcntl(MUST(open(".", O_RDONLY | O_DIRECTORY)), F_NOTIFY, DN_DELETE | DN_MULTISHOT));

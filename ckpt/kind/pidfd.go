@@ -1,0 +1,180 @@
+package kind
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
+)
+
+// pidFD is a pidfd_open(2), of a process or with PIDFD_THREAD of a thread. One of a process of
+// the tree, a zombie too, is opened again when that is there. One whose process was reaped tells
+// of nobody for ever, except how that ended (PIDFD_GET_INFO): it is opened of a process which
+// is made for that and ends likewise. Its inode number is another one after a restore.
+type pidFD struct{}
+
+type pidFDRec struct {
+	PID    int32  `cbor:"1,keyasint,omitempty"` // process or thread; 0: it was reaped
+	Ino    uint64 `cbor:"2,keyasint,omitempty"` // with PID 0: those of one process have the same
+	Status uint32 `cbor:"3,keyasint,omitempty"` // with PID 0: its wait status
+}
+
+const (
+	pidfdThread   = unix.O_EXCL // PIDFD_THREAD of linux/pidfd.h, which F_GETFL shows
+	pidfdGetInfo  = 0xc040ff0b  // PIDFD_GET_INFO with the first 64 bytes of struct pidfd_info
+	pidfdInfoExit = 1 << 3      // PIDFD_INFO_EXIT
+)
+
+// pidfdInfo is struct pidfd_info, as far as PIDFD_INFO_SIZE_VER0.
+type pidfdInfo struct {
+	mask     uint64
+	_        uint64
+	_        [11]uint32
+	exitCode int32
+}
+
+func (pidFD) Name() string { return "pidfd" }
+
+func (pidFD) Match(f *Found) bool {
+	return f.Link == "anon_inode:[pidfd]" || strings.HasPrefix(f.Link, "pidfd:[")
+}
+
+// pidfdTarget reads whom a pidfd is of: -1 if that was reaped, 0 if its id cannot be seen from here.
+func pidfdTarget(f *Found) (int, error) {
+	for _, line := range f.Info.Other {
+		if v, ok := strings.CutPrefix(line, "Pid:"); ok {
+			return strconv.Atoi(strings.TrimSpace(v))
+		}
+	}
+	return 0, fmt.Errorf("its fdinfo tells no pid")
+}
+
+func (pidFD) Check(f *Found, s *Scene) []image.Finding {
+	const closeIt = "close it before the checkpoint"
+	all := held(f, s)
+	pid, err := pidfdTarget(f)
+	switch {
+	case err != nil:
+		all = append(all, f.refuse(err.Error(), closeIt))
+	case pid == 0:
+		all = append(all, f.refuse("it is of a process in another pid namespace", closeIt))
+	case pid > 0 && !s.member(pid):
+		all = append(all, f.refuse(fmt.Sprintf("it is of %s, which is outside the tree and may be gone when it is restored", processName(pid)),
+			"checkpoint a tree that holds that process too, or "+closeIt))
+	}
+	if f.Flags&^(pidfdThread|unix.O_NONBLOCK|unix.O_ACCMODE|meaningless) != 0 {
+		all = append(all, f.refuse(fmt.Sprintf("it has status flags %#o, which this version does not know", f.Flags), closeIt))
+	}
+	if n, err := unix.Flistxattr(f.FD, nil); err == nil && n > 0 {
+		all = append(all, f.refuse("it has extended attributes, which are not kept", "remove them (fremovexattr)"))
+	}
+	return all
+}
+
+// processName names a process outside the tree.
+func processName(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return fmt.Sprintf("pid %d", pid)
+	}
+	return fmt.Sprintf("pid %d (%s)", pid, strings.TrimSpace(string(b)))
+}
+
+func (pidFD) Dump(f *Found, s *Scene, rec *image.File) error {
+	pid, err := pidfdTarget(f)
+	if err != nil || pid == 0 {
+		return fmt.Errorf("%s: its process cannot be seen from here: %w", f.Link, err)
+	}
+	if pid > 0 {
+		return encodeRec(rec, &pidFDRec{PID: int32(pid)})
+	}
+	r := pidFDRec{Ino: f.Stat.Ino}
+	info := pidfdInfo{mask: pidfdInfoExit}
+	// Before Linux 6.15 this is ESRCH: nobody can ask how it ended.
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(f.FD), pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
+	if errno == 0 && info.mask&pidfdInfoExit != 0 {
+		r.Status = uint32(info.exitCode)
+	}
+	return encodeRec(rec, &r)
+}
+
+// Dead is Later.Dead.
+func (pidFD) Dead(rec *image.File) (*Dead, error) {
+	var r pidFDRec
+	if err := decodeRec(rec, &r); err != nil || r.PID != 0 {
+		return nil, err
+	}
+	if !endsLike(r.Status) {
+		return nil, fmt.Errorf("pidfd: no process can end with the wait status %#x of the image", r.Status)
+	}
+	return &Dead{Key: fmt.Sprintf("pidfd %d", r.Ino), Status: r.Status}, nil
+}
+
+// endsLike reports whether a wait status is that of a process that ended by exit or by a signal
+// that ends one.
+func endsLike(status uint32) bool {
+	if ws := unix.WaitStatus(status); status > 0xffff || !ws.Signaled() {
+		return status <= 0xffff && ws.Exited()
+	}
+	switch sig := unix.WaitStatus(status).Signal(); sig {
+	case unix.SIGCHLD, unix.SIGCONT, unix.SIGURG, unix.SIGWINCH, unix.SIGSTOP, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU:
+		return false
+	default:
+		return sig >= 1 && sig <= 64 && status>>8 == 0
+	}
+}
+
+func (pidFD) Open(rec *image.File, e *Env) (int, error) {
+	var r pidFDRec
+	if err := decodeRec(rec, &r); err != nil {
+		return -1, err
+	}
+	pid := int(r.PID)
+	if pid == 0 {
+		pid = e.Dead[fmt.Sprintf("pidfd %d", r.Ino)]
+	} else if !holds(e.Manifest, pid) {
+		pid = 0
+	}
+	if pid <= 0 {
+		return -1, fmt.Errorf("pidfd: process %d is not in the image", r.PID)
+	}
+	fd, err := unix.PidfdOpen(pid, int(rec.Flags&(pidfdThread|unix.O_NONBLOCK)))
+	if err != nil {
+		return -1, fmt.Errorf("pidfd_open of %d: %w", pid, err)
+	}
+	if fd, err = finished(fd, rec.Flags, 0, 0); err != nil {
+		return -1, fmt.Errorf("pidfd: %w", err)
+	}
+	return fd, nil
+}
+
+// CheckOpen is Checker.CheckOpen: whether the image has the process.
+func (pidFD) CheckOpen(rec *image.File, e *Env) (string, error) {
+	var r pidFDRec
+	if err := decodeRec(rec, &r); err != nil {
+		return "", err
+	}
+	if r.PID != 0 && !holds(e.Manifest, int(r.PID)) {
+		return "", fmt.Errorf("pidfd: process %d is not in the image", r.PID)
+	}
+	return "", nil
+}
+
+// holds reports whether the image has a process or thread with that id.
+func holds(m *image.Manifest, id int) bool {
+	for i := range m.Tasks {
+		if int(m.Tasks[i].PID) == id {
+			return true
+		}
+		for k := range m.Tasks[i].Threads {
+			if int(m.Tasks[i].Threads[k].TID) == id {
+				return true
+			}
+		}
+	}
+	return false
+}
