@@ -33,6 +33,7 @@ func (j *job) finish(alive []*proc) error {
 	if err := j.byNode[seed].kill(j.deadline); err != nil {
 		return err
 	}
+	j.closeFiles() // what watches them (inotify) is to be told of nothing later
 	for _, s := range []stage{{"stop", j.stop}, {"signals", j.writeLast}, {"scheduling", j.writeSched}, {"verify", j.verify}} {
 		if err := j.each(s.name, alive, s.f); err != nil {
 			return err

@@ -18,6 +18,7 @@ func All() []Kind {
 		charDev{},
 		terminal{},
 		pidFD{},
+		inotify{},
 	}
 }
 

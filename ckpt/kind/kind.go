@@ -131,8 +131,9 @@ type Scene struct {
 	// Root leads from here to the root directory of the tree: "/", or /proc/PID/root.
 	Root string
 
-	inodes map[[2]uint64][]*Found // Files by device and inode, see sharing
-	sorted int                    // how many of Files are in it
+	inodes  map[[2]uint64][]*Found    // Files by device and inode, see sharing
+	sorted  int                       // how many of Files are in it
+	watched map[*Found][]inotifyWatch // of inotify instances, see watches
 }
 
 // mapped reports whether the tree maps or executes the deleted file f.

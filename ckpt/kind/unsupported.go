@@ -42,7 +42,7 @@ func anonymous(name string) (what, remedy string) {
 	switch name {
 	case "io_uring":
 		return "an io_uring has requests in the kernel that cannot be read", "run the program without io_uring (nodejs: UV_USE_IO_URING=0, others: their setting for it)"
-	case "inotify", "fanotify":
+	case "fanotify":
 		return name + " watches are not kept", after
 	case "userfaultfd":
 		return "a userfaultfd answers for memory in the kernel", after

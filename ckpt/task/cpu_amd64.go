@@ -3,7 +3,6 @@ package task
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -22,12 +21,6 @@ const (
 	cpuidOff = 1 // image.Prctl.CPUID
 
 	ldtSize = 8192 * 8 // LDT_ENTRIES * LDT_ENTRY_SIZE
-)
-
-// Offset of the class in an ELF header, and its value for 64-bit files.
-const (
-	elfClass   = 4
-	elfClass64 = 2
 )
 
 // ReadTraced fills in what ptrace(2) tells of a stopped thread: registers, with the restart of an
@@ -139,15 +132,32 @@ func checkCPU(pid int, st *procfs.Status, add func(kind, what, remedy string)) e
 	if st.UntagMask != 0 && st.UntagMask != ^uint64(0) {
 		add("address tagging", "linear address masking is on, which is not kept", "run the program without tagged addresses")
 	}
-	link := taskPath(pid, 0, "exe")
-	f, err := os.Open(link)
+	auxv, err := readFile(taskPath(pid, 0, "auxv")) // opening the executable would be an event for who watches it
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	var head [elfClass + 1]byte
-	if n, _ := f.ReadAt(head[:], 0); n == len(head) && string(head[:4]) == "\x7fELF" && head[elfClass] != elfClass64 {
+	if narrow(auxv) {
 		add("32-bit program", "only 64-bit processes can be checkpointed", "use the 64-bit build of the program")
 	}
 	return nil
+}
+
+// narrow reports whether an auxiliary vector is that of a 32-bit program: pairs of 4 bytes each, so
+// that no pair of 8 bytes each begins with AT_PAGESZ. One that was emptied (PR_SET_MM_AUXV) is not.
+func narrow(auxv []byte) bool {
+	const atPageSize = 6
+	for ; len(auxv) >= 16; auxv = auxv[16:] {
+		switch le.Uint64(auxv) {
+		case 0:
+			return false
+		case atPageSize:
+			return false
+		case atPageSize | 4096<<32:
+			return true
+		}
+		if le.Uint64(auxv[8:]) == atPageSize|4096<<32 {
+			return true
+		}
+	}
+	return false
 }

@@ -34,9 +34,13 @@ static void make(const char *what)
 		int p[2];
 		MUST(pipe2(p, O_DIRECT));
 		MUST(write(p[1], "a packet", 8));
-	} else if (strcmp(what, "inotify") == 0)
-		MUST(inotify_init1(0));
-	else if (strcmp(what, "cwdxattr") == 0) {
+	} else if (strcmp(what, "inotify") == 0) {
+		// An event that nobody reads.
+		int in = MUST(inotify_init1(0));
+		MUST(mkdir("watched", 0700));
+		MUST(inotify_add_watch(in, "watched", IN_CREATE));
+		MUST(mkdir("watched/x", 0700));
+	} else if (strcmp(what, "cwdxattr") == 0) {
 		MUST(mkdir("d", 0700));
 		MUST(syscall(SYS_setxattr, "d", "trusted.key", "v", 1, 0));
 		MUST(chdir("d"));
