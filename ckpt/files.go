@@ -116,11 +116,22 @@ func (s *fileSet) fetchFDs(pid int, frozen bool, others []*slot) ([]*slot, error
 		sl := &slot{pid: pid, num: n, fd: fd}
 		s.held++
 		out = append(out, sl)
-		if err := unix.Fstat(fd, &sl.stat); err != nil {
+		err = unix.Fstat(fd, &sl.stat)
+		if errors.Is(err, unix.ENOENT) && onProc(fd) { // a directory such as /proc/PID/fd of a process that was reaped
+			sl.stat = unix.Stat_t{}
+			err = nil
+		}
+		if err != nil {
 			return out, fmt.Errorf("pid %d fd %d: fstat: %w", pid, n, err)
 		}
 	}
 	return out, nil
+}
+
+// onProc reports whether a file is one of procfs.
+func onProc(fd int) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(fd, &st) == nil && st.Type == unix.PROC_SUPER_MAGIC
 }
 
 // makeRoom closes the duplicates of what is here already. If they are few it is not worth

@@ -14,7 +14,7 @@ type directory struct{}
 func (directory) Name() string { return "dir" }
 
 func (directory) Match(f *Found) bool {
-	return f.Stat.Mode&unix.S_IFMT == unix.S_IFDIR && f.Flags&unix.O_PATH == 0 && strings.HasPrefix(f.Link, "/")
+	return f.Stat.Mode&unix.S_IFMT == unix.S_IFDIR && f.Flags&unix.O_PATH == 0 && strings.HasPrefix(f.Link, "/") && !isProcFile(f)
 }
 
 func (directory) Check(f *Found, s *Scene) []image.Finding { return checkByPath(f, s, "directory") }

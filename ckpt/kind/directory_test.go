@@ -67,9 +67,6 @@ func TestDirectoryRefusals(t *testing.T) {
 		s.add(fd)
 		refused(t, s.check(), "deleted while open", "trusted.key cannot be carried")
 	}
-	s := newStage(t)
-	s.add(open(t, "/proc/self/task", unix.O_RDONLY))
-	refused(t, s.check(), "it describes process")
 }
 
 func TestPathOnly(t *testing.T) {

@@ -59,14 +59,13 @@ func specialRefusal(f *Found) (what, remedy string) {
 	return "", ""
 }
 
-// procRefusal judges a path of procfs. What describes the whole machine can be opened again;
-// a process's own files cannot, since no process has been made yet when files are opened,
-// and another one may have the pid.
+// procRefusal judges a path of procfs. What describes the whole machine can be opened again; files
+// of processes on /proc are a kind of their own, those of other places cannot.
 func procRefusal(link string) (what, remedy string) {
 	parts := strings.Split(strings.TrimPrefix(link, "/"), "/")
 	for _, p := range parts {
 		if _, err := strconv.ParseUint(p, 10, 31); err == nil {
-			return "it describes process " + p + ", which does not exist yet when files are opened, or will be another one",
+			return "it describes process " + p + ", but not on /proc itself",
 				"close it before the checkpoint, and open it for each reading"
 		}
 	}

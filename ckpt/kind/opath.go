@@ -14,7 +14,7 @@ type pathOnly struct{}
 func (pathOnly) Name() string { return "opath" }
 
 func (pathOnly) Match(f *Found) bool {
-	return f.Flags&unix.O_PATH != 0 && strings.HasPrefix(f.Link, "/")
+	return f.Flags&unix.O_PATH != 0 && strings.HasPrefix(f.Link, "/") && !isProcFile(f)
 }
 
 func (pathOnly) Check(f *Found, s *Scene) []image.Finding {

@@ -176,13 +176,9 @@ func TestRegularRoot(t *testing.T) {
 }
 
 func TestRegularSpecial(t *testing.T) {
-	pid := fmt.Sprint(os.Getpid())
 	for path, words := range map[string]string{
-		"/proc/self/maps":     "it describes process " + pid,
-		"/proc/self/mem":      "it describes process " + pid,
-		"/proc/1/status":      "it describes process 1",
-		"/proc/kmsg":          "what the kernel holds at that moment",
-		"/proc/self/net/unix": "it describes process " + pid,
+		"/proc/1/status": "it is about pid 1",
+		"/proc/kmsg":     "what the kernel holds at that moment",
 	} {
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		if err != nil {

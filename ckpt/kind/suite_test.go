@@ -325,7 +325,7 @@ func TestNames(t *testing.T) {
 			t.Errorf("ByName(%q) is another kind", k.Name())
 		}
 	}
-	want := []string{"file", "dir", "opath", "pipe", "fifo", "eventfd", "signalfd", "timerfd", "epoll", "memfd", "chardev", "tty", "pidfd", "inotify"}
+	want := []string{"file", "dir", "opath", "pipe", "fifo", "eventfd", "signalfd", "timerfd", "epoll", "memfd", "chardev", "tty", "pidfd", "inotify", "procfile"}
 	if !slices.Equal(names, want) {
 		t.Errorf("names %q, want %q", names, want)
 	}

@@ -51,6 +51,7 @@ var programs = []program{
 	{"files_clocks", "clocks", nil, false},
 	{"files_pidfd", "pidfd", nil, false},
 	{"files_inotify", "inotify", nil, false},
+	{"files_proc", "procfiles", nil, false},
 	{"files_owner", "files", []string{"owner"}, true},
 	{"files_all", "files", nil, true},
 	{"locks", "locks", nil, true},

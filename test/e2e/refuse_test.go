@@ -28,6 +28,7 @@ var refusals = []struct {
 	{"brokenlease", []string{"fd 3", "lease is being broken"}},
 	{"gonelease", []string{"fd 3", "lease (F_SETLEASE) on a file that has no name"}},
 	{"mappedlease", []string{"fd 3", "lease for writing", "also mapped"}},
+	{"procfile", []string{"fd 3", "/stat", "outside the tree"}},
 	{"hiddenlink", []string{"mapped file", "1 name", "/dev/shm"}},
 	{"gonewithothers", []string{"shared memory", "outside the tree"}},
 }

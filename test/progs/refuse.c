@@ -51,7 +51,11 @@ static void make(const char *what)
 		MUST(syscall(SYS_io_uring_setup, 4, &p));
 	} else if (strcmp(what, "pidfd") == 0)
 		MUST(syscall(SYS_pidfd_open, getppid(), 0));
-	else if (strcmp(what, "dnotify") == 0) {
+	else if (strcmp(what, "procfile") == 0) {
+		char path[64];
+		snprintf(path, sizeof path, "/proc/%d/stat", getppid());
+		MUST(open(path, O_RDONLY));
+	} else if (strcmp(what, "dnotify") == 0) {
 		signal(SIGIO, SIG_IGN);
 		MUST(fcntl(MUST(open(".", O_RDONLY | O_DIRECTORY)), F_NOTIFY, DN_DELETE | DN_MULTISHOT));
 	} else if (strcmp(what, "brokenlease") == 0) {
