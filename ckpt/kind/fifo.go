@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -21,7 +22,7 @@ func (fifo) Match(f *Found) bool {
 }
 
 func (fifo) Check(f *Found, s *Scene) []image.Finding {
-	all := append(held(f, s), packetFindings(f, s)...)
+	all := append(held(f, s), contentFindings(f, s)...)
 	path, where := locate(f, s.Root)
 	if where == hidden {
 		return append(all, hiddenFinding(f, path))
@@ -114,10 +115,12 @@ type fifoHolder struct {
 func (h *fifoHolder) Close() error { return unix.Close(h.fd) }
 
 func (h *fifoHolder) open(rec *image.File, r *pipeRec) (int, error) {
+	plain := *rec
+	plain.Flags &^= unix.O_DIRECT // F_SETFL can set it, open cannot
 	if h.unnamed {
-		return reopen(h.fd, openFlags(rec.Flags))
+		return reopen(h.fd, openFlags(plain.Flags))
 	}
-	fd, _, err := openPath(rec, &r.identity)
+	fd, _, err := openPath(&plain, &r.identity)
 	return fd, err
 }
 
@@ -195,13 +198,11 @@ func fillFifo(fd int, r *pipeRec, ends pipeEnds, e *Env) error {
 	if err != nil {
 		return err
 	}
-	var was []byte
-	if ends.blob != 0 {
-		if was, err = e.Blob(ends.blob); err != nil {
-			return fmt.Errorf("its content: %w", err)
-		}
+	was, err := ends.content(e)
+	if err != nil {
+		return err
 	}
-	if ends.read && !bytes.Equal(now, was) {
+	if ends.read && !(bytes.Equal(now.data, was.data) && slices.Equal(now.parts, was.parts)) {
 		return fmt.Errorf("another process has it open and %d other bytes are in it; end that process or read it empty", have)
 	}
 	return nil

@@ -186,13 +186,3 @@ func TestFifoChanged(t *testing.T) {
 		wantWords(t, strings.Join(s.warned, "\n"), "was replaced")
 	}
 }
-
-func TestFifoPackets(t *testing.T) {
-	path, _, _ := newFifo(t, "")
-	fd := open(t, path, unix.O_RDWR)
-	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, unix.O_DIRECT)
-	must(t, err)
-	s := newStage(t)
-	s.add(fd)
-	refused(t, s.check(), "packet mode (O_DIRECT)")
-}

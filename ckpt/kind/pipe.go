@@ -28,7 +28,7 @@ func (pipe) Match(f *Found) bool {
 }
 
 func (pipe) Check(f *Found, s *Scene) []image.Finding {
-	all := append(held(f, s), packetFindings(f, s)...)
+	all := append(held(f, s), contentFindings(f, s)...)
 	ends := endsOf(f, s)
 	const remedy = "checkpoint a tree that holds both ends, or send the data to a file"
 	if pid := s.Outside(f.Stat.Dev, f.Stat.Ino, unix.O_WRONLY); pid != 0 && readable(f.Flags) {
@@ -130,7 +130,7 @@ func (p *pipePair) end(flags uint32) (int, error) {
 		side = 1
 	}
 	if flags&unix.O_ACCMODE == unix.O_RDWR || flags&largeFile != 0 || p.given[side] {
-		return reopen(p.fd[side], openFlags(flags))
+		return reopen(p.fd[side], openFlags(flags&^unix.O_DIRECT)) // F_SETFL can set that, open cannot
 	}
 	p.given[side] = true
 	return dup(p.fd[side])

@@ -255,37 +255,6 @@ func TestPipeAlsoOutside(t *testing.T) {
 	}
 }
 
-func TestPipePackets(t *testing.T) {
-	r, w := newPipe(t, unix.O_DIRECT, 65536, nil)
-	_, err := unix.Write(w, []byte("one"))
-	must(t, err)
-	_, err = unix.Write(w, []byte("two"))
-	must(t, err)
-	s := newStage(t)
-	s.add(r, w)
-	all := s.check()
-	if len(all) != 2 { // the flag is the write end's, the content is what the read end gets
-		t.Fatal(all)
-	}
-	refused(t, all[:1], "it holds packets")
-	refused(t, all[1:], "packet mode (O_DIRECT)")
-	// The flag was taken off again; only the content tells.
-	_, err = unix.FcntlInt(uintptr(w), unix.F_SETFL, 0)
-	must(t, err)
-	s = newStage(t)
-	s.add(r, w)
-	refused(t, s.check(), "it holds packets (O_DIRECT was set while they were written)")
-	var rec image.File
-	err = pipe{}.Dump(s.scene.Files[0], s.scene, &rec)
-	if err == nil {
-		t.Fatal("packets were taken for a stream")
-	}
-	wantWords(t, err.Error(), "it holds packets")
-	if now, _ := drain(t, r); string(now) != "onetwo" {
-		t.Errorf("the pipe has %q now", now)
-	}
-}
-
 // TestPipeHostile: more content than the capacity, and a capacity that cannot be had.
 func TestPipeHostile(t *testing.T) {
 	s := newStage(t)

@@ -3,6 +3,7 @@ package kind
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"golang.org/x/sys/unix"
@@ -18,12 +19,15 @@ type pipeRec struct {
 	GID      uint32 `cbor:"10,keyasint"`
 	Outside  bool   `cbor:"11,keyasint,omitempty"` // a process outside the tree held the other end
 	Deleted  bool   `cbor:"12,keyasint,omitempty"` // fifo without a name
+	// Parts is set with the blob if there are packets in it.
+	Parts []pipePart `cbor:"13,keyasint,omitempty"`
 }
 
 // pipeEnds tells which ends of a pipe a tree holds, and where its content is.
 type pipeEnds struct {
 	read, write bool
 	blob        image.ObjRef
+	parts       []pipePart // of the blob, see pipePart
 }
 
 func (p *pipeEnds) add(flags uint32) {
@@ -70,28 +74,26 @@ func allEnds(kind string, e *Env) (map[string]*pipeEnds, error) {
 			all[key] = &pipeEnds{}
 		}
 		all[key].add(rec.Flags)
-		all[key].blob = max(all[key].blob, rec.Blob)
+		if rec.Blob > all[key].blob {
+			all[key].blob, all[key].parts = rec.Blob, r.Parts
+		}
 	}
 	return all, nil
 }
 
-// packetFindings refuses packet mode, where the borders between writes count. The flag may
-// have been taken off since, or be that of a write end outside the tree; then the content tells.
-func packetFindings(f *Found, s *Scene) []image.Finding {
-	if f.Flags&unix.O_DIRECT != 0 {
-		return []image.Finding{f.refuse("it is in packet mode (O_DIRECT), and the borders between packets cannot be read without taking them out",
-			"use a pipe without O_DIRECT, or a socket pair of type SOCK_SEQPACKET")}
-	}
+// contentFindings refuses content that has too many packets to be looked at.
+func contentFindings(f *Found, s *Scene) []image.Finding {
 	if first(f, s) != f || !endsOf(f, s).read {
 		return nil
 	}
+	if size, err := capacity(f.FD); err != nil || size <= maxPackets*os.Getpagesize() {
+		return nil // each packet takes a page
+	}
 	if _, err := peekPipe(f, s); errors.Is(err, errPackets) {
-		return []image.Finding{f.refuse(err.Error(), "read it empty before the checkpoint")}
+		return []image.Finding{f.refuse(err.Error(), "read it empty before the checkpoint, or use a socket pair of type SOCK_SEQPACKET")}
 	}
 	return nil // anything else is due to a process that still runs, or Dump will say so
 }
-
-var errPackets = errors.New("it holds packets (O_DIRECT was set while they were written), whose borders cannot be kept")
 
 // describePipe makes the record of f, and puts the content of the pipe into the image if f comes
 // first of its open file descriptions and somebody in the tree can read it.
@@ -111,12 +113,12 @@ func describePipe(f *Found, s *Scene, rec *image.File) (*pipeRec, error) {
 	if first(f, s) != f || !ends.read {
 		return r, nil
 	}
-	data, err := peekPipe(f, s)
+	c, err := peekPipe(f, s)
 	if err != nil {
 		return nil, err
 	}
-	if len(data) > 0 {
-		rec.Blob = s.Blob(data)
+	if len(c.data) > 0 {
+		rec.Blob, r.Parts = s.Blob(c.data), c.parts
 	}
 	return r, nil
 }
@@ -141,42 +143,7 @@ func capacity(fd int) (int, error) {
 }
 
 // peekPipe copies what is in the pipe f, of which the tree has a read end.
-func peekPipe(f *Found, s *Scene) ([]byte, error) { return peek(readEnd(f, s)) }
-
-// peek copies what is in a pipe and leaves it there: tee(2) into a pipe of our own, which is
-// then read.
-func peek(fd int) ([]byte, error) {
-	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
-	if err != nil {
-		return nil, fmt.Errorf("FIONREAD: %w", err)
-	}
-	if n == 0 {
-		return nil, nil
-	}
-	var own [2]int
-	if err := unix.Pipe2(own[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-		return nil, fmt.Errorf("pipe2: %w", err)
-	}
-	defer unix.Close(own[0]) // it held a copy only
-	defer unix.Close(own[1])
-	// tee always begins at the head, so that everything has to fit at once.
-	size, err := capacity(fd)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := unix.FcntlInt(uintptr(own[1]), unix.F_SETPIPE_SZ, size); err != nil {
-		return nil, fmt.Errorf("F_SETPIPE_SZ %d for a copy of its content: %w", size, err)
-	}
-	if got, err := unix.Tee(fd, own[1], n, unix.SPLICE_F_NONBLOCK); err != nil || int(got) != n {
-		return nil, fmt.Errorf("tee of %d bytes gave %d: %w", n, got, orShort(err))
-	}
-	data := make([]byte, n)
-	// One read takes everything, but stops at the end of a packet.
-	if got, err := unix.Read(own[0], data); err != nil || got != n {
-		return nil, errPackets
-	}
-	return data, nil
-}
+func peekPipe(f *Found, s *Scene) (pipeData, error) { return peek(readEnd(f, s)) }
 
 // orShort is err, or what a short count means.
 func orShort(err error) error {
@@ -199,22 +166,21 @@ func fillPipe(fd int, r *pipeRec, ends pipeEnds, e *Env) error {
 			return fmt.Errorf("it had a capacity of %d bytes and gets %d; raise /proc/sys/fs/pipe-max-size or pipe-user-pages-soft: %w", r.Capacity, max(got, 0), orShort(err))
 		}
 	}
-	if ends.blob == 0 {
-		return nil
-	}
-	data, err := e.Blob(ends.blob)
+	c, err := ends.content(e)
 	if err != nil {
-		return fmt.Errorf("its content: %w", err)
+		return err
 	}
-	for done := 0; done < len(data); {
-		n, err := unix.Write(fd, data[done:])
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("writing its content back (%d of %d bytes): %w", done, len(data), err)
-		}
-		done += n
+	return refill(fd, c)
+}
+
+// content is what the image has of the pipe's content.
+func (p *pipeEnds) content(e *Env) (pipeData, error) {
+	if p.blob == 0 {
+		return pipeData{}, nil
 	}
-	return nil
+	data, err := e.Blob(p.blob)
+	if err != nil {
+		return pipeData{}, fmt.Errorf("its content: %w", err)
+	}
+	return pipeData{data, p.parts}, nil
 }

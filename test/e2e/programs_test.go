@@ -46,6 +46,7 @@ var programs = []program{
 	{"files_regular", "files", []string{"regular"}, true},
 	{"files_directory", "files", []string{"directory"}, true},
 	{"files_pipes", "files", []string{"pipes"}, true},
+	{"files_packets", "files", []string{"packets"}, false},
 	{"files_events", "files", []string{"events"}, true},
 	{"files_devices", "files", []string{"devices"}, true},
 	{"files_clocks", "clocks", nil, false},

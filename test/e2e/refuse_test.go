@@ -19,7 +19,6 @@ var refusals = []struct {
 	{"socket", []string{"fd 3", "socket"}},
 	{"socketpair", []string{"fd 3", "fd 4", "socket"}},
 	{"clonevm", []string{"CLONE_VM"}},
-	{"packetpipe", []string{"fd 4", "packet"}},
 	{"inotify", []string{"fd 3", "inotify", "wait to be read"}},
 	{"cwdxattr", []string{"(working directory)", "trusted.key cannot be carried"}},
 	{"io_uring", []string{"fd 3", "io_uring"}},

@@ -30,10 +30,6 @@ static void make(const char *what)
 		// Two processes with one memory. The child only naps, by a system call of its own.
 		static char stack[65536] __attribute__((aligned(16)));
 		child = MUST(clone(nap_forever, stack + sizeof stack, CLONE_VM | SIGCHLD, NULL));
-	} else if (strcmp(what, "packetpipe") == 0) {
-		int p[2];
-		MUST(pipe2(p, O_DIRECT));
-		MUST(write(p[1], "a packet", 8));
 	} else if (strcmp(what, "inotify") == 0) {
 		// An event that nobody reads.
 		int in = MUST(inotify_init1(0));
