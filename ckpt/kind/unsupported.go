@@ -43,11 +43,11 @@ func anonymous(name string) (what, remedy string) {
 	case "io_uring":
 		return "an io_uring has requests in the kernel that cannot be read", "run the program without io_uring (nodejs: UV_USE_IO_URING=0, others: their setting for it)"
 	case "fanotify":
-		return name + " watches are not kept", after
+		return "fanotify watches are not kept: they may hold up other processes, which wait for an answer", after
 	case "userfaultfd":
-		return "a userfaultfd answers for memory in the kernel", after
+		return "a userfaultfd has memory registered with it, and may have page faults that wait for it in the kernel", "run the program without userfaultfd, or " + after
 	case "perf_event":
-		return "performance counters are not kept", "end perf or the profiler before the checkpoint"
+		return "performance counters are not kept: nobody can set what they have counted", "end perf or the profiler before the checkpoint"
 	case "seccomp notify":
 		return "a seccomp listener has requests in the kernel that cannot be read", "checkpoint the processes without their supervisor"
 	case "landlock-ruleset":
@@ -56,8 +56,8 @@ func anonymous(name string) (what, remedy string) {
 	if strings.HasPrefix(name, "kvm") {
 		return "virtual machines are not kept", "use the snapshot command of the hypervisor"
 	}
-	if strings.HasPrefix(name, "bpf") {
-		return "BPF programs, maps and links are not kept", after
+	if strings.HasPrefix(name, "bpf") || name == "btf" {
+		return "BPF programs, maps and links are not kept: what they are attached to and who shares them lies outside the tree", after
 	}
 	return "open files of this kind are not kept", "close it before the checkpoint"
 }

@@ -28,6 +28,10 @@ var refusals = []struct {
 	{"gonelease", []string{"fd 3", "lease (F_SETLEASE) on a file that has no name"}},
 	{"mappedlease", []string{"fd 3", "lease for writing", "also mapped"}},
 	{"procfile", []string{"fd 3", "/stat", "outside the tree"}},
+	{"fanotify", []string{"fd 3", "fanotify watches are not kept: they may hold up other processes"}},
+	{"userfaultfd", []string{"fd 3", "a userfaultfd has memory registered with it"}},
+	{"perf", []string{"fd 3", "performance counters are not kept: nobody can set what they have counted"}},
+	{"bpf", []string{"fd 3", "bpf-map", "BPF programs, maps and links are not kept"}},
 	{"hiddenlink", []string{"mapped file", "1 name", "/dev/shm"}},
 	{"gonewithothers", []string{"shared memory", "outside the tree"}},
 }

@@ -1,7 +1,10 @@
 // A program that holds one thing that no checkpoint keeps yet, named by the argument. It must
 // live on as if nothing had been asked.
 #include "prog.h"
+#include <linux/bpf.h>
 #include <linux/io_uring.h>
+#include <linux/perf_event.h>
+#include <linux/userfaultfd.h>
 #include <netinet/in.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
@@ -51,6 +54,20 @@ static void make(const char *what)
 		char path[64];
 		snprintf(path, sizeof path, "/proc/%d/stat", getppid());
 		MUST(open(path, O_RDONLY));
+	} else if (strcmp(what, "fanotify") == 0)
+		MUST(syscall(SYS_fanotify_init, 0, 0));
+	else if (strcmp(what, "userfaultfd") == 0)
+		MUST(syscall(SYS_userfaultfd, UFFD_USER_MODE_ONLY));
+	else if (strcmp(what, "perf") == 0) {
+		struct perf_event_attr a = {.type = PERF_TYPE_SOFTWARE, .size = sizeof a, .config = PERF_COUNT_SW_CPU_CLOCK, .exclude_kernel = 1};
+		MUST(syscall(SYS_perf_event_open, &a, 0, -1, -1, 0));
+	} else if (strcmp(what, "bpf") == 0) {
+		union bpf_attr a;
+		memset(&a, 0, sizeof a);
+		a.map_type = BPF_MAP_TYPE_ARRAY;
+		a.key_size = a.value_size = 4;
+		a.max_entries = 1;
+		MUST(syscall(SYS_bpf, BPF_MAP_CREATE, &a, sizeof a));
 	} else if (strcmp(what, "dnotify") == 0) {
 		signal(SIGIO, SIG_IGN);
 		MUST(fcntl(MUST(open(".", O_RDONLY | O_DIRECTORY)), F_NOTIFY, DN_DELETE | DN_MULTISHOT));
