@@ -70,7 +70,7 @@ func (z *Frozen) Take(ctx context.Context, o Options) (*Checkpoint, error) {
 	}
 	raiseNoFile()
 	op := o.Steps.Begin("dump")
-	s, err := lookAccepted(op, z.root)
+	s, err := lookAccepted(op, z.root, o.Policy)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/kind"
+	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/task"
 	"golang.org/x/sys/unix"
@@ -30,6 +31,7 @@ func (l *looked) zombie() bool { return l.stat.State == 'Z' }
 // survey is a look at a whole tree.
 type survey struct {
 	root     int
+	policy   policy.Set
 	procs    []*looked // parents before children
 	findings []image.Finding
 	out      *outside
@@ -37,12 +39,12 @@ type survey struct {
 
 // look surveys the tree below root without disturbing it. What vanishes meanwhile is left
 // out. Only an impossible root is an error; what cannot be kept becomes a finding.
-func look(root int) (*survey, error) {
+func look(root int, set policy.Set) (*survey, error) {
 	pids, err := Tree(root)
 	if err != nil {
 		return nil, err
 	}
-	s := &survey{root: root}
+	s := &survey{root: root, policy: set}
 	if pids, err = s.leaveOutSelf(pids); err != nil {
 		return nil, err
 	}
@@ -100,18 +102,20 @@ const (
 
 // steadyLook looks at a tree until it finds nothing to refuse, or the same for some time. A
 // process that ends, execs or forks while it is looked at can seem to be what it is not.
-func steadyLook(root int) (*survey, error) { return steadyLookFor(root, steadyTime, steadyLooks) }
+func steadyLook(root int, set policy.Set) (*survey, error) {
+	return steadyLookFor(root, set, steadyTime, steadyLooks)
+}
 
-func steadyLookFor(root int, long time.Duration, looks int) (*survey, error) {
+func steadyLookFor(root int, set policy.Set, long time.Duration, looks int) (*survey, error) {
 	since := time.Now()
-	s, err := look(root)
+	s, err := look(root, set)
 	pause := time.Millisecond
 	for try := 1; err == nil && try < looks && len(s.refusals()) > 0; try++ {
 		before := s.refusals()
 		time.Sleep(pause)
 		pause = min(2*pause, steadyPause)
 		again := time.Now()
-		if s, err = look(root); err != nil {
+		if s, err = look(root, set); err != nil {
 			break
 		}
 		if !slices.Equal(before, s.refusals()) {
@@ -265,7 +269,7 @@ func (s *survey) treePIDs() []int {
 func (s *survey) scene(set *fileSet) *kind.Scene {
 	return &kind.Scene{Files: set.found, Outside: s.out.fd, Root: "/", // paths in /proc are as we see them
 		Blob:    func([]byte) image.ObjRef { return 0 },
-		Segment: func(*kind.Found) (image.ObjRef, error) { return 0, nil }, MapsGone: s.mapsGone, Maps: s.maps, Member: s.member}
+		Segment: func(*kind.Found) (image.ObjRef, error) { return 0, nil }, MapsGone: s.mapsGone, Maps: s.maps, Member: s.member, Policy: s.policy}
 }
 
 // member reports whether an id is that of a process or thread of the tree.
@@ -319,9 +323,9 @@ func unique(all []image.Finding) []image.Finding {
 }
 
 // Explain lists every refusal and every loss that a checkpoint of the tree below pid would
-// meet now, refusals first. It freezes nothing and changes nothing.
-func Explain(pid int) ([]image.Finding, error) {
-	s, err := steadyLook(pid)
+// meet now under the policies of set, refusals first. It freezes nothing and changes nothing.
+func Explain(pid int, set policy.Set) ([]image.Finding, error) {
+	s, err := steadyLook(pid, set)
 	if err != nil {
 		return nil, err
 	}

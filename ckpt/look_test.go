@@ -30,17 +30,17 @@ func TestSteadyLook(t *testing.T) {
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatal(err)
 	}
-	s, err := steadyLook(cmd.Process.Pid)
+	s, err := steadyLook(cmd.Process.Pid, nil)
 	if err != nil || len(s.refusals()) != 1 {
 		t.Fatalf("%v, %v", s, err)
 	}
-	if _, err := lookAccepted(nil, cmd.Process.Pid); !errors.As(err, new(*image.RefusedError)) {
+	if _, err := lookAccepted(nil, cmd.Process.Pid, nil); !errors.As(err, new(*image.RefusedError)) {
 		t.Errorf("a file of another process is accepted: %v", err)
 	}
 	if _, err := in.Write([]byte("\n")); err != nil {
 		t.Fatal(err)
 	}
-	s, err = steadyLookFor(cmd.Process.Pid, time.Minute, 10000)
+	s, err = steadyLookFor(cmd.Process.Pid, nil, time.Minute, 10000)
 	if err != nil || len(s.refusals()) != 0 {
 		t.Errorf("after it is closed: %v, %v", s.refusals(), err)
 	}

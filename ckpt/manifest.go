@@ -33,6 +33,7 @@ func (c *Checkpoint) finishManifest(s *survey) error {
 		}
 	}
 	c.m.Lost = unique(c.m.Lost)
+	c.m.Policies = c.o.Policy.Words()
 	c.m.Tool = strings.TrimSpace("ckptfs " + c.o.Version)
 	if len(c.m.Tasks) > 0 && len(c.m.Tasks[0].Threads) > 0 {
 		x := c.m.Tasks[0].Threads[0].XState

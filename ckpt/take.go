@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"github.com/ckptfs/ckptfs/ckpt/steplog"
 	"golang.org/x/sys/unix"
@@ -57,6 +58,7 @@ type Options struct {
 	Version string       // of the writer, for Manifest.Tool
 	Log     func(string) // a line for NAME.log; may be nil
 	Steps   *steplog.Log // gets a line about each step; may be nil
+	Policy  policy.Set   // what was chosen, and goes into the image; may be nil
 }
 
 // Checkpoint is a checkpoint whose state is captured and whose pages wait to be streamed.
@@ -142,7 +144,7 @@ func inVfork(err error) bool {
 
 func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 	op := o.Steps.Begin("dump")
-	s, err := lookAccepted(op, pid)
+	s, err := lookAccepted(op, pid, o.Policy)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +160,7 @@ func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 
 // lookAccepted looks at a tree and fails if anything in it is refused. A vfork(2) is left to
 // the freeze, which can wait for its end.
-func lookAccepted(op *steplog.Op, pid int) (s *survey, err error) {
+func lookAccepted(op *steplog.Op, pid int, set policy.Set) (s *survey, err error) {
 	step := op.Step("look", pid)
 	defer func() { step.End(err) }()
 	pids, err := Tree(pid)
@@ -166,7 +168,7 @@ func lookAccepted(op *steplog.Op, pid int) (s *survey, err error) {
 		err = refuseSelf(pid, pids)
 	}
 	if err == nil {
-		s, err = steadyLook(pid)
+		s, err = steadyLook(pid, set)
 	}
 	if err != nil {
 		return nil, err

@@ -343,7 +343,7 @@ func TestImpossibleRoots(t *testing.T) {
 		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), strconv.Itoa(c.pid)) {
 			t.Errorf("Take(%d) = %v, want %v with the pid in it", c.pid, err, c.want)
 		}
-		found, err := Explain(c.pid)
+		found, err := Explain(c.pid, nil)
 		if c.pid == os.Getppid() { // of a tree that we are only somewhere in it tells the rest
 			if err != nil || len(found) == 0 || int(found[0].PID) != os.Getpid() || !strings.Contains(found[0].Remedy, "setsid -f") {
 				t.Errorf("Explain(%d) = %v, %v", c.pid, found, err)

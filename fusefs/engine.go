@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/policy"
 )
 
 // Engine is what the filesystem needs of the checkpointer. Its methods may be called at the
@@ -11,13 +12,13 @@ import (
 // Errno() syscall.Errno is answered with that errno, see errno.go.
 type Engine interface {
 	// Take checkpoints the tree below pid. When it returns the tree runs again and the exact
-	// size of the image is known. log takes lines for the image's log.
-	Take(ctx context.Context, pid int, log func(string)) (Checkpoint, error)
+	// size of the image is known.
+	Take(ctx context.Context, pid int, o TakeOptions) (Checkpoint, error)
 	// Estimate returns an upper bound for the size of an image of the tree, in bytes. It is
 	// asked for every stat, so it may not read page tables.
 	Estimate(pid int) (int64, error)
-	// Explain lists what a checkpoint would refuse or lose. It stops nothing.
-	Explain(pid int) ([]image.Finding, error)
+	// Explain lists what a checkpoint with these policies would refuse or lose. It stops nothing.
+	Explain(pid int, p policy.Set) ([]image.Finding, error)
 	// Tree returns pid and all its descendants, parents first.
 	Tree(pid int) ([]int, error)
 	// Freeze stops the tree until Thaw or Kill. It goes on by itself if this process dies.
@@ -43,11 +44,17 @@ type Checkpoint interface {
 // its checkpoints is still open.
 type Frozen interface {
 	// Take checkpoints the tree, which stays frozen.
-	Take(ctx context.Context, log func(string)) (Checkpoint, error)
+	Take(ctx context.Context, o TakeOptions) (Checkpoint, error)
 	// Thaw lets the tree run on.
 	Thaw() error
 	// Kill ends every process of the tree.
 	Kill() error
+}
+
+// TakeOptions say how to take a checkpoint.
+type TakeOptions struct {
+	Log    func(string) // takes lines for the image's log
+	Policy policy.Set
 }
 
 // RestoreOptions say how to restore.
@@ -55,6 +62,7 @@ type RestoreOptions struct {
 	OutPath   string       // file for what the tree writes to terminals and pipes that are gone
 	CallerUID int          // whom everything in the image must belong to; -1: anybody
 	Log       func(string) // takes lines for NAME.log
+	Policy    policy.Set   // what counts instead of the policies of the image
 }
 
 // Restored tells of a tree that runs.

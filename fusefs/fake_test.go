@@ -16,6 +16,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/image/imagetest"
+	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/fusefs"
 )
 
@@ -61,19 +62,19 @@ func (e *fake) fail(name string) error {
 	return nil
 }
 
-func (e *fake) Take(ctx context.Context, pid int, log func(string)) (fusefs.Checkpoint, error) {
+func (e *fake) Take(ctx context.Context, pid int, o fusefs.TakeOptions) (fusefs.Checkpoint, error) {
 	e.event("take %d", pid)
 	if err := errors.Join(e.sleep(ctx, "take-delay"), e.fail("take-errno")); err != nil {
 		return nil, err
 	}
-	log("taken by the fake")
+	o.Log("taken by the fake " + o.Policy.String())
 	b, m, chunks, err := fakeImage(e.gen.Add(1))
 	return &fakeCheckpoint{e, b, m, chunks}, err
 }
 
 func (e *fake) Estimate(int) (int64, error) { return 8 << 20, nil }
 
-func (e *fake) Explain(pid int) ([]image.Finding, error) {
+func (e *fake) Explain(pid int, _ policy.Set) ([]image.Finding, error) {
 	return []image.Finding{{Severity: image.Lose, PID: int32(pid), FD: 3, Kind: "fake", What: "is lost"}}, nil
 }
 
@@ -117,8 +118,8 @@ type fakeFrozen struct {
 	pid int
 }
 
-func (z *fakeFrozen) Take(ctx context.Context, log func(string)) (fusefs.Checkpoint, error) {
-	return z.e.Take(ctx, z.pid, log)
+func (z *fakeFrozen) Take(ctx context.Context, o fusefs.TakeOptions) (fusefs.Checkpoint, error) {
+	return z.e.Take(ctx, z.pid, o)
 }
 
 func (z *fakeFrozen) Thaw() error { z.e.event("thaw %d", z.pid); return nil }

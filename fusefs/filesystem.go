@@ -42,6 +42,7 @@ type filesystem struct {
 	records  map[procID]*record // what happened to a process by this mount
 	imageOf  map[reader]*imageNode
 	frozenBy map[procID]*frozenTree
+	policies policies
 }
 
 // procID is a process; the start time tells it from a later one with the same number.

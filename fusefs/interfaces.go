@@ -43,6 +43,12 @@ var (
 	_ fs.FileReader    = (*stateHandle)(nil)
 	_ fs.FileWriter    = (*stateHandle)(nil)
 
+	_ fs.NodeGetattrer = (*policyNode)(nil)
+	_ fs.NodeSetattrer = (*policyNode)(nil)
+	_ fs.NodeOpener    = (*policyNode)(nil)
+	_ fs.FileReader    = (*policyHandle)(nil)
+	_ fs.FileWriter    = (*policyHandle)(nil)
+
 	_ fs.NodeGetattrer = (*imagesDir)(nil)
 	_ fs.NodeReaddirer = (*imagesDir)(nil)
 	_ fs.NodeLookuper  = (*imagesDir)(nil)

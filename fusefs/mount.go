@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/store"
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -27,6 +28,7 @@ type Options struct {
 	Spool          string                           // folder for uploads and NAME.out files; must exist
 	Private        bool                             // keep uploads in memory and not in Spool
 	Keep           store.Policy                     // which images stay in the store; Spare is set here
+	Policy         policy.Set                       // for every checkpoint and, where the image has none, every restore
 	RestoreTimeout time.Duration                    // for one restore, verifying included; 0: two minutes
 	Logf           func(format string, args ...any) // one line per call
 }
@@ -54,7 +56,7 @@ func Mount(o Options) (*Server, error) {
 	ctx, stop := context.WithCancelCause(context.Background())
 	f := &filesystem{engine: o.Engine, store: o.Store, spool: o.Spool, private: o.Private, logf: o.Logf, timeout: o.RestoreTimeout, ctx: ctx, stop: stop,
 		collector: newCollector(o.Keep, ctx.Done()), settler: newSettler(time.Now()), taking: make(chan struct{}, 1), records: make(map[procID]*record), imageOf: make(map[reader]*imageNode),
-		frozenBy: make(map[procID]*frozenTree)}
+		frozenBy: make(map[procID]*frozenTree), policies: policies{mount: o.Policy, byProcess: make(map[procID]policy.Set)}}
 	f.saved.byName = make(map[string]*savedName)
 	f.uploads.byName = make(map[string]*upload)
 	srv, err := fs.Mount(dir, &rootDir{f: f}, mountOptions(o))

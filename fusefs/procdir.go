@@ -66,6 +66,7 @@ const (
 	partExplain
 	partState
 	partInfo
+	partPolicy
 )
 
 // process reads the process of this directory anew and fails if it is gone.
@@ -92,7 +93,7 @@ func (d *procDir) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut)
 // Readdir leaves image out: a walker that reads every file it finds would stop every process
 // of the machine once.
 func (d *procDir) Readdir(context.Context) (fs.DirStream, syscall.Errno) {
-	return dirEntries([]string{"explain", "info", "state"}, syscall.S_IFREG), 0
+	return dirEntries([]string{"explain", "info", "policy", "state"}, syscall.S_IFREG), 0
 }
 
 func (d *procDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
@@ -115,6 +116,11 @@ func (d *procDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 		return text(partExplain, d.explain)
 	case "info":
 		return text(partInfo, d.info)
+	case "policy":
+		n := &policyNode{f: d.f, id: d.id, uid: p.uid, gid: p.gid}
+		n.attr(&out.Attr)
+		attr.Ino += partPolicy
+		return d.NewInode(ctx, n, attr), 0
 	case "state":
 		n := &stateNode{f: d.f, id: d.id, uid: p.uid, gid: p.gid}
 		n.attr(&out.Attr)
@@ -138,7 +144,7 @@ func (d *procDir) explain() ([]byte, error) {
 	if e := d.f.recordOf(d.id).Error; e != nil {
 		fmt.Fprintf(&b, "the last checkpoint, at %s, failed: %s\n", e.Time.Format(time.RFC3339), e.Error)
 	}
-	found, err := d.f.engine.Explain(d.id.pid)
+	found, err := d.f.engine.Explain(d.id.pid, d.f.policies.of(d.id))
 	if err != nil {
 		fmt.Fprintln(&b, err)
 	}

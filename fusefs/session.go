@@ -97,7 +97,7 @@ func (f *filesystem) beginStoring(ctx context.Context, id procID, stored func())
 	defer f.unlockTaking()
 	s := &session{pid: id.pid, created: time.Now(), log: &lines{}}
 	held := f.frozen(id)
-	cp, err := f.takeNow(ctx, s, held)
+	cp, err := f.takeNow(ctx, id, s, held)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -127,11 +127,12 @@ func (f *filesystem) beginStoring(ctx context.Context, id procID, stored func())
 }
 
 // takeNow takes the checkpoint, of a tree that runs or one that is held frozen.
-func (f *filesystem) takeNow(ctx context.Context, s *session, held *frozenTree) (Checkpoint, error) {
+func (f *filesystem) takeNow(ctx context.Context, id procID, s *session, held *frozenTree) (Checkpoint, error) {
+	o := TakeOptions{Log: s.log.add, Policy: f.policies.of(id)}
 	if held != nil {
-		return held.tree.Take(ctx, s.log.add)
+		return held.tree.Take(ctx, o)
 	}
-	return f.engine.Take(ctx, s.pid, s.log.add)
+	return f.engine.Take(ctx, id.pid, o)
 }
 
 // beginIngest finds a free name COMM-PID-UTCTIME in the store.

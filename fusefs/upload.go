@@ -297,7 +297,7 @@ func (u *upload) restore(spool *os.File, size int64, caller int) (*Restored, err
 	}
 	u.mu.Lock()
 	u.outPath = filepath.Join(u.f.spool, fmt.Sprintf("%.100s.%d.out", u.name, time.Now().UnixNano())) // a tree of an earlier mount may still write to its own
-	o := RestoreOptions{OutPath: u.outPath, CallerUID: caller, Log: u.log.add}
+	o := RestoreOptions{OutPath: u.outPath, CallerUID: caller, Log: u.log.add, Policy: u.f.policies.forRestore(r.Manifest)}
 	u.log.addf("image %s verified, %d bytes", r.Root(), n)
 	u.mu.Unlock()
 	return u.f.engine.Restore(ctx, r, o)

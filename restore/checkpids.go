@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -52,11 +54,11 @@ func waitPIDs(ctx context.Context, want map[int]bool, deadline time.Time) error 
 	}
 }
 
-// takenPID returns the first of the ids that is in use, or nil. Those of living processes
+// takenPID returns the lowest of the ids that is in use, or nil. Those of living processes
 // come before others.
 func takenPID(want map[int]bool) (*PIDTakenError, error) {
 	var late *PIDTakenError
-	for pid := range want {
+	for _, pid := range slices.Sorted(maps.Keys(want)) {
 		st, err := readStat(pid)
 		if errors.Is(err, os.ErrNotExist) {
 			continue

@@ -33,6 +33,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/kind"
+	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"github.com/ckptfs/ckptfs/ckpt/steplog"
 	"golang.org/x/sys/unix"
@@ -46,8 +47,8 @@ type Options struct {
 	// OutPath is the file that takes what the processes write to terminals and pipes whose
 	// other end is gone. It is made when it is needed; with "" such output is discarded.
 	OutPath string
-	// Strict refuses a restore if any open file has changed, see kind.Env.
-	Strict bool
+	// Policy has the policies that are to count instead of those of the image.
+	Policy policy.Set
 	// Timeout bounds the whole restore, beside a second for each 32 MiB of memory that is to
 	// be copied from the image; 0 is DefaultTimeout.
 	Timeout time.Duration
@@ -124,7 +125,7 @@ func newJob(r *image.Reader, o Options) *job {
 	j := &job{r: r, m: r.Manifest, opt: o, op: o.Steps.Begin("restore"), deadline: time.Now().Add(o.Timeout + copyTime(r.Manifest)), channel: [2]int{-1, -1},
 		depot: newDepot(), ttys: map[image.ObjRef]int{}, cwds: map[image.ObjRef]int{}, mapped: map[mapKey]int{}, readable: map[image.ObjRef]int{}, byNode: map[int]*proc{}}
 	j.lockers = sync.OnceValues(findLockers)
-	j.env = &kind.Env{Manifest: j.m, Blob: r.Blob, Segment: j.segment, Out: j.openOut, Strict: o.Strict, Warn: j.warn, Shared: map[string]any{}}
+	j.env = &kind.Env{Manifest: j.m, Blob: r.Blob, Segment: j.segment, Out: j.openOut, Warn: j.warn, Shared: map[string]any{}}
 	return j
 }
 
@@ -151,6 +152,11 @@ func (j *job) run(ctx context.Context) error {
 	if j.m.Tasks[0].State == image.TaskZombie {
 		return &ImageError{int(j.m.Tasks[0].PID), "the root of the tree has exited, so there is nothing to restore"}
 	}
+	chosen, err := policy.Parse(j.m.Policies)
+	if err != nil {
+		return &ImageError{0, fmt.Sprintf("this version does not know one of its policies: %v; a newer ckptfs may restore it", err)}
+	}
+	j.env.Policy = j.opt.Policy.Over(chosen)
 	if err := checkSharing(j.m); err != nil {
 		return err
 	}

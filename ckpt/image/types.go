@@ -27,6 +27,8 @@ type Manifest struct {
 	Segments []Segment `cbor:"11,keyasint,omitempty" json:"segments,omitempty"` // shared memory
 	Blobs    []Blob    `cbor:"12,keyasint,omitempty" json:"blobs,omitempty"`    // raw bytes that belong to files, such as the content of a pipe
 	Lost     []Finding `cbor:"13,keyasint,omitempty" json:"lost,omitempty"`     // what a restore will not bring back, by which policy
+
+	Policies []string `cbor:"14,keyasint,omitempty" json:"policies,omitempty"` // chosen at the checkpoint, other than the defaults: KEY=VALUE (package policy)
 }
 
 // Host tells where and on what an image was taken.

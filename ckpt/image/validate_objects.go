@@ -378,6 +378,20 @@ func (f *FS) validate() error {
 	return within("umask", int64(f.Umask), 0, 0o777)
 }
 
+// validPolicies bounds what a restore prints of the policies; which there are it knows itself.
+func (m *Manifest) validPolicies() error {
+	const most, long = 100, 64
+	if len(m.Policies) > most {
+		return bad("policies", "there are %d of them, more than %d", len(m.Policies), most)
+	}
+	for i, p := range m.Policies {
+		if len(p) > long {
+			return bad(fmt.Sprintf("policies[%d]", i), "has %d bytes, more than %d", len(p), long)
+		}
+	}
+	return nil
+}
+
 // validLost checks that an image only lists losses: a refused checkpoint leaves no image.
 func (m *Manifest) validLost() error {
 	for i, f := range m.Lost {

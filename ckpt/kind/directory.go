@@ -85,7 +85,7 @@ func openByPath(rec *image.File, e *Env, j judge) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	warn, err := id.judgeBy(j, rec, now, e.Strict)
+	warn, err := id.judgeBy(j, rec, now, e.strict())
 	if err != nil {
 		unix.Close(fd) // never used
 		return -1, err
@@ -113,7 +113,7 @@ func checkOpenByPath(rec *image.File, e *Env, j judge) (string, error) {
 	if err := statPath(rec.Path, id.Mode, &st); err != nil {
 		return "", missing(rec.Path, err)
 	}
-	warn, err := id.judgeBy(j, rec, &st, e.Strict)
+	warn, err := id.judgeBy(j, rec, &st, e.strict())
 	if err != nil {
 		return "", err
 	}

@@ -91,7 +91,7 @@ func (fifo) CheckOpen(rec *image.File, e *Env) (string, error) {
 	if err := statPath(rec.Path, r.Mode, &st); err != nil {
 		return "", missing(rec.Path, err)
 	}
-	warn, err := r.judge(rec.Path, &st, e.Strict)
+	warn, err := r.judge(rec.Path, &st, e.strict())
 	if err != nil {
 		return "", err
 	}
@@ -145,7 +145,7 @@ func openHolder(rec *image.File, r *pipeRec, e *Env) (*fifoHolder, error) {
 	if err := statPath(rec.Path, r.Mode, &st); err != nil {
 		return nil, missing(rec.Path, err)
 	}
-	warn, err := r.judge(rec.Path, &st, e.Strict)
+	warn, err := r.judge(rec.Path, &st, e.strict())
 	if err != nil {
 		return nil, err
 	}

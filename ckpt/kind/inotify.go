@@ -107,7 +107,7 @@ func (inotify) CheckOpen(rec *image.File, e *Env) (string, error) {
 		if err := statPath(string(w.Path), w.Mode, &st); err != nil {
 			return "", missing(string(w.Path), err)
 		}
-		warn, err := w.judge(&st, e.Strict)
+		warn, err := w.judge(&st, e.strict())
 		if err != nil {
 			return "", err
 		}
@@ -209,7 +209,7 @@ func (w *inotifyWatch) add(fd int, e *Env) error {
 	if err := unix.Fstat(on, &st); err != nil {
 		return fmt.Errorf("fstat: %w", err)
 	}
-	warn, err := w.judge(&st, e.Strict)
+	warn, err := w.judge(&st, e.strict())
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"golang.org/x/sys/unix"
 )
 
@@ -187,7 +188,7 @@ func TestInotifyChanged(t *testing.T) {
 	if _, err := s.open(); err != nil || len(s.warned) != 1 || !strings.Contains(s.warned[0], "was replaced") {
 		t.Errorf("warnings %q, error %v", s.warned, err)
 	}
-	s.env.Strict = true
+	s.env.Policy = policy.Set{"files": "strict"}
 	try(s, b, "was replaced", "files=strict")
 }
 

@@ -15,6 +15,7 @@ package kind
 
 import (
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"golang.org/x/sys/unix"
 )
@@ -128,6 +129,8 @@ type Scene struct {
 	Maps func(dev, ino uint64) bool
 	// Member reports whether a process or thread id is one of the tree, zombies too; nil: none is.
 	Member func(id int) bool
+	// Policy has the policies that were chosen for the checkpoint.
+	Policy policy.Set
 	// Root leads from here to the root directory of the tree: "/", or /proc/PID/root.
 	Root string
 
@@ -175,8 +178,8 @@ type Env struct {
 	Out func() (fd int, err error)
 	// Dead has the id of the process that stands for the Dead with that key, while it is alive.
 	Dead map[string]int
-	// Strict is the policy files=strict: any change of an open file is refused.
-	Strict bool
+	// Policy has the policies that were chosen for the restore, and at the checkpoint.
+	Policy policy.Set
 	// Warn adds a line to NAME.log.
 	Warn func(format string, args ...any)
 	// Shared keeps what several files of one restore share, such as the two ends of a pipe,
@@ -185,3 +188,6 @@ type Env struct {
 	// so that an error of Close fails the restore.
 	Shared map[string]any
 }
+
+// strict reports whether any change of an open file is refused.
+func (e *Env) strict() bool { return e.Policy.Get("files") == "strict" }

@@ -105,7 +105,9 @@ func TestProcFileDead(t *testing.T) {
 func fetch(t *testing.T, pid, num int, comm string) int {
 	t.Helper()
 	for range 5000 {
-		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && strings.TrimSpace(string(b)) == comm {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)) // comes later in an execve than the name
+		if err == nil && strings.TrimSpace(string(b)) == comm && len(env) > 0 {
 			break
 		}
 		time.Sleep(time.Millisecond)

@@ -93,7 +93,7 @@ func (regular) Open(rec *image.File, e *Env) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	warn, err := r.judge(rec, fd, st, e.Strict)
+	warn, err := r.judge(rec, fd, st, e.strict())
 	if err != nil {
 		unix.Close(fd) // never used
 		return -1, err
@@ -123,7 +123,7 @@ func (regular) CheckOpen(rec *image.File, e *Env) (string, error) {
 	if err := statPath(rec.Path, r.Mode, &st); err != nil {
 		return "", missing(rec.Path, err)
 	}
-	warn, err := r.judge(rec, -1, &st, e.Strict)
+	warn, err := r.judge(rec, -1, &st, e.strict())
 	if err != nil {
 		return "", err
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"golang.org/x/sys/unix"
 )
 
@@ -90,7 +91,7 @@ func TestRegularChanged(t *testing.T) {
 				_, err := unix.Seek(fd, 4, unix.SEEK_SET)
 				must(t, err)
 				s := newStage(t)
-				s.env.Strict = strict
+				s.env.Policy = policy.Set{"files": map[bool]string{true: "strict", false: "changed"}[strict]}
 				s.add(fd)
 				recs := s.dump()
 				c.change(t, path)

@@ -63,6 +63,9 @@ func dispatch(ctx context.Context, c *console, args []string) error {
 	}
 	switch args[0] {
 	case "--help", "-h", "help":
+		if len(args) == 2 && args[1] == "policies" {
+			return c.printf("%s", policiesHelp())
+		}
 		if len(args) > 1 {
 			return dispatch(ctx, c, append(args[1:len(args):len(args)], "--help"))
 		}
@@ -121,7 +124,7 @@ func mainHelp(all []*command) string {
 	for _, cmd := range all {
 		fmt.Fprintf(&b, "  %-8s %s\n", cmd.name, cmd.short)
 	}
-	b.WriteString("\nckptfs COMMAND --help tells more and has examples.\n\nExit codes:\n")
+	b.WriteString("\nckptfs COMMAND --help tells more and has examples; ckptfs help policies lists the policies.\n\nExit codes:\n")
 	for _, e := range exitTexts {
 		fmt.Fprintf(&b, "  %3d  %s\n", e.code, e.text)
 	}

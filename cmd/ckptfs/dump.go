@@ -11,6 +11,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt"
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,6 +20,7 @@ type dumpFlags struct {
 	output     string
 	kill, stop bool
 	verbose    bool
+	policy     policy.Set
 	timeout    time.Duration
 }
 
@@ -28,6 +30,7 @@ func dumpCommand() *command {
 	fs.StringVarP(&f.output, "output", "o", "", "write the image to `FILE`, - for standard output (default COMM-PID-TIME.ckpt here)")
 	fs.BoolVar(&f.kill, "kill", false, "kill the tree once the image is safely written")
 	fs.BoolVar(&f.stop, "stop", false, "leave the tree stopped once the image is written (kill -CONT goes on)")
+	policyFlag(fs, &f.policy)
 	fs.DurationVar(&f.timeout, "timeout", ckpt.DefaultTimeout, "give up if the tree cannot be frozen within `TIME`")
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "say how it goes")
 	return &command{
@@ -63,7 +66,7 @@ func (f *dumpFlags) run(ctx context.Context, c *console, pid int) error {
 		return err
 	}
 	defer end()
-	o := ckpt.Options{Version: version, Timeout: f.timeout, Log: c.verbose(f.verbose), Steps: steps}
+	o := ckpt.Options{Version: version, Timeout: f.timeout, Policy: f.policy, Log: c.verbose(f.verbose), Steps: steps}
 	switch {
 	case f.kill:
 		o.After = ckpt.Kill

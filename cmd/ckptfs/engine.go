@@ -8,6 +8,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt"
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"github.com/ckptfs/ckptfs/ckpt/steplog"
 	"github.com/ckptfs/ckptfs/fusefs"
@@ -21,8 +22,8 @@ type engine struct {
 
 var _ fusefs.Engine = engine{}
 
-func (e engine) Take(ctx context.Context, pid int, log func(string)) (fusefs.Checkpoint, error) {
-	return checkpoint(ckpt.Take(ctx, pid, ckpt.Options{Version: version, Log: log, Steps: e.steps}))
+func (e engine) Take(ctx context.Context, pid int, o fusefs.TakeOptions) (fusefs.Checkpoint, error) {
+	return checkpoint(ckpt.Take(ctx, pid, ckpt.Options{Version: version, Log: o.Log, Policy: o.Policy, Steps: e.steps}))
 }
 
 func (engine) Estimate(pid int) (int64, error) {
@@ -30,8 +31,8 @@ func (engine) Estimate(pid int) (int64, error) {
 	return n, withErrno(err)
 }
 
-func (engine) Explain(pid int) ([]image.Finding, error) {
-	found, err := ckpt.Explain(pid)
+func (engine) Explain(pid int, p policy.Set) ([]image.Finding, error) {
+	found, err := ckpt.Explain(pid, p)
 	return found, withErrno(err)
 }
 
@@ -49,7 +50,7 @@ func (e engine) Freeze(ctx context.Context, pid int) (fusefs.Frozen, error) {
 }
 
 func (e engine) Restore(ctx context.Context, r *image.Reader, o fusefs.RestoreOptions) (*fusefs.Restored, error) {
-	ro := restore.Options{OutPath: o.OutPath, CallerUID: o.CallerUID, Log: o.Log, Steps: e.steps}
+	ro := restore.Options{OutPath: o.OutPath, CallerUID: o.CallerUID, Log: o.Log, Policy: o.Policy, Steps: e.steps}
 	if end, ok := ctx.Deadline(); ok {
 		ro.Timeout = time.Until(end)
 	}
@@ -66,8 +67,8 @@ type frozen struct {
 	steps *steplog.Log
 }
 
-func (z frozen) Take(ctx context.Context, log func(string)) (fusefs.Checkpoint, error) {
-	return checkpoint(z.Frozen.Take(ctx, ckpt.Options{Version: version, Log: log, Steps: z.steps}))
+func (z frozen) Take(ctx context.Context, o fusefs.TakeOptions) (fusefs.Checkpoint, error) {
+	return checkpoint(z.Frozen.Take(ctx, ckpt.Options{Version: version, Log: o.Log, Policy: o.Policy, Steps: z.steps}))
 }
 
 // checkpoint avoids the interface that is not nil although it holds a nil pointer.

@@ -5,12 +5,15 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt"
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/policy"
 )
 
 func explainCommand() *command {
 	var asJSON bool
+	var set policy.Set
 	fs := newFlags("explain")
 	fs.BoolVar(&asJSON, "json", false, "print the findings as a JSON array")
+	policyFlag(fs, &set)
 	return &command{
 		name: "explain", args: "PID", short: "say what of a process tree a checkpoint could not keep", flags: fs, nargs: [2]int{1, 1},
 		long: `Nothing is stopped. Each line names the process, the descriptor or address, the kind of
@@ -26,7 +29,7 @@ Examples:
 			if err != nil {
 				return err
 			}
-			found, err := ckpt.Explain(pid)
+			found, err := ckpt.Explain(pid, set)
 			if err != nil {
 				return err
 			}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/ckpt/steplog"
 	"github.com/ckptfs/ckptfs/fusefs"
 	"github.com/ckptfs/ckptfs/store"
@@ -23,6 +24,7 @@ type mountFlags struct {
 	log        string
 	foreground bool
 	timeout    time.Duration
+	policy     policy.Set
 	flags      *pflag.FlagSet
 	steps      *steplog.Log // may be nil
 }
@@ -34,6 +36,7 @@ func newMountFlags() *mountFlags {
 	f.keep.add(fs, "\n(default 50% in a folder, no bound in a bucket)")
 	fs.BoolVarP(&f.foreground, "foreground", "f", false, "stay in the foreground and log to standard error")
 	fs.StringVar(&f.log, "log", "", "log to `FILE` (default mount.log in the store's folder, or in its cache)")
+	policyFlag(fs, &f.policy)
 	fs.DurationVar(&f.timeout, "restore-timeout", 2*time.Minute, "a restore that takes longer than `TIME` fails; nobody can interrupt it")
 	return f
 }
@@ -144,7 +147,7 @@ func (f *mountFlags) serve(ctx context.Context, dir string, l *log.Logger, up fu
 		return err
 	}
 	srv, err := fusefs.Mount(fusefs.Options{Dir: dir, Source: f.at.place, Engine: engine{f.steps}, Store: st, Keep: keep, Spool: spool, Private: f.at.keyFile != "",
-		RestoreTimeout: f.timeout, Logf: l.Printf})
+		Policy: f.policy, RestoreTimeout: f.timeout, Logf: l.Printf})
 	if err != nil {
 		return err
 	}

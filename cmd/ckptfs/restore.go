@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/restore"
 )
 
@@ -16,6 +17,7 @@ import (
 type restoreFlags struct {
 	pidfile, out          string
 	wait, strict, stopped bool
+	policy                policy.Set
 	verbose               bool
 	timeout               time.Duration
 }
@@ -26,7 +28,8 @@ func restoreCommand() *command {
 	fs.StringVar(&f.pidfile, "pidfile", "", "write the pid of the tree's root to `FILE`")
 	fs.StringVar(&f.out, "out", "", "`FILE` that takes what the tree writes to terminals and pipes that are gone (default FILE.out)")
 	fs.BoolVar(&f.wait, "wait", false, "wait until the root exits and exit with its code")
-	fs.BoolVar(&f.strict, "strict", false, "refuse if any open file has changed since the checkpoint")
+	policyFlag(fs, &f.policy)
+	fs.BoolVar(&f.strict, "strict", false, "the same as --policy files=strict: refuse if any open file has changed since the checkpoint")
 	fs.BoolVar(&f.stopped, "stopped", false, "leave the tree stopped (kill -CONT goes on)")
 	fs.DurationVar(&f.timeout, "timeout", time.Minute, "give up if the tree does not run within `TIME`")
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "say how it goes")
@@ -53,6 +56,9 @@ func (f *restoreFlags) run(ctx context.Context, c *console, name string) error {
 	if name == "-" && f.out == "" {
 		f.out = "restored.out"
 	}
+	if f.strict {
+		f.policy["files"] = "strict"
+	}
 	steps, end, err := c.steps()
 	if err != nil {
 		return err
@@ -67,7 +73,7 @@ func (f *restoreFlags) run(ctx context.Context, c *console, name string) error {
 		return fmt.Errorf("%s: %w", label(name), err)
 	}
 	res, err := restore.Run(ctx, im.Reader, restore.Options{
-		OutPath: f.outPath(name), Strict: f.strict, Timeout: f.timeout, CallerUID: callerUID(), Stopped: f.stopped,
+		OutPath: f.outPath(name), Policy: f.policy, Timeout: f.timeout, CallerUID: callerUID(), Stopped: f.stopped,
 		Log: c.verbose(f.verbose), Steps: steps,
 	})
 	if err != nil {

@@ -39,7 +39,7 @@ func steps(t *testing.T, text, op string, pid int) (names []string) {
 
 var (
 	dumpSteps    = []string{"look", "stop", "freeze", "snapshot", "capture", "resume", "layout", "stream"}
-	restoreSteps = []string{"check", "open", "tree", "memory", "seal", "threads", "limits", "credentials", "stop", "signals", "scheduling", "verify", "go"}
+	restoreSteps = []string{"check", "open", "tree", "memory", "seal", "threads", "locks", "limits", "credentials", "stop", "signals", "scheduling", "verify", "go"}
 )
 
 // TestDebugSteps: CKPTFS_DEBUG makes a dump and a restore tell each of their steps.
