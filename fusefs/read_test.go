@@ -257,6 +257,35 @@ END`)
 	}
 }
 
+// TestPolicyFile sets policies of a process, which its next checkpoint is taken with, and of no other.
+func TestPolicyFile(t *testing.T) {
+	m := mount(t)
+	pid, other := target(t), target(t)
+	const def = "files=changed\n"
+	if out := m.ok(pid, "cat $MNT/ckpt/$PID/policy"); !strings.Contains(out, def) {
+		t.Errorf("at first: %q", out)
+	}
+	m.ok(pid, "echo files=strict > $MNT/ckpt/$PID/policy; cat $MNT/ckpt/$PID/image > f")
+	if out := m.ok(pid, "cat $MNT/ckpt/$PID/policy"); !strings.Contains(out, "files=strict\n") {
+		t.Errorf("after a change: %q", out)
+	}
+	if out := m.ok(other, "cat $MNT/ckpt/$PID/policy"); !strings.Contains(out, def) {
+		t.Errorf("of another process: %q", out)
+	}
+	if out := m.ok(pid, "cat $MNT/images/*/log"); !strings.Contains(out, "taken by the fake files=strict\n") {
+		t.Errorf("the checkpoint was taken with %q", out)
+	}
+	m.fails(pid, "echo files=lax > $MNT/ckpt/$PID/policy", "Invalid argument")
+	m.fails(pid, "echo nothing=1 > $MNT/ckpt/$PID/policy", "Invalid argument")
+	m.ok(pid, "cat $MNT/ckpt/$PID/policy > p; echo default > $MNT/ckpt/$PID/policy")
+	if out := m.ok(pid, "cat $MNT/ckpt/$PID/policy"); !strings.Contains(out, def) {
+		t.Errorf("after default: %q", out)
+	}
+	if out := m.ok(pid, "cp p $MNT/ckpt/$PID/policy; cat $MNT/ckpt/$PID/policy"); !strings.Contains(out, "files=strict\n") {
+		t.Errorf("copied back: %q", out)
+	}
+}
+
 // TestMove moves an image away, with and without the tree.
 func TestMove(t *testing.T) {
 	m := mount(t)

@@ -44,6 +44,9 @@ func (p *printer) header(r *Reader) {
 	p.line("  host    %s, Linux %s %s, %s", quote(h.Hostname), quote(h.Kernel), quote(h.Arch), quote(h.CPU))
 	p.line("  size    %s: head %s, data %s, trailer %s; %d chunks", bytesText(l.Total), bytesText(l.HeadLen), bytesText(l.DataLen), bytesText(l.TrailerLen), len(l.Chunks))
 	p.line("  root    %s", r.root)
+	if len(p.m.Policies) > 0 {
+		p.line("  policy  %s", quote(strings.Join(p.m.Policies, " ")))
+	}
 }
 
 // tree draws the processes below their parents.

@@ -52,7 +52,7 @@ func TestDirectoryChanged(t *testing.T) {
 	warn, err := directory{}.judge(&recs[0], &identity{Dev: now.Dev, Ino: now.Ino}, &now, false)
 	sameVerdict(t, "judge", warn, err, "was being read at position 1", "")
 	_, err = directory{}.judge(&recs[0], &identity{Dev: now.Dev, Ino: now.Ino}, &now, true)
-	sameVerdict(t, "judge", "", err, "", "restore it without files=strict")
+	sameVerdict(t, "judge", "", err, "", "restore it with --policy files=changed")
 	warn, err = directory{}.judge(&recs[0], &identity{Dev: now.Dev, Ino: now.Ino + 1, MTime: now.Mtim.Nano()}, &now, false)
 	sameVerdict(t, "judge", warn, err, "was replaced", "")
 }

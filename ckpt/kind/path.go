@@ -151,7 +151,7 @@ func verdict(path string, strict bool, whats ...string) (warn string, err error)
 	}
 	text := fmt.Sprintf("open file %s %s since the checkpoint", path, strings.Join(said, " and "))
 	if strict {
-		return "", fmt.Errorf("%s; restore it without files=strict, or put the old file back", text)
+		return "", fmt.Errorf("%s; restore it with --policy files=changed, or put the old file back", text)
 	}
 	return text, nil
 }

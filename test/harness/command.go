@@ -110,10 +110,10 @@ func (p *Program) DumpTo(image string, args ...string) {
 }
 
 // Restore brings the program back from an image with the command.
-func (p *Program) Restore(image string) {
+func (p *Program) Restore(image string, args ...string) {
 	p.t.Helper()
 	p.Again()
-	Must(p.t, run.binary, "restore", image)
+	Must(p.t, append([]string{run.binary, "restore", image}, args...)...)
 	p.Restored()
 }
 
