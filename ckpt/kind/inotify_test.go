@@ -189,7 +189,7 @@ func TestInotifyChanged(t *testing.T) {
 		t.Errorf("warnings %q, error %v", s.warned, err)
 	}
 	s.env.Policy = policy.Set{"files": "strict"}
-	try(s, b, "was replaced", "files=strict")
+	try(s, b, "was replaced", "files=changed")
 }
 
 func TestInotifyHostile(t *testing.T) {
