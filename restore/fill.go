@@ -19,27 +19,30 @@ const copyLen = 512 << 10
 // filler writes pages into a stub's address space. Fresh private anonymous memory in 4 KiB
 // pages is filled by UFFDIO_COPY, which takes less than half the time of the others, as
 // nothing is zeroed before and no fault is taken. What is writable otherwise, huge pages above
-// all, is filled by process_vm_writev(2), and the rest, whatever its protection, through
-// /proc/PID/mem, page by page.
+// all, is filled by process_vm_writev(2), many pieces in a call, and the rest, whatever its
+// protection, through /proc/PID/mem, piece by piece.
 type filler struct {
 	p    *proc
-	uffd int  // -1: the kernel gives us none
-	fast bool // the VMA that is open is filled through uffd
+	uffd int // -1: the kernel gives us none
+	src  io.ReaderAt
+}
+
+// area is a VMA that is filled.
+type area struct {
 	vma  *image.VMA
+	fast bool // through the userfaultfd
 }
 
 // worthUFFD is how many bytes of a VMA make registering it worthwhile.
 const worthUFFD = 256 << 10
 
 // newFiller prepares for the memory of p.
-func newFiller(p *proc) (*filler, error) {
-	f := &filler{p: p, uffd: -1}
-	fd, err := takeUFFD(p)
-	if err != nil {
-		return f, nil // without it memory is filled more slowly
+func newFiller(p *proc, src io.ReaderAt) *filler {
+	f := &filler{p: p, uffd: -1, src: src}
+	if fd, err := takeUFFD(p); err == nil { // without it memory is filled more slowly
+		f.uffd = fd
 	}
-	f.uffd = fd
-	return f, nil
+	return f
 }
 
 // takeUFFD makes a userfaultfd(2) in the stub and fetches it.
@@ -69,123 +72,176 @@ func takeUFFD(p *proc) (int, error) {
 	return fd, nil
 }
 
-func (f *filler) close() {
-	f.done()
-	closeFD(f.uffd)
-}
+// close takes the userfaultfd away, from all areas.
+func (f *filler) close() { closeFD(f.uffd) }
 
-// open begins with a VMA.
-func (f *filler) open(v *image.VMA) {
-	f.done()
-	f.vma = v
+// area prepares a VMA for being filled.
+func (f *filler) area(v *image.VMA) *area {
+	a := &area{vma: v}
 	total := uint64(0)
 	for _, e := range v.Extents {
 		total += e.Len
 	}
-	if f.uffd < 0 || v.Kind != image.VMAAnon || v.THP || v.Flags&unix.MAP_HUGETLB != 0 || total < worthUFFD {
-		return
+	if f.uffd >= 0 && v.Kind == image.VMAAnon && !v.THP && v.Flags&unix.MAP_HUGETLB == 0 && total >= worthUFFD {
+		reg := uffdioRegister{start: v.Start, length: v.End - v.Start, mode: uffdModeMissing}
+		a.fast = ioctl(f.uffd, uffdioRegisterCall, unsafe.Pointer(&reg)) == nil // else the slow way
 	}
-	reg := uffdioRegister{start: v.Start, length: v.End - v.Start, mode: uffdModeMissing}
-	f.fast = ioctl(f.uffd, uffdioRegisterCall, unsafe.Pointer(&reg)) == nil // else the slow way
-}
-
-// done ends with a VMA.
-func (f *filler) done() {
-	if !f.fast {
-		return
-	}
-	f.fast = false
-	r := uffdioRange{f.vma.Start, f.vma.End - f.vma.Start}
-	_ = ioctl(f.uffd, uffdioUnregisterCall, unsafe.Pointer(&r)) // closing the uffd does it as well
+	return a
 }
 
 // piece is some pages of the image and where they go.
 type piece struct {
 	addr, length uint64
 	off          int64
+	area         *area
 }
 
 // hugePage is the size of a huge page. Two goroutines that touch the same one first would
 // both make it, and one of them for nothing.
 const hugePage = 2 << 20
 
-// pieces cuts the extents of a VMA into what is copied at a time, in groups that each lie in
-// one huge page.
-func pieces(extents []image.Extent, offset func(extent int) int64) [][]piece {
-	var out [][]piece
-	for i, e := range extents {
+// pieces adds the extents of a VMA, cut into what is copied at a time, to lots: each is for one
+// goroutine. What lies in one huge page is in one lot, and small pieces share one.
+func pieces(lots [][]piece, a *area, offset func(extent int) int64) [][]piece {
+	size := uint64(copyLen) // of the last lot
+	if n := len(lots); n > 0 {
+		size = 0
+		for _, p := range lots[n-1] {
+			size += p.length
+		}
+	}
+	for i, e := range a.vma.Extents {
 		for done := uint64(0); done < e.Len; {
-			p := piece{addr: e.Start + done, off: offset(i) + int64(done)}
+			p := piece{addr: e.Start + done, off: offset(i) + int64(done), area: a}
 			p.length = min(e.Len-done, copyLen-p.addr%copyLen)
-			if n := len(out); n > 0 && out[n-1][0].addr/hugePage == p.addr/hugePage {
-				out[n-1] = append(out[n-1], p)
+			if n := len(lots); n > 0 && (size+p.length <= copyLen || lastOf(lots).addr/hugePage == p.addr/hugePage) {
+				lots[n-1] = append(lots[n-1], p)
 			} else {
-				out = append(out, []piece{p})
+				lots, size = append(lots, []piece{p}), 0
 			}
+			size += p.length
 			done += p.length
 		}
 	}
-	return out
+	return lots
 }
 
-// copiers is how many goroutines copy the pages of one VMA: more are slower, as they all
+// lastOf is the last piece of the last lot.
+func lastOf(lots [][]piece) piece {
+	lot := lots[len(lots)-1]
+	return lot[len(lot)-1]
+}
+
+// copiers is how many goroutines copy the pages of a process: more are slower, as they all
 // wait for memory.
 const copiers = 2
 
-// copy copies pages from the image into the VMA that is open.
-func (f *filler) copy(ctx context.Context, src io.ReaderAt, all [][]piece) error {
+// buffers are of copyLen bytes.
+var buffers = sync.Pool{New: func() any { return new([copyLen]byte) }}
+
+// copy copies pages from the image.
+func (f *filler) copy(ctx context.Context, lots [][]piece) error {
 	var next atomic.Int64
 	var group sync.WaitGroup
-	errs := make([]error, min(copiers, len(all)))
-	for i := range errs {
-		group.Go(func() {
-			buf := make([]byte, copyLen)
-			for n := next.Add(1) - 1; n < int64(len(all)) && errs[i] == nil; n = next.Add(1) - 1 {
-				errs[i] = f.copyGroup(ctx, src, all[n], buf)
-			}
-		})
+	errs := make([]error, min(copiers, len(lots)))
+	work := func(i int) {
+		buf := buffers.Get().(*[copyLen]byte)
+		defer buffers.Put(buf)
+		for n := next.Add(1) - 1; n < int64(len(lots)) && errs[i] == nil; n = next.Add(1) - 1 {
+			errs[i] = f.copyLot(ctx, lots[n], buf[:])
+		}
+	}
+	for i := 1; i < len(errs); i++ {
+		group.Go(func() { work(i) })
+	}
+	if len(errs) > 0 {
+		work(0)
 	}
 	group.Wait()
 	return errors.Join(errs...)
 }
 
-func (f *filler) copyGroup(ctx context.Context, src io.ReaderAt, group []piece, buf []byte) error {
-	for _, p := range group {
+// copyLot copies the pieces of a lot: at once those that are read together.
+func (f *filler) copyLot(ctx context.Context, lot []piece, buf []byte) error {
+	for len(lot) > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := f.copyPiece(src, p, buf); err != nil {
+		n, size := together(lot)
+		b := buf[:size]
+		if got, err := f.src.ReadAt(b, lot[0].off); got < len(b) {
+			return fmt.Errorf("read the image at %d: %w", lot[0].off, err)
+		}
+		if err := f.write(lot[:n], b); err != nil {
 			return err
 		}
+		lot = lot[n:]
 	}
 	return nil
 }
 
-func (f *filler) copyPiece(src io.ReaderAt, p piece, buf []byte) error {
-	b := buf[:p.length]
-	if n, err := src.ReadAt(b, p.off); n < len(b) {
-		return fmt.Errorf("read the image at %d: %w", p.off, err)
+// together counts the pieces at the beginning of a lot, and their bytes, that follow each other in
+// the image, fit into a buffer and one process_vm_writev(2), and are written in the same way.
+func together(lot []piece) (n int, size uint64) {
+	const iovMax = 1024 // UIO_MAXIOV of linux/uio.h
+	for n < len(lot) && n < iovMax {
+		p := lot[n]
+		if n > 0 && (p.off != lot[0].off+int64(size) || size+p.length > copyLen || p.area.way() != lot[0].area.way()) {
+			break
+		}
+		size += p.length
+		n++
 	}
-	return f.write(p.addr, b)
+	return n, size
 }
 
-// write writes to memory of the process, which is stopped.
-func (f *filler) write(addr uint64, b []byte) error {
-	if f.fast {
-		c := uffdioCopy{dst: addr, src: addressOf(b), length: uint64(len(b))}
-		if err := ioctl(f.uffd, uffdioCopyCall, unsafe.Pointer(&c)); err == nil {
-			return nil
-		}
+// The ways to write to an area.
+const (
+	wayUFFD = iota
+	wayVector
+	wayMem
+)
+
+func (a *area) way() int {
+	switch {
+	case a.fast:
+		return wayUFFD
+	case firstProt(a.vma)&unix.PROT_WRITE != 0:
+		return wayVector
 	}
-	if firstProt(f.vma)&unix.PROT_WRITE != 0 {
+	return wayMem
+}
+
+// write writes b to the pieces that it is the content of, in memory of the process, which is stopped.
+func (f *filler) write(ps []piece, b []byte) error {
+	if ps[0].area.way() == wayVector {
 		local := []unix.Iovec{{Base: &b[0], Len: uint64(len(b))}}
-		remote := []unix.RemoteIovec{{Base: uintptr(addr), Len: len(b)}}
+		remote := make([]unix.RemoteIovec, len(ps))
+		for i, p := range ps {
+			remote[i] = unix.RemoteIovec{Base: uintptr(p.addr), Len: int(p.length)}
+		}
 		if n, err := unix.ProcessVMWritev(f.p.pid, local, remote, 0); err == nil && n == len(b) {
 			return nil
 		}
 	}
-	if _, err := f.p.rem.Mem().WriteAt(b, int64(addr)); err != nil {
-		return fmt.Errorf("write %d bytes at %#x: %w", len(b), addr, err)
+	for _, p := range ps {
+		if err := f.writePiece(&p, b[:p.length]); err != nil {
+			return err
+		}
+		b = b[p.length:]
+	}
+	return nil
+}
+
+func (f *filler) writePiece(p *piece, b []byte) error {
+	if p.area.fast {
+		c := uffdioCopy{dst: p.addr, src: addressOf(b), length: uint64(len(b))}
+		if err := ioctl(f.uffd, uffdioCopyCall, unsafe.Pointer(&c)); err == nil {
+			return nil
+		}
+	}
+	if _, err := f.p.rem.Mem().WriteAt(b, int64(p.addr)); err != nil {
+		return fmt.Errorf("write %d bytes at %#x of %#x-%#x: %w", len(b), p.addr, p.area.vma.Start, p.area.vma.End, err)
 	}
 	return nil
 }
@@ -199,14 +255,12 @@ const (
 	uffdAPI          = 0xaa
 	uffdModeMissing  = 1
 
-	uffdioAPICall        = 0xc018aa3f
-	uffdioRegisterCall   = 0xc020aa00
-	uffdioUnregisterCall = 0x8010aa01
-	uffdioCopyCall       = 0xc028aa03
+	uffdioAPICall      = 0xc018aa3f
+	uffdioRegisterCall = 0xc020aa00
+	uffdioCopyCall     = 0xc028aa03
 )
 
 type uffdioAPI struct{ api, features, ioctls uint64 }
-type uffdioRange struct{ start, length uint64 }
 type uffdioRegister struct{ start, length, mode, ioctls uint64 }
 type uffdioCopy struct {
 	dst, src, length, mode uint64

@@ -295,18 +295,17 @@ func anonName(shown string) (string, bool) {
 
 // fill writes the pages of an address space.
 func (j *job) fill(ctx context.Context, p *proc, mm int) error {
-	f, err := newFiller(p)
-	if err != nil {
-		return err
-	}
+	f := newFiller(p, j.r)
 	defer f.close()
+	var lots [][]piece
 	for i := range j.m.MMs[mm].VMAs {
 		v := &j.m.MMs[mm].VMAs[i]
-		f.open(v)
-		todo := pieces(v.Extents, func(e int) int64 { return j.r.VMAOffset(mm, i, e) })
-		if err := f.copy(ctx, j.r, todo); err != nil {
-			return fmt.Errorf("restore pid %d: fill %#x-%#x: %w", p.pid, v.Start, v.End, err)
+		if len(v.Extents) > 0 {
+			lots = pieces(lots, f.area(v), func(e int) int64 { return j.r.VMAOffset(mm, i, e) })
 		}
+	}
+	if err := f.copy(ctx, lots); err != nil {
+		return fmt.Errorf("restore pid %d: fill its memory: %w", p.pid, err)
 	}
 	return nil
 }
