@@ -78,15 +78,24 @@ func (f *filler) close() { closeFD(f.uffd) }
 // area prepares a VMA for being filled.
 func (f *filler) area(v *image.VMA) *area {
 	a := &area{vma: v}
-	total := uint64(0)
-	for _, e := range v.Extents {
-		total += e.Len
-	}
-	if f.uffd >= 0 && v.Kind == image.VMAAnon && !v.THP && v.Flags&unix.MAP_HUGETLB == 0 && total >= worthUFFD {
+	if f.uffd >= 0 && viaUFFD(v) {
 		reg := uffdioRegister{start: v.Start, length: v.End - v.Start, mode: uffdModeMissing}
 		a.fast = ioctl(f.uffd, uffdioRegisterCall, unsafe.Pointer(&reg)) == nil // else the slow way
 	}
 	return a
+}
+
+// viaUFFD reports whether a VMA is filled through a userfaultfd if there is one.
+func viaUFFD(v *image.VMA) bool {
+	return v.Kind == image.VMAAnon && !v.THP && v.Flags&unix.MAP_HUGETLB == 0 && stored(v) >= worthUFFD
+}
+
+// stored is how much of a VMA the image holds.
+func stored(v *image.VMA) (n uint64) {
+	for _, e := range v.Extents {
+		n += e.Len
+	}
+	return n
 }
 
 // piece is some pages of the image and where they go.
@@ -181,12 +190,12 @@ func (f *filler) copyLot(ctx context.Context, lot []piece, buf []byte) error {
 }
 
 // together counts the pieces at the beginning of a lot, and their bytes, that follow each other in
-// the image, fit into a buffer and one process_vm_writev(2), and are written in the same way.
+// the image, and fit into a buffer and one process_vm_writev(2).
 func together(lot []piece) (n int, size uint64) {
 	const iovMax = 1024 // UIO_MAXIOV of linux/uio.h
 	for n < len(lot) && n < iovMax {
 		p := lot[n]
-		if n > 0 && (p.off != lot[0].off+int64(size) || size+p.length > copyLen || p.area.way() != lot[0].area.way()) {
+		if n > 0 && (p.off != lot[0].off+int64(size) || size+p.length > copyLen) {
 			break
 		}
 		size += p.length
@@ -206,7 +215,7 @@ func (a *area) way() int {
 	switch {
 	case a.fast:
 		return wayUFFD
-	case firstProt(a.vma)&unix.PROT_WRITE != 0:
+	case a.vma.Prot&unix.PROT_WRITE != 0, firstProt(a.vma)&unix.PROT_WRITE != 0 && !protectFirst(a.vma):
 		return wayVector
 	}
 	return wayMem
@@ -214,19 +223,28 @@ func (a *area) way() int {
 
 // write writes b to the pieces that it is the content of, in memory of the process, which is stopped.
 func (f *filler) write(ps []piece, b []byte) error {
-	if ps[0].area.way() == wayVector {
-		local := []unix.Iovec{{Base: &b[0], Len: uint64(len(b))}}
-		remote := make([]unix.RemoteIovec, len(ps))
-		for i, p := range ps {
-			remote[i] = unix.RemoteIovec{Base: uintptr(p.addr), Len: int(p.length)}
+	var local []unix.Iovec
+	var remote []unix.RemoteIovec
+	at, total := uint64(0), 0
+	for i := range ps {
+		if p := &ps[i]; p.area.way() == wayVector {
+			local = append(local, unix.Iovec{Base: &b[at], Len: p.length})
+			remote = append(remote, unix.RemoteIovec{Base: uintptr(p.addr), Len: int(p.length)})
+			total += int(p.length)
 		}
-		if n, err := unix.ProcessVMWritev(f.p.pid, local, remote, 0); err == nil && n == len(b) {
-			return nil
-		}
+		at += ps[i].length
 	}
-	for _, p := range ps {
-		if err := f.writePiece(&p, b[:p.length]); err != nil {
-			return err
+	written := false
+	if total > 0 {
+		n, err := unix.ProcessVMWritev(f.p.pid, local, remote, 0)
+		written = err == nil && n == total
+	}
+	for i := range ps {
+		p := &ps[i]
+		if !written || p.area.way() != wayVector {
+			if err := f.writePiece(p, b[:p.length]); err != nil {
+				return err
+			}
 		}
 		b = b[p.length:]
 	}

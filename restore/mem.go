@@ -225,6 +225,9 @@ func mapVMA(b *ptrace.Batch, v *image.VMA, fd func() uint64) {
 	}
 	b.Call(unix.SYS_MMAP, v.Start, v.End-v.Start, uint64(firstProt(v)), flags, num, off).
 		Label(fmt.Sprintf("map %#x-%#x %s", v.Start, v.End, v.Name+v.File.Path))
+	if protectFirst(v) {
+		protect(b, v)
+	}
 	for _, f := range v.VMFlags { // these decide whether the pages to come are huge
 		switch f {
 		case "hg":
@@ -240,11 +243,27 @@ func mapVMA(b *ptrace.Batch, v *image.VMA, fd func() uint64) {
 	}
 }
 
+// firstProt is the protection that a VMA is mapped with.
 func firstProt(v *image.VMA) uint32 {
 	if v.Flags&unix.MAP_PRIVATE != 0 && slices.Contains(v.VMFlags, "ac") {
 		return v.Prot | unix.PROT_WRITE
 	}
 	return v.Prot
+}
+
+// protectFirst reports whether a VMA gets its final protection before it is filled: what is filled
+// by UFFDIO_COPY or is small can be filled whatever its protection. That of pages that are there
+// already costs ten times as much, a message to the other CPUs for each VMA.
+func protectFirst(v *image.VMA) bool {
+	return viaUFFD(v) || stored(v) < worthUFFD
+}
+
+// protect queues the final protection of a VMA.
+func protect(b *ptrace.Batch, v *image.VMA) {
+	if firstProt(v) != v.Prot {
+		b.Call(unix.SYS_MPROTECT, v.Start, v.End-v.Start, uint64(v.Prot)).
+			Label(fmt.Sprintf("protect %#x-%#x", v.Start, v.End))
+	}
 }
 
 func advise(b *ptrace.Batch, v *image.VMA, advice uint64) {
@@ -268,9 +287,8 @@ func adviseVMA(b *ptrace.Batch, v *image.VMA) {
 	if v.Kind == image.VMAVDSO || v.Kind == image.VMAVvar {
 		return
 	}
-	if firstProt(v) != v.Prot {
-		b.Call(unix.SYS_MPROTECT, v.Start, v.End-v.Start, uint64(v.Prot)).
-			Label(fmt.Sprintf("protect %#x-%#x", v.Start, v.End))
+	if !protectFirst(v) {
+		protect(b, v)
 	}
 	for _, f := range v.VMFlags {
 		if a, ok := advices[f]; ok {

@@ -279,9 +279,7 @@ func (j *job) table(p *proc) []image.FD { return j.m.FDTables[p.task.Threads[0].
 // storedBytes is how much of an address space the image holds.
 func storedBytes(mm *image.MM) (n uint64) {
 	for i := range mm.VMAs {
-		for _, e := range mm.VMAs[i].Extents {
-			n += e.Len
-		}
+		n += stored(&mm.VMAs[i])
 	}
 	return n
 }
