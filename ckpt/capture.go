@@ -10,6 +10,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/kind"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"github.com/ckptfs/ckptfs/ckpt/task"
 )
 
@@ -355,7 +356,7 @@ func (c *Checkpoint) blob(b []byte) image.ObjRef {
 
 // readTimers reads /proc/PID/timers, the POSIX timers of a process.
 func readTimers(pid int) ([]procfs.Timer, error) {
-	b, err := readFile(procPath(pid, "timers"))
+	b, err := quickread.File(procPath(pid, "timers"))
 	if gone(err) {
 		return nil, nil // CONFIG_CHECKPOINT_RESTORE is off: task.Check says what follows
 	}

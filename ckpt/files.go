@@ -16,6 +16,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/kind"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -262,7 +263,7 @@ func describeOne(f *kind.Found) error {
 	if err != nil {
 		return fail("read its link", err)
 	}
-	b, err := readFile(procPath(int(at.PID), "fdinfo/"+num))
+	b, err := quickread.File(procPath(int(at.PID), "fdinfo/"+num))
 	if err != nil {
 		return fail("read fdinfo", err)
 	}
@@ -309,7 +310,7 @@ func readCloexec(pid int, slots []*slot, frozen bool) error {
 			sl.cloexec = sl.found.Info.Flags&unix.O_CLOEXEC != 0
 			continue
 		}
-		b, err := readFile(procPath(pid, "fdinfo/"+strconv.Itoa(sl.num)))
+		b, err := quickread.File(procPath(pid, "fdinfo/"+strconv.Itoa(sl.num)))
 		if gone(err) && !frozen {
 			continue
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 )
@@ -23,7 +24,7 @@ func hostInfo(root int) (image.Host, error) {
 		return h, fmt.Errorf("uname: %w", err)
 	}
 	h.Kernel, h.Hostname = unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Nodename[:])
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := quickread.File("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return h, err
 	}
@@ -43,7 +44,7 @@ func hostInfo(root int) (image.Host, error) {
 
 // cpuInfo returns model name and flags of the first CPU.
 func cpuInfo() (model, flags string, err error) {
-	b, err := os.ReadFile("/proc/cpuinfo")
+	b, err := quickread.File("/proc/cpuinfo")
 	if err != nil {
 		return "", "", err
 	}
@@ -95,7 +96,7 @@ func clock(id int32) int64 {
 
 // cgroup is the path of a process in the v2 hierarchy, or in the first v1 one.
 func cgroup(pid int) string {
-	b, err := readFile(procPath(pid, "cgroup"))
+	b, err := quickread.File(procPath(pid, "cgroup"))
 	if err != nil {
 		return ""
 	}

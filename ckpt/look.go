@@ -12,6 +12,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/kind"
 	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"github.com/ckptfs/ckptfs/ckpt/task"
 	"golang.org/x/sys/unix"
 )
@@ -187,7 +188,7 @@ func checkTraceable(l *looked) []image.Finding {
 		return nil // it vanished; whoever needs it finds out
 	}
 	for _, tid := range tids {
-		b, err := readFile(fmt.Sprintf("/proc/%d/task/%d/stat", l.pid, tid))
+		b, err := quickread.File(fmt.Sprintf("/proc/%d/task/%d/stat", l.pid, tid))
 		if err != nil {
 			continue
 		}
@@ -222,7 +223,7 @@ func vforkWait(wchan string) bool {
 
 // wchan names the kernel function a thread sleeps in.
 func wchan(pid, tid int) string {
-	b, err := readFile(fmt.Sprintf("/proc/%d/task/%d/wchan", pid, tid))
+	b, err := quickread.File(fmt.Sprintf("/proc/%d/task/%d/wchan", pid, tid))
 	if err != nil {
 		return ""
 	}

@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -111,7 +112,7 @@ func (o *outside) readMaps() {
 	}
 	o.mapped, o.maps, o.writes = true, map[inode]int{}, map[inode]int{}
 	for _, pid := range o.others() {
-		b, err := readFile(procPath(pid, "maps"))
+		b, err := quickread.File(procPath(pid, "maps"))
 		if err != nil {
 			continue // vanished, or a kernel thread
 		}

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
-	"os"
 	"runtime"
 	"slices"
 	"strconv"
@@ -16,6 +15,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -67,7 +67,7 @@ func findSleepers(pids []int) *sleepers {
 
 // sleeping tells which timed sleep a thread is in, or nil.
 func sleeping(pid, tid int) *sleeper {
-	b, err := readFile(fmt.Sprintf("/proc/%d/task/%d/syscall", pid, tid))
+	b, err := quickread.File(fmt.Sprintf("/proc/%d/task/%d/syscall", pid, tid))
 	if err != nil {
 		return nil
 	}
@@ -182,7 +182,7 @@ func (s *sleepers) findExpiries(pids []int) {
 		return
 	}
 	var timers []procfs.HRTimer
-	if b, err := readFile("/proc/timer_list"); err == nil {
+	if b, err := quickread.File("/proc/timer_list"); err == nil {
 		timers, _ = procfs.ParseTimerList(b) // without it the guesses have to do
 	}
 	timers = slices.DeleteFunc(timers, func(t procfs.HRTimer) bool { return t.Function != "hrtimer_wakeup" || t.Clock%4 != 0 })
@@ -204,7 +204,7 @@ func (s *sleepers) findExpiries(pids []int) {
 // late, never early: nobody minds a sleep that lasts a little longer.
 func (sl *sleeper) guess(pid, tid int, clocks *cpuClocks) {
 	dir := fmt.Sprintf("/proc/%d/task/%d/", pid, tid)
-	b, err := readFile(dir + "stat")
+	b, err := quickread.File(dir + "stat")
 	if err != nil {
 		return
 	}
@@ -261,7 +261,7 @@ func (sl *sleeper) fits(slack int64) bool {
 
 // timerSlack reads the slack of a thread's timers, in ns.
 func timerSlack(tid int) int64 {
-	b, err := readFile(procPath(tid, "timerslack_ns"))
+	b, err := quickread.File(procPath(tid, "timerslack_ns"))
 	if err != nil {
 		return 0
 	}
@@ -306,7 +306,7 @@ func (c *cpuClocks) read(cpu int) (mono int64, exec time.Duration, ok bool) {
 
 // execStart reads se.exec_start, in ms with six decimals, from a sched file.
 func execStart(path string) (time.Duration, bool) {
-	b, err := os.ReadFile(path)
+	b, err := quickread.File(path)
 	if err != nil {
 		return 0, false // CONFIG_SCHED_DEBUG is off, or the thread is gone
 	}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,7 +28,7 @@ func gone(err error) bool {
 
 // readStat reads /proc/PID/stat.
 func readStat(pid int) (procfs.Stat, error) {
-	b, err := readFile(procPath(pid, "stat"))
+	b, err := quickread.File(procPath(pid, "stat"))
 	if err != nil {
 		return procfs.Stat{}, err
 	}
@@ -36,7 +37,7 @@ func readStat(pid int) (procfs.Stat, error) {
 
 // readStatus reads /proc/PID/status.
 func readStatus(pid int) (procfs.Status, error) {
-	b, err := readFile(procPath(pid, "status"))
+	b, err := quickread.File(procPath(pid, "status"))
 	if err != nil {
 		return procfs.Status{}, err
 	}
@@ -85,7 +86,7 @@ func children(pid int) ([]int, error) {
 	var out []int
 	for _, tid := range tids {
 		f := procPath(pid, "task/"+strconv.Itoa(tid)+"/children")
-		b, err := readFile(f)
+		b, err := quickread.File(f)
 		if gone(err) {
 			continue
 		}
@@ -156,30 +157,4 @@ func refuseSelf(root int, pids []int) error {
 // makes it no other's child; with -f it forks and ends, and ckptfs goes to init.
 func fromOutside(root int) string {
 	return fmt.Sprintf("start it with setsid -f, or from another shell: setsid -f ckptfs dump %d -o FILE", root)
-}
-
-// readFile reads a whole file of /proc. os.ReadFile starts with 512 bytes and asks the
-// poller first, which is measurable when it is done a thousand times in a freeze.
-func readFile(path string) ([]byte, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
-	}
-	defer unix.Close(fd)
-	buf := make([]byte, 0, 4096)
-	for {
-		if len(buf) == cap(buf) {
-			buf = slices.Grow(buf, 3*cap(buf))
-		}
-		n, err := unix.Read(fd, buf[len(buf):cap(buf)])
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
-			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
-		case n == 0:
-			return buf, nil
-		}
-		buf = buf[:len(buf)+n]
-	}
 }

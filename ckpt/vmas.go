@@ -6,6 +6,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -239,7 +240,7 @@ func hugeShift(size uint64) uint32 {
 // readSmaps reads and parses /proc/PID/smaps. It costs about 70 ms per GiB of 4 KiB pages
 // and stops page faults of the process meanwhile, so it is not for the freeze.
 func readSmaps(pid int) ([]procfs.Smap, error) {
-	b, err := readFile(procPath(pid, "smaps"))
+	b, err := quickread.File(procPath(pid, "smaps"))
 	if err != nil {
 		return nil, err
 	}
@@ -252,7 +253,7 @@ func readSmaps(pid int) ([]procfs.Smap, error) {
 
 // readMaps reads and parses /proc/PID/maps.
 func readMaps(pid int) ([]procfs.Mapping, error) {
-	b, err := readFile(procPath(pid, "maps"))
+	b, err := quickread.File(procPath(pid, "maps"))
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"github.com/zeebo/blake3"
 )
 
@@ -27,7 +28,7 @@ type hostFacts struct {
 // lookHost reads the facts. The XSTATE features are known only once a stub has been stopped.
 func lookHost() (*hostFacts, error) {
 	h := &hostFacts{Arch: runtime.GOARCH}
-	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	release, err := quickread.File("/proc/sys/kernel/osrelease")
 	if err != nil {
 		return nil, fmt.Errorf("find out the kernel's version: %w", err)
 	}
@@ -35,7 +36,7 @@ func lookHost() (*hostFacts, error) {
 	if h.VDSO, h.VDSOLen, err = ownVDSO(); err != nil {
 		return nil, err
 	}
-	info, err := os.ReadFile("/proc/cpuinfo")
+	info, err := quickread.File("/proc/cpuinfo")
 	if err != nil {
 		return nil, fmt.Errorf("find out the CPU's features: %w", err)
 	}
@@ -45,7 +46,7 @@ func lookHost() (*hostFacts, error) {
 
 // ownVDSO hashes the vdso of this process; every process of one kernel has the same.
 func ownVDSO() (hash []byte, length uint64, err error) {
-	text, err := os.ReadFile("/proc/self/maps")
+	text, err := quickread.File("/proc/self/maps")
 	if err != nil {
 		return nil, 0, fmt.Errorf("find our vdso: %w", err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -89,7 +90,7 @@ func ending(pid int, st *procfs.Stat) bool {
 	if st.Flags&pfExiting != 0 {
 		return true
 	}
-	b, err := os.ReadFile(procPath(pid, "status"))
+	b, err := quickread.File(procPath(pid, "status"))
 	if err != nil {
 		return isGone(err)
 	}
@@ -127,7 +128,7 @@ func holder(pid int, use string) *PIDTakenError {
 	if st, err := readStat(pid); err == nil {
 		e.Comm = st.Comm
 	}
-	if b, err := os.ReadFile(procPath(pid, "cmdline")); err == nil {
+	if b, err := quickread.File(procPath(pid, "cmdline")); err == nil {
 		e.Cmdline = strings.TrimSpace(strings.ReplaceAll(string(b), "\x00", " "))
 	}
 	return e
@@ -174,7 +175,7 @@ func procPath(pid int, file string) string { return fmt.Sprintf("/proc/%d/%s", p
 // readStat reads /proc/PID/stat of a process or thread. A process that ends while it is being
 // read is os.ErrNotExist too.
 func readStat(pid int) (procfs.Stat, error) {
-	b, err := os.ReadFile(procPath(pid, "stat"))
+	b, err := quickread.File(procPath(pid, "stat"))
 	if isGone(err) {
 		return procfs.Stat{}, fmt.Errorf("pid %d: %w", pid, os.ErrNotExist)
 	}

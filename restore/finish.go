@@ -3,7 +3,6 @@ package restore
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"time"
 
@@ -11,6 +10,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/kind"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"github.com/ckptfs/ckptfs/ckpt/task"
 	"golang.org/x/sys/unix"
 )
@@ -196,7 +196,7 @@ func (j *job) letGo(alive []*proc) error {
 func awaitStop(pid int) {
 	const patience = time.Second
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(100 * time.Microsecond) {
-		b, err := os.ReadFile(procPath(pid, "stat"))
+		b, err := quickread.File(procPath(pid, "stat"))
 		if err != nil {
 			return
 		}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -93,7 +94,7 @@ func checkHugePages(m *image.Manifest) error {
 
 // alias names the file in /proc/sys for pages of the size that it is about.
 func alias(kib uint64) string {
-	b, err := os.ReadFile("/proc/meminfo")
+	b, err := quickread.File("/proc/meminfo")
 	if err == nil && strings.Contains(strings.Join(strings.Fields(string(b)), " "), fmt.Sprintf("Hugepagesize: %d kB", kib)) {
 		return " (or /proc/sys/vm/nr_hugepages)"
 	}
@@ -109,7 +110,7 @@ type hugePool struct {
 func readPool(dir string) (p hugePool, err error) {
 	for name, to := range map[string]*uint64{"nr_hugepages": &p.total, "free_hugepages": &p.unused, "resv_hugepages": &p.reserved,
 		"nr_overcommit_hugepages": &p.overcommit, "surplus_hugepages": &p.surplus} {
-		b, err := os.ReadFile(dir + name)
+		b, err := quickread.File(dir + name)
 		if err != nil {
 			return p, err
 		}

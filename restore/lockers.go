@@ -9,6 +9,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -127,7 +128,7 @@ func findFD(match func(pid int, num string) bool) (string, error) {
 
 // tracedByUs reports whether a process is one of those that are being restored.
 func tracedByUs(pid int) bool {
-	b, err := os.ReadFile(procPath(pid, "status"))
+	b, err := quickread.File(procPath(pid, "status"))
 	if err != nil {
 		return false
 	}
@@ -141,7 +142,7 @@ func tracedByUs(pid int) bool {
 
 // heldLocks reads the locks that a descriptor of a process holds.
 func heldLocks(pid int, num string) []procfs.Lock {
-	b, err := os.ReadFile(procPath(pid, "fdinfo/"+num))
+	b, err := quickread.File(procPath(pid, "fdinfo/"+num))
 	if err != nil || !strings.Contains(string(b), "\nlock:") {
 		return nil
 	}
@@ -165,7 +166,7 @@ func lockInode(fd int) (dev, ino uint64, err error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return 0, 0, fmt.Errorf("fstat: %w", err)
 	}
-	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(fd))
+	b, err := quickread.File("/proc/self/fdinfo/" + strconv.Itoa(fd))
 	if err != nil {
 		return 0, 0, err
 	}
@@ -173,7 +174,7 @@ func lockInode(fd int) (dev, ino uint64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	text, err := os.ReadFile("/proc/self/mountinfo")
+	text, err := quickread.File("/proc/self/mountinfo")
 	if err != nil {
 		return 0, 0, err
 	}

@@ -3,12 +3,12 @@ package restore
 import (
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"strings"
 	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -71,7 +71,7 @@ func (j *job) ownerStays(f *image.File) bool {
 	if f.OwnerBy == nil || j.ownerInTree(f.Owner) { // images of before did not tell more
 		return true
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := quickread.File("/proc/sys/kernel/random/boot_id")
 	if err != nil || f.OwnerStart == 0 || strings.TrimSpace(string(boot)) != j.m.Host.BootID {
 		return false
 	}

@@ -2,10 +2,10 @@ package restore
 
 import (
 	"fmt"
-	"os"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -103,7 +103,7 @@ func anonSegment(seg *image.Segment) (int, error) {
 
 // mappingOf finds the mapping of this process at an address.
 func mappingOf(addr uint64) (procfs.Mapping, error) {
-	text, err := os.ReadFile("/proc/self/maps")
+	text, err := quickread.File("/proc/self/maps")
 	if err != nil {
 		return procfs.Mapping{}, err
 	}

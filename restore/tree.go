@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -373,7 +373,7 @@ type spares struct {
 }
 
 func newSpares(want map[int]bool) (*spares, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/pid_max")
+	b, err := quickread.File("/proc/sys/kernel/pid_max")
 	if err != nil {
 		return nil, fmt.Errorf("restore: %w", err)
 	}

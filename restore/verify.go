@@ -9,6 +9,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"github.com/ckptfs/ckptfs/ckpt/task"
 	"golang.org/x/sys/unix"
 )
@@ -17,7 +18,7 @@ import (
 // threads and their credentials. A difference is a bug of ours or of the image, and
 // better found now than by the program.
 func (j *job) verify(p *proc) error {
-	text, err := os.ReadFile(procPath(p.pid, "maps"))
+	text, err := quickread.File(procPath(p.pid, "maps"))
 	if err != nil {
 		return fmt.Errorf("restore pid %d: %w", p.pid, err)
 	}

@@ -1,11 +1,11 @@
 package kind
 
 import (
-	"os"
 	"strconv"
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -79,7 +79,7 @@ func procRefusal(link string) (what, remedy string) {
 // ownMount tells whether the mount with this id, of our own mount namespace, is one of ckptfs.
 // It asks mountinfo, because a question to the filesystem itself would come back to us.
 func ownMount(id int) bool {
-	b, err := os.ReadFile("/proc/self/mountinfo")
+	b, err := quickread.File("/proc/self/mountinfo")
 	if err != nil {
 		return false
 	}

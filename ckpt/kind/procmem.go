@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"unsafe"
 
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -68,7 +68,7 @@ func staleMemory(f *Found, r *procFileRec) error {
 		if r.Name != "auxv" {
 			return nil
 		}
-		now, err := os.ReadFile(fresh)
+		now, err := quickread.File(fresh)
 		if err != nil {
 			return err
 		}

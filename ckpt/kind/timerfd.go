@@ -3,13 +3,13 @@ package kind
 import (
 	"encoding/binary"
 	"fmt"
-	"os"
 	"strconv"
 	"time"
 	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -79,7 +79,7 @@ func nextExpiry(f *Found) (left int64, ticks uint64, err error) {
 	if err := unix.TimerfdGettime(f.FD, &spec); err != nil {
 		return 0, 0, fmt.Errorf("timerfd_gettime: %w", err)
 	}
-	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(f.FD))
+	b, err := quickread.File("/proc/self/fdinfo/" + strconv.Itoa(f.FD))
 	if err != nil {
 		return 0, 0, err
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -106,7 +107,7 @@ func findWatched(raw []rawWatch) ([]inotifyWatch, error) {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return nil, fmt.Errorf("unshare(CLONE_FS): %w", err)
 	}
-	b, err := os.ReadFile("/proc/thread-self/mountinfo")
+	b, err := quickread.File("/proc/thread-self/mountinfo")
 	if err != nil {
 		return nil, err
 	}

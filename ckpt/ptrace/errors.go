@@ -3,9 +3,9 @@ package ptrace
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -66,7 +66,7 @@ func timeout(tid int, doing string) error {
 	if st, err := readStat(tid); err == nil {
 		e.State = st.state
 	}
-	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", tid)); err == nil && string(b) != "0" {
+	if b, err := quickread.File(fmt.Sprintf("/proc/%d/wchan", tid)); err == nil && string(b) != "0" {
 		e.Wchan = string(b)
 	}
 	// The wait for a vfork child is inlined in kernel_clone or stands in a function of its

@@ -6,14 +6,16 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 )
 
 // The little that this package must know from /proc by itself. The full parsers are in
-// package procfs, which a package at the bottom does not import.
+// package procfs, which this package does not import.
 
 // statusField returns one field of /proc/PID/status.
 func statusField(pid int, name string) (string, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	b, err := quickread.File(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return "", err
 	}
@@ -27,7 +29,7 @@ func statusField(pid int, name string) (string, error) {
 
 // comm returns the name of a process, "?" if it is gone.
 func comm(pid int) string {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	b, err := quickread.File(fmt.Sprintf("/proc/%d/comm", pid))
 	if err != nil {
 		return "?"
 	}
@@ -44,7 +46,7 @@ type stat struct {
 
 // readStat reads /proc/PID/stat of a process or thread.
 func readStat(pid int) (stat, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	b, err := quickread.File(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return stat{}, err
 	}
@@ -64,7 +66,7 @@ func readStat(pid int) (stat, error) {
 
 // children returns the child processes of one thread.
 func children(pid, tid int) []int {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, tid))
+	b, err := quickread.File(fmt.Sprintf("/proc/%d/task/%d/children", pid, tid))
 	if err != nil {
 		return nil // the thread is gone, and its children are another's
 	}
@@ -109,7 +111,7 @@ type vma struct {
 
 // readMaps parses /proc/PID/maps.
 func readMaps(pid int) ([]vma, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	b, err := quickread.File(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 )
 
 // Signals that were pending when a tracer died are delivered while the thread is on its way
@@ -153,7 +155,7 @@ func isSigRecord(b []byte, off int, sp uint64) bool {
 
 // stackOf returns the stack of a stopped thread from its stack pointer on, aligned to 8.
 func (r *Remote) stackOf(tid int) (sp uint64, b []byte, err error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/syscall", r.pid, tid))
+	text, err := quickread.File(fmt.Sprintf("/proc/%d/task/%d/syscall", r.pid, tid))
 	if os.IsNotExist(err) {
 		return 0, nil, nil // it has ended
 	}

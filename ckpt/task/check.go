@@ -8,6 +8,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -110,7 +111,7 @@ func (c *checker) program() error {
 
 // aio finds contexts of io_setup(2), which show as mappings.
 func (c *checker) aio() error {
-	b, err := readFile(taskPath(c.pid, 0, "maps"))
+	b, err := quickread.File(taskPath(c.pid, 0, "maps"))
 	if err != nil {
 		return err
 	}
@@ -129,7 +130,7 @@ func (c *checker) aio() error {
 
 // mempolicy finds NUMA policies, of the leader or of single mappings.
 func (c *checker) mempolicy() error {
-	b, err := readFile(taskPath(c.pid, 0, "numa_maps"))
+	b, err := quickread.File(taskPath(c.pid, 0, "numa_maps"))
 	if errors.Is(err, unix.ENOENT) {
 		return nil // a kernel without NUMA
 	}
@@ -167,7 +168,7 @@ func firstFields(line []byte) []byte {
 }
 
 func (c *checker) timers() error {
-	b, err := readFile(taskPath(c.pid, 0, "timers"))
+	b, err := quickread.File(taskPath(c.pid, 0, "timers"))
 	if err != nil {
 		return err
 	}
@@ -191,11 +192,11 @@ func (c *checker) losses() error {
 		{"cgroup", "cgroup", "it is in %s, and will be restored into the cgroup of whoever restores it", "move it after the restore, or restore from a shell in that cgroup"},
 		{"loginuid", "audit login id", "it is %s, and will be that of whoever restores it", "restore from a session of that user if audit records matter"},
 	} {
-		mine, err := readFile("/proc/self/" + l.file)
+		mine, err := quickread.File("/proc/self/" + l.file)
 		if err != nil {
 			continue // a kernel without it
 		}
-		its, err := readFile(taskPath(c.pid, 0, l.file))
+		its, err := quickread.File(taskPath(c.pid, 0, l.file))
 		if err != nil {
 			return err
 		}

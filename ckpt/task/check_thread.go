@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -151,7 +152,7 @@ func (c *checker) threadLabels(tid int, dir string) error {
 			}
 			continue
 		}
-		label, err := readFile(taskPath(c.pid, tid, name))
+		label, err := quickread.File(taskPath(c.pid, tid, name))
 		if errors.Is(err, unix.EINVAL) || e.Name() == "prev" {
 			continue // EINVAL: no security module answers for it; prev is what the label was, and nothing depends on it
 		}
@@ -159,7 +160,7 @@ func (c *checker) threadLabels(tid int, dir string) error {
 			return err
 		}
 		c.labelled = true
-		own, err := readFile("/proc/self/" + name)
+		own, err := quickread.File("/proc/self/" + name)
 		if err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -132,7 +133,7 @@ func checkCPU(pid int, st *procfs.Status, add func(kind, what, remedy string)) e
 	if st.UntagMask != 0 && st.UntagMask != ^uint64(0) {
 		add("address tagging", "linear address masking is on, which is not kept", "run the program without tagged addresses")
 	}
-	auxv, err := readFile(taskPath(pid, 0, "auxv")) // opening the executable would be an event for who watches it
+	auxv, err := quickread.File(taskPath(pid, 0, "auxv")) // opening the executable would be an event for who watches it
 	if err != nil {
 		return err
 	}

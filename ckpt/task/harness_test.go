@@ -17,6 +17,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 )
 
 // fixture is testdata/target.c, compiled once for all tests.
@@ -186,7 +187,7 @@ func (e *everything) read(s *stopped) (err error) {
 		}
 		e.Task.Threads = append(e.Task.Threads, it)
 	}
-	b, err := readFile(taskPath(s.pid, 0, "timers"))
+	b, err := quickread.File(taskPath(s.pid, 0, "timers"))
 	if err != nil {
 		return err
 	}

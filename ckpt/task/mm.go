@@ -10,6 +10,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,7 +34,7 @@ func readMMOutside(pid int, mm *image.MM) error {
 	mm.StartCode, mm.EndCode, mm.StartData, mm.EndData = st.StartCode, st.EndCode, st.StartData, st.EndData
 	mm.StartBrk, mm.StartStack = st.StartBrk, st.StartStack
 	mm.ArgStart, mm.ArgEnd, mm.EnvStart, mm.EnvEnd = st.ArgStart, st.ArgEnd, st.EnvStart, st.EnvEnd
-	if mm.Auxv, err = readFile(taskPath(pid, 0, "auxv")); err != nil {
+	if mm.Auxv, err = quickread.File(taskPath(pid, 0, "auxv")); err != nil {
 		return err
 	}
 	if mm.CoreFilter, err = readCoreFilter(pid); err != nil {
@@ -61,7 +62,7 @@ func readExe(pid int) (image.MappedFile, error) {
 
 // readCoreFilter reads /proc/PID/coredump_filter, see core(5).
 func readCoreFilter(pid int) (uint32, error) {
-	b, err := readFile(taskPath(pid, 0, "coredump_filter"))
+	b, err := quickread.File(taskPath(pid, 0, "coredump_filter"))
 	if err != nil {
 		return 0, err
 	}
@@ -107,7 +108,7 @@ func lockFuture(pid int, addr uint64) (uint32, error) {
 	if err != nil || st.VmLck == 0 {
 		return 0, err
 	}
-	b, err := readFile(taskPath(pid, 0, "smaps"))
+	b, err := quickread.File(taskPath(pid, 0, "smaps"))
 	if err != nil {
 		return 0, err
 	}
@@ -174,7 +175,7 @@ func warnDumpable(pid int, mm *image.MM, warn func(string)) {
 	if mm.Dumpable != dumpRoot {
 		return
 	}
-	if b, err := os.ReadFile(suidDumpable); err != nil || strings.TrimSpace(string(b)) != strconv.Itoa(dumpRoot) {
+	if b, err := quickread.File(suidDumpable); err != nil || strings.TrimSpace(string(b)) != strconv.Itoa(dumpRoot) {
 		warn(fmt.Sprintf("pid %d: its core dumps were for root only (dumpable 2); here fs.suid_dumpable is not 2, so it dumps as that says", pid))
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,32 +24,6 @@ func taskPath(pid, tid int, name string) string {
 		p += "/task/" + strconv.Itoa(tid)
 	}
 	return p + "/" + name
-}
-
-// readFile reads a file of /proc. It spares the stat, the poller and the growing of
-// os.ReadFile, because it runs many times while a tree is frozen.
-func readFile(path string) ([]byte, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	defer unix.Close(fd)
-	buf := make([]byte, 0, 4096)
-	for {
-		if cap(buf)-len(buf) < 1024 {
-			buf = append(buf, make([]byte, cap(buf))...)[:len(buf)]
-		}
-		n, err := unix.Read(fd, buf[len(buf):cap(buf)])
-		switch {
-		case err == unix.EINTR:
-		case err != nil:
-			return nil, &os.PathError{Op: "read", Path: path, Err: err}
-		case n == 0:
-			return buf, nil
-		default:
-			buf = buf[:len(buf)+n]
-		}
-	}
 }
 
 // writeFile writes a setting to a file of /proc with one write(2).
@@ -71,7 +46,7 @@ func gone(err error) bool {
 
 // readStatus reads /proc/PID/status, or that of one thread.
 func readStatus(pid, tid int) (procfs.Status, error) {
-	b, err := readFile(taskPath(pid, tid, "status"))
+	b, err := quickread.File(taskPath(pid, tid, "status"))
 	if err != nil {
 		return procfs.Status{}, err
 	}
@@ -80,7 +55,7 @@ func readStatus(pid, tid int) (procfs.Status, error) {
 
 // readStat reads /proc/PID/stat, or that of one thread.
 func readStat(pid, tid int) (procfs.Stat, error) {
-	b, err := readFile(taskPath(pid, tid, "stat"))
+	b, err := quickread.File(taskPath(pid, tid, "stat"))
 	if err != nil {
 		return procfs.Stat{}, err
 	}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,7 +29,7 @@ const infinity = math.MaxUint64
 // readRlimits reads /proc/PID/limits: unlike prlimit(2), which asks for CAP_SYS_RESOURCE where the
 // target belongs to another user, it needs no privilege.
 func readRlimits(pid int) ([]image.Rlimit, error) {
-	b, err := readFile(taskPath(pid, 0, "limits"))
+	b, err := quickread.File(taskPath(pid, 0, "limits"))
 	if err != nil {
 		return nil, err
 	}

@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
-	"os"
 	"strconv"
 	"strings"
 	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -127,7 +127,7 @@ func subtract(a, b []byte) []byte {
 
 // readCPUs returns the CPUs of this machine that are online.
 func readCPUs() ([]byte, error) {
-	b, err := readFile(onlineCPUs)
+	b, err := quickread.File(onlineCPUs)
 	if err != nil {
 		return nil, err
 	}
@@ -317,7 +317,7 @@ func defaultClamp(a *unix.SchedAttr) bool {
 	case a.Util_max == 0 || a.Util_min == 0 && a.Util_max == 1024:
 		return true
 	case realtime(a.Policy) && a.Util_max == 1024:
-		b, err := os.ReadFile("/proc/sys/kernel/sched_util_clamp_min_rt_default")
+		b, err := quickread.File("/proc/sys/kernel/sched_util_clamp_min_rt_default")
 		return err == nil && strings.TrimSpace(string(b)) == strconv.FormatUint(uint64(a.Util_min), 10)
 	}
 	return false

@@ -9,6 +9,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -43,7 +44,7 @@ func readTaskOutside(pid int, t *image.Task, mm *image.MM) (err error) {
 
 // readPersonality reads personality(2) of a thread.
 func readPersonality(pid, tid int) (uint32, error) {
-	b, err := readFile(taskPath(pid, tid, "personality"))
+	b, err := quickread.File(taskPath(pid, tid, "personality"))
 	if err != nil {
 		return 0, err
 	}
@@ -52,7 +53,7 @@ func readPersonality(pid, tid int) (uint32, error) {
 }
 
 func readOOMScoreAdj(pid int) (int32, error) {
-	b, err := readFile(taskPath(pid, 0, "oom_score_adj"))
+	b, err := quickread.File(taskPath(pid, 0, "oom_score_adj"))
 	if err != nil {
 		return 0, err
 	}
@@ -75,7 +76,7 @@ func writeOOMScoreAdj(pid int, want int32) error {
 // readAutogroup reads the nice value of the session's autogroup, see sched(7); 0 where the
 // kernel has no autogroups.
 func readAutogroup(pid int) (int32, error) {
-	b, err := readFile(taskPath(pid, 0, "autogroup"))
+	b, err := quickread.File(taskPath(pid, 0, "autogroup"))
 	if gone(err) {
 		if _, e := readStat(pid, 0); e == nil {
 			return 0, nil

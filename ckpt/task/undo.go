@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,7 +20,7 @@ const semGetPID = 11
 // empty, as it is in every program with threads: then what counts is whether the process was the
 // last to change a semaphore.
 func (c *checker) undo() error {
-	sems, err := readFile("/proc/sysvipc/sem")
+	sems, err := quickread.File("/proc/sysvipc/sem")
 	if err != nil || bytes.Count(sems, []byte("\n")) <= 1 {
 		return nil // no SysV IPC here, or no semaphores: nothing to undo
 	}

@@ -1,0 +1,44 @@
+// Package quickread reads small files, those of /proc above all, in as few system calls as can be.
+// os.ReadFile takes three times as long: it asks for the size, of which /proc knows nothing, and
+// asks the poller whether the file is a pipe. In a freeze that is done thousands of times.
+package quickread
+
+import (
+	"io/fs"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// File returns the content of a file. Errors are *fs.PathError, as those of os.ReadFile.
+func File(path string) ([]byte, error) {
+	fd, err := retry(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, 0, 4096)
+	for {
+		if cap(buf)-len(buf) < 1024 {
+			buf = slices.Grow(buf, 3*cap(buf))
+		}
+		n, err := retry(func() (int, error) { return unix.Read(fd, buf[len(buf):cap(buf)]) })
+		if err != nil {
+			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+		}
+		if n == 0 {
+			return buf, nil
+		}
+		buf = buf[:len(buf)+n]
+	}
+}
+
+// retry makes a call again that a signal has interrupted.
+func retry(call func() (int, error)) (int, error) {
+	for {
+		n, err := call()
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
