@@ -19,6 +19,7 @@ import (
 type dumpFlags struct {
 	output     string
 	kill, stop bool
+	sync       bool
 	verbose    bool
 	policy     policy.Set
 	timeout    time.Duration
@@ -30,14 +31,17 @@ func dumpCommand() *command {
 	fs.StringVarP(&f.output, "output", "o", "", "write the image to `FILE`, - for standard output (default COMM-PID-TIME.ckpt here)")
 	fs.BoolVar(&f.kill, "kill", false, "kill the tree once the image is safely written")
 	fs.BoolVar(&f.stop, "stop", false, "leave the tree stopped once the image is written (kill -CONT goes on)")
+	fs.BoolVar(&f.sync, "sync", false, "wait until the image is on the disk also if the tree lives on")
 	policyFlag(fs, &f.policy)
 	fs.DurationVar(&f.timeout, "timeout", ckpt.DefaultTimeout, "give up if the tree cannot be frozen within `TIME`")
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "say how it goes")
 	return &command{
 		name: "dump", args: "PID", short: "checkpoint a process and all its descendants into a file", flags: fs, nargs: [2]int{1, 1},
 		long: `The tree below PID is stopped for some milliseconds, goes on running, and its image is
-written meanwhile. FILE appears complete and durable or not at all. The name of the image is
-printed on standard output, losses by policy on standard error.
+written meanwhile. FILE appears complete or not at all. Before anything is lost that it stands
+for, it is on the disk too: with --kill before the tree is killed, and where it takes the place
+of an older FILE; else the system writes it when it likes, unless --sync is given. The name of
+the image is printed on standard output, losses by policy on standard error.
 
 Examples:
   ckptfs dump 1234                        image in python3-1234-20260102T030405Z.ckpt
@@ -111,7 +115,7 @@ func (f *dumpFlags) write(ctx context.Context, c *console, pid int, o ckpt.Optio
 	if err != nil {
 		return err
 	}
-	if err := out.commit(); err != nil {
+	if err := out.commit(f.sync || o.After == ckpt.Kill); err != nil {
 		return err
 	}
 	return cp.Finish()
@@ -149,13 +153,19 @@ func createOutput(c *console, name string) (*output, error) {
 	return &output{Writer: f, label: name, file: f, name: name}, nil
 }
 
-// commit makes the file durable and then visible under its name.
-func (o *output) commit() error {
+// commit makes the file visible under its name, and durable before if that is asked for or another
+// file had the name: a power cut would lose both.
+func (o *output) commit(durable bool) error {
 	if o.file == nil {
-		return nil
+		return o.syncStream(durable)
 	}
-	if err := o.file.Sync(); err != nil {
-		return err
+	if _, err := os.Lstat(o.name); !errors.Is(err, os.ErrNotExist) {
+		durable = true
+	}
+	if durable {
+		if err := o.file.Sync(); err != nil {
+			return err
+		}
 	}
 	if err := o.file.Close(); err != nil {
 		return err
@@ -164,7 +174,22 @@ func (o *output) commit() error {
 		return err
 	}
 	o.file = nil
+	if !durable {
+		return nil
+	}
 	return syncDir(filepath.Dir(o.name))
+}
+
+// syncStream makes durable what was written to a stream, if it is a file or a disk.
+func (o *output) syncStream(durable bool) error {
+	f, ok := o.Writer.(*os.File)
+	if !ok || !durable {
+		return nil
+	}
+	if err := f.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EROFS) { // what pipes and terminals say
+		return err
+	}
+	return nil
 }
 
 // discard removes what commit has not made visible.

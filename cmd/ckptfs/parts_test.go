@@ -39,7 +39,7 @@ func TestOutput(t *testing.T) {
 			t.Errorf("half a file is visible: %q", b)
 		}
 		if commit {
-			if err := o.commit(); err != nil {
+			if err := o.commit(true); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -58,7 +58,7 @@ func TestOutput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := o.commit(); err != nil {
+	if err := o.commit(true); err != nil {
 		t.Error(err)
 	}
 	if o.discard(); !exists("/dev/null") {
