@@ -286,7 +286,7 @@ func (n *savedFile) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32
 		return nil, 0, n.dir.d.fail(im.Name, err)
 	}
 	if !n.attached {
-		return &savedHandle{n.dir.d.f, r}, fuse.FOPEN_DIRECT_IO, 0
+		return &savedHandle{n.dir.d.f, newSharedReader(r)}, fuse.FOPEN_DIRECT_IO, 0
 	}
 	b, err := r.Attachment(n.name)
 	if err == nil && n.name == infoName {
@@ -302,7 +302,7 @@ func (n *savedFile) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32
 // savedHandle is an open image of the store; it can be read even after its removal.
 type savedHandle struct {
 	f *filesystem
-	r *store.Reader
+	r *sharedReader
 }
 
 func (h *savedHandle) Read(_ context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
@@ -310,7 +310,7 @@ func (h *savedHandle) Read(_ context.Context, dest []byte, off int64) (fuse.Read
 		return fuse.ReadResultData(nil), 0
 	}
 	dest = dest[:min(int64(len(dest)), h.r.Size()-off)]
-	res, err := gather(h.r, dest, off)
+	res, err := gather(h.r.Reader, dest, off)
 	if err != nil {
 		h.f.logf("images/%s: read at %d: %v", h.r.Name(), off, err)
 		return nil, neverEINTR(errno(err))
@@ -319,7 +319,7 @@ func (h *savedHandle) Read(_ context.Context, dest []byte, off int64) (fuse.Read
 }
 
 func (h *savedHandle) Release(context.Context) syscall.Errno {
-	if err := h.r.Close(); err != nil {
+	if err := h.r.release(); err != nil {
 		h.f.logf("images/%s: %v", h.r.Name(), err)
 	}
 	return 0

@@ -65,8 +65,11 @@ var (
 
 	_ fs.NodeGetattrer = (*savedFile)(nil)
 	_ fs.NodeOpener    = (*savedFile)(nil)
-	_ fs.FileReader    = (*savedHandle)(nil)
-	_ fs.FileReleaser  = (*savedHandle)(nil)
+
+	_ fs.NodeCopyFileRanger = (*savedFile)(nil)
+
+	_ fs.FileReader   = (*savedHandle)(nil)
+	_ fs.FileReleaser = (*savedHandle)(nil)
 
 	_ fs.NodeGetattrer = (*restoreDir)(nil)
 	_ fs.NodeReaddirer = (*restoreDir)(nil)

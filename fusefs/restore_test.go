@@ -94,7 +94,66 @@ with open(sys.argv[1], "wb") as f: f.write(open("img", "rb").read())' $MNT/resto
 	if s := m.status("straight"); s.State != "restored" {
 		t.Errorf("straight: %+v", s)
 	}
-	m.ok(0, "cp $MNT/images/*/image $MNT/restore/saved; rm -r $MNT/restore/*; ! ls $MNT/restore | grep .")
+	m.ok(0, "rm -r $MNT/restore/*; ! ls $MNT/restore | grep .")
+}
+
+// TestRestoreLinked copies a stored image to restore/ with copy_file_range(2), which moves no bytes,
+// in whole and mixed with writes, after which the bytes have to be the same.
+func TestRestoreLinked(t *testing.T) {
+	m := mount(t)
+	m.ok(target(t), "cp $MNT/ckpt/$PID/image img")
+	m.ok(0, "until test -e $MNT/images/*/image; do sleep 0.05; done")
+	const linked = "what was copied is read from images/"
+	m.ok(0, "cp $MNT/images/*/image $MNT/restore/f")
+	if s := m.status("f"); s.State != "restored" {
+		t.Errorf("cp: %+v", s)
+	}
+	if out := m.ok(0, "cat $MNT/restore/f.log"); !strings.Contains(out, linked) {
+		t.Errorf("cp moved the bytes: %s", out)
+	}
+	const py = `python3 -c 'import os, sys, glob
+mnt = os.environ["MNT"]
+i = os.open(glob.glob(mnt + "/images/*/image")[0], os.O_RDONLY)
+o = os.open(mnt + "/restore/g", os.O_RDWR | os.O_CREAT)
+size = os.fstat(i).st_size
+def copy(off, n, to=None):
+    while n > 0:
+        k = os.copy_file_range(i, o, n, off, off if to is None else to)
+        if k == 0: break
+        off += k; n -= k
+def write(off, n): os.pwrite(o, os.pread(i, n, off), off)
+`
+	for _, tc := range []struct {
+		name, line string
+		linked     bool
+	}{
+		{"in two parts", "copy(0, 50000); copy(50000, size)", true},
+		{"then written", "copy(0, 50000); write(50000, size)", true},
+		{"written first", "write(0, 50000); copy(50000, size)", false},
+		{"backwards", "copy(50000, size); copy(0, 50000)", false},
+		{"overwritten", "copy(0, size - 10); write(100, 10); write(size - 10, 10)", true},
+		{"read back", "copy(0, 50000); assert os.pread(o, 50000, 0) == os.pread(i, 50000, 0); copy(50000, size)", true},
+		{"truncated", "copy(0, 60000); os.ftruncate(o, 50000); copy(50000, size)", true},
+	} {
+		m.ok(0, py+tc.line+"'")
+		if s := m.status("g"); s.State != "restored" {
+			t.Errorf("%s: %+v", tc.name, s)
+		}
+		if out := m.ok(0, "cat $MNT/restore/g.log"); strings.Contains(out, linked) != tc.linked {
+			t.Errorf("%s: %s", tc.name, out)
+		}
+		m.ok(0, "rm $MNT/restore/g")
+	}
+	m.ok(0, py+"copy(0, size, 4096)'") // a hole at the front: no image
+	if s := m.status("g"); s.State == "restored" {
+		t.Errorf("with a hole: %+v", s)
+	}
+	m.ok(0, "rm $MNT/restore/g")
+	// The image may go while the copy is linked to it.
+	m.ok(0, py+`copy(0, 50000); import shutil; shutil.rmtree(glob.glob(mnt + "/images/*")[0]); copy(50000, size)'`)
+	if s := m.status("g"); s.State != "restored" {
+		t.Errorf("after rm: %+v", s)
+	}
 }
 
 // TestRestoreFails shows that the errno of a failed restore reaches the user of every tool.

@@ -37,8 +37,9 @@ type upload struct {
 	name    string
 	changed time.Time
 	state   uploadState
-	spool   *os.File // without a name; nil before the first write and after the restore
-	size    int64    // st_size
+	spool   *os.File      // without a name; nil before the first write and after the restore
+	linked  *sharedReader // in its place: the image of the store that this is a copy of, so far
+	size    int64         // st_size
 	have    extents
 	want    int64 // size of the image as its header says; 0: not known yet
 	packed  bool  // zstd or gzip: the size is only known at the end
@@ -93,6 +94,21 @@ func (u *upload) closeSpool() {
 		_ = u.spool.Close() // it is unlinked: nothing of it is to be kept
 		u.spool = nil
 	}
+	if u.linked != nil {
+		_ = u.linked.release() // it was only read
+		u.linked = nil
+	}
+}
+
+// content is what was written, or nil if that is not kept.
+func (u *upload) content() io.ReaderAt {
+	switch {
+	case u.linked != nil:
+		return u.linked
+	case u.spool != nil:
+		return u.spool
+	}
+	return nil
 }
 
 // over reports whether nothing more will happen to what was written so far.
@@ -105,7 +121,7 @@ func (u *upload) write(data []byte, off int64) error {
 	switch {
 	case u.state == uploadRestoring:
 		return failf(syscall.EBUSY, "%s is being restored", u.name)
-	case u.state == uploadFailed && u.spool != nil: // refused in mid-upload
+	case u.state == uploadFailed && u.content() != nil: // refused in mid-upload
 		return u.err
 	case u.state == uploadRestored && off > 0 && off == u.size: // a writer that goes on
 		return u.writeBehind(data)
@@ -121,9 +137,13 @@ func (u *upload) write(data []byte, off int64) error {
 		u.f.logf("restore/%s: %v", u.name, u.err)
 		return u.err
 	}
-	end := off + int64(len(data))
-	u.have.add(span{off, end})
-	u.size = max(u.size, end)
+	return u.written(off, int64(len(data)))
+}
+
+// written notes that n bytes at off are there.
+func (u *upload) written(off, n int64) error {
+	u.have.add(span{off, off + n})
+	u.size = max(u.size, off+n)
 	u.state, u.err, u.changed = uploadPartial, nil, time.Now()
 	if err := u.check(); err != nil {
 		u.fail(err)
@@ -145,6 +165,9 @@ func (u *upload) writeBehind(data []byte) error {
 }
 
 func (u *upload) openSpool() error {
+	if u.linked != nil {
+		return u.unlink()
+	}
 	if u.spool != nil {
 		return nil
 	}
@@ -163,14 +186,14 @@ func (u *upload) check() error {
 		return nil
 	}
 	var head [4]byte
-	if _, err := u.spool.ReadAt(head[:], 0); err != nil {
+	if _, err := u.content().ReadAt(head[:], 0); err != nil {
 		return err
 	}
 	if isPacked(head) {
 		u.packed, u.checked = true, true
 		return nil
 	}
-	_, err := image.Open(u.spool, n)
+	_, err := image.Open(u.content(), n)
 	var cut *image.CutError
 	if errors.As(err, &cut) {
 		// In mid-header only a lower bound is known.
@@ -204,8 +227,11 @@ func (u *upload) truncate(size int64) error {
 	case size == 0:
 		u.reset()
 		return nil
-	case u.over() || u.spool == nil:
+	case u.over() || u.content() == nil:
 		return nil // rsync --inplace sets the size it has written
+	}
+	if err := u.openSpool(); err != nil {
+		return err
 	}
 	if err := u.spool.Truncate(size); err != nil {
 		return err
@@ -222,10 +248,10 @@ func (u *upload) readAt(p []byte, off int64) (int, error) {
 	if off >= u.size {
 		return 0, nil
 	}
-	if u.spool == nil {
+	if u.content() == nil {
 		return 0, failf(syscall.ENODATA, "%s was restored and its bytes are no longer kept", u.name)
 	}
-	n, err := u.spool.ReadAt(p[:min(int64(len(p)), u.size-off)], off)
+	n, err := u.content().ReadAt(p[:min(int64(len(p)), u.size-off)], off)
 	if errors.Is(err, io.EOF) {
 		err = nil
 	}
@@ -255,9 +281,9 @@ func (u *upload) flush(tid int, caller int) syscall.Errno {
 		return 0
 	}
 	u.state, u.done = uploadRestoring, make(chan struct{})
-	spool, size := u.spool, u.size
+	content, size := u.content(), u.size
 	u.mu.Unlock()
-	res, err := u.restore(spool, size, caller)
+	res, err := u.restore(content, size, caller)
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.restored(res, err)
@@ -276,12 +302,12 @@ func (u *upload) maybeComplete() bool {
 	return u.checked && whole >= u.want
 }
 
-// restore verifies and restores what is in the spool. It runs without the lock: status and
+// restore verifies and restores what was written. It runs without the lock: status and
 // log can be read meanwhile.
-func (u *upload) restore(spool *os.File, size int64, caller int) (*Restored, error) {
+func (u *upload) restore(content io.ReaderAt, size int64, caller int) (*Restored, error) {
 	ctx, cancel := context.WithTimeout(u.f.ctx, u.f.timeout)
 	defer cancel()
-	plain, n, closer, err := image.Plain(spool, size, u.f.tempFile)
+	plain, n, closer, err := image.Plain(content, size, u.f.tempFile)
 	if err != nil {
 		return nil, err
 	}
