@@ -83,7 +83,7 @@ func heldBy(pid, num int) (inode, holder, bool) {
 		return inode{}, holder{}, false
 	}
 	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFIFO, unix.S_IFCHR, unix.S_IFREG:
+	case unix.S_IFIFO, unix.S_IFCHR, unix.S_IFREG, unix.S_IFSOCK:
 		return inode{unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino}, holder{pid, link.Mode&0o400 != 0, link.Mode&0o200 != 0}, true
 	}
 	return inode{}, holder{}, false

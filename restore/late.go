@@ -55,8 +55,7 @@ func (j *job) openLate() error {
 	if err != nil {
 		return err
 	}
-	err = j.eachUser(func(refs []image.ObjRef) error { return j.openFiles(refs, true) })
-	if err != nil {
+	if err := j.openLateFiles(); err != nil {
 		return err
 	}
 	if err := j.depot.flush(); err != nil {
@@ -72,6 +71,42 @@ func (j *job) openLate() error {
 		}
 	}
 	return nil
+}
+
+// openLateFiles opens the files on threads with the filesystem credentials of their users. What they
+// want done in processes (kind.Env.In) is done here meanwhile, on the tracing thread.
+func (j *job) openLateFiles() error {
+	type request struct {
+		f    func() error
+		done chan error
+	}
+	requests, opened := make(chan request), make(chan error, 1)
+	j.env.In = func(pid int, f func(p kind.Process) error) error {
+		r := request{func() error { return j.inProcess(pid, f) }, make(chan error, 1)}
+		requests <- r
+		return <-r.done
+	}
+	defer func() { j.env.In = nil }()
+	go func() {
+		opened <- j.eachUser(func(refs []image.ObjRef) error { return j.openFiles(refs, true) })
+	}()
+	for {
+		select {
+		case r := <-requests:
+			r.done <- r.f()
+		case err := <-opened:
+			return err
+		}
+	}
+}
+
+// inProcess runs f with a process of the tree.
+func (j *job) inProcess(pid int, f func(p kind.Process) error) error {
+	p := j.byNode[pidNode(j.m.Tasks, int32(pid))]
+	if p == nil || p.ended || p.pid != pid {
+		return fmt.Errorf("there is no process %d in the tree", pid)
+	}
+	return f(remoteProcess{j, p})
 }
 
 // dead is a process that stands for one that had ended.

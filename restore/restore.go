@@ -125,7 +125,7 @@ func newJob(r *image.Reader, o Options) *job {
 	j := &job{r: r, m: r.Manifest, opt: o, op: o.Steps.Begin("restore"), deadline: time.Now().Add(o.Timeout + copyTime(r.Manifest)), channel: [2]int{-1, -1},
 		depot: newDepot(), ttys: map[image.ObjRef]int{}, cwds: map[image.ObjRef]int{}, mapped: map[mapKey]int{}, readable: map[image.ObjRef]int{}, byNode: map[int]*proc{}}
 	j.lockers = sync.OnceValues(findLockers)
-	j.env = &kind.Env{Manifest: j.m, Blob: r.Blob, Segment: j.segment, Out: j.openOut, Warn: j.warn, Shared: map[string]any{}}
+	j.env = &kind.Env{Manifest: j.m, Blob: r.Blob, Segment: j.segment, Out: j.openOut, Warn: j.warn, Shared: map[string]any{}, Help: j.mayHelp()}
 	return j
 }
 

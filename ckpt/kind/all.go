@@ -20,6 +20,7 @@ func All() []Kind {
 		pidFD{},
 		inotify{},
 		procFile{},
+		unixSock{},
 	}
 }
 

@@ -148,18 +148,18 @@ func TestCharDevChanged(t *testing.T) {
 }
 
 func TestUnsupported(t *testing.T) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	netlink, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	must(t, err)
 	tcp, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	must(t, err)
-	for _, fd := range []int{pair[0], pair[1], tcp} {
+	for _, fd := range []int{netlink, tcp} {
 		defer unix.Close(fd)
 	}
 	for _, c := range []struct {
 		fd    int
 		words []string
 	}{
-		{pair[0], []string{"unix seqpacket socket", "sockets are not kept"}},
+		{netlink, []string{"netlink raw socket", "sockets are not kept"}},
 		{tcp, []string{"IPv4 stream socket, protocol TCP", "close the connection"}},
 		{open(t, "/proc/self/ns/net", unix.O_RDONLY), []string{"net:[", "stands for a namespace"}},
 		{open(t, "/dev/fuse", unix.O_RDWR), []string{"character device 10:229 /dev/fuse", "only its driver knows"}},

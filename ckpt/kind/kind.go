@@ -114,7 +114,7 @@ type Slot struct {
 type Scene struct {
 	Files []*Found // every open file description of the tree
 	// Outside returns the pid of a process outside the tree that holds a descriptor of the
-	// pipe, fifo or terminal with these device and inode numbers and the wanted access
+	// pipe, fifo, socket or terminal with these device and inode numbers and the wanted access
 	// (unix.O_RDONLY: can read, unix.O_WRONLY: can write), or 0.
 	Outside func(dev, ino uint64, access int) int
 	// Blob puts bytes into the image.
@@ -137,6 +137,7 @@ type Scene struct {
 	inodes  map[[2]uint64][]*Found    // Files by device and inode, see sharing
 	sorted  int                       // how many of Files are in it
 	watched map[*Found][]inotifyWatch // of inotify instances, see watches
+	sockets map[uint32]*unixInfo      // of all unix sockets by inode number, see socket
 }
 
 // mapped reports whether the tree maps or executes the deleted file f.
@@ -178,6 +179,12 @@ type Env struct {
 	Out func() (fd int, err error)
 	// Dead has the id of the process that stands for the Dead with that key, while it is alive.
 	Dead map[string]int
+	// In runs f with a process of the image, by its id, for Open of a Later kind. Nothing but the
+	// stub runs in it, with our own credentials, and it has no descriptors of its own yet.
+	In func(pid int, f func(p Process) error) error
+	// Help says that what a process could not do itself is done with our own credentials: who asked
+	// for the restore may do all that anyway. Otherwise an image must not get more by us than he could.
+	Help bool
 	// Policy has the policies that were chosen for the restore, and at the checkpoint.
 	Policy policy.Set
 	// Warn adds a line to NAME.log.

@@ -55,6 +55,8 @@ func newStage(t *testing.T) *stage {
 		Out: func() (int, error) {
 			return unix.Open(out, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC, 0o600)
 		},
+		In:     func(pid int, f func(Process) error) error { return f(&self{pid: int32(os.Getpid())}) },
+		Help:   true,
 		Warn:   func(f string, a ...any) { s.warned = append(s.warned, fmt.Sprintf(f, a...)) },
 		Shared: map[string]any{},
 	}
@@ -325,7 +327,7 @@ func TestNames(t *testing.T) {
 			t.Errorf("ByName(%q) is another kind", k.Name())
 		}
 	}
-	want := []string{"file", "dir", "opath", "pipe", "fifo", "eventfd", "signalfd", "timerfd", "epoll", "memfd", "chardev", "tty", "pidfd", "inotify", "procfile"}
+	want := []string{"file", "dir", "opath", "pipe", "fifo", "eventfd", "signalfd", "timerfd", "epoll", "memfd", "chardev", "tty", "pidfd", "inotify", "procfile", "unix"}
 	if !slices.Equal(names, want) {
 		t.Errorf("names %q, want %q", names, want)
 	}

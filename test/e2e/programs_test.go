@@ -53,6 +53,8 @@ var programs = []program{
 	{"files_pidfd", "pidfd", nil, false},
 	{"files_inotify", "inotify", nil, false},
 	{"files_proc", "procfiles", nil, false},
+	{"unix_pairs", "unixsock", []string{"pairs"}, true},
+	{"unix_processes", "unixsock", []string{"processes"}, true},
 	{"files_owner", "files", []string{"owner"}, true},
 	{"files_all", "files", nil, true},
 	{"locks", "locks", nil, true},

@@ -17,7 +17,7 @@ var refusals = []struct {
 	words []string
 }{
 	{"socket", []string{"fd 3", "socket"}},
-	{"socketpair", []string{"fd 3", "fd 4", "socket"}},
+	{"unixpeer", []string{"fd 3", "connected to pid", "(refuse), which is outside the tree"}},
 	{"clonevm", []string{"CLONE_VM"}},
 	{"inotify", []string{"fd 3", "inotify", "wait to be read"}},
 	{"cwdxattr", []string{"(working directory)", "trusted.key cannot be carried"}},

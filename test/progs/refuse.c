@@ -26,9 +26,25 @@ static void make(const char *what)
 {
 	if (strcmp(what, "socket") == 0)
 		MUST(socket(AF_INET, SOCK_DGRAM, 0));
-	else if (strcmp(what, "socketpair") == 0) {
+	else if (strcmp(what, "unixpeer") == 0) {
+		// The other end is held by a process that is not in the tree.
 		int s[2];
 		MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, s));
+		pid_t *shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+		pid_t c = MUST(fork());
+		if (c == 0) {
+			*shared = MUST(fork());
+			if (*shared == 0) {
+				close(s[0]);
+				for (;;)
+					nap(10);
+			}
+			_exit(0);
+		}
+		MUST(waitpid(c, NULL, 0));
+		orphan = *shared;
+		MUST(munmap(shared, 4096));
+		close(s[1]);
 	} else if (strcmp(what, "clonevm") == 0) {
 		// Two processes with one memory. The child only naps, by a system call of its own.
 		static char stack[65536] __attribute__((aligned(16)));

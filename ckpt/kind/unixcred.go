@@ -1,0 +1,150 @@
+package kind
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
+)
+
+// What SO_PEERCRED tells is the process that called socketpair(2), connect(2) or listen(2), and its
+// effective user, group and groups at that time. So these calls are made in that process.
+
+// equal reports whether two are the same; nil is none.
+func (c *unixCred) equal(d *unixCred) bool {
+	if c == nil || d == nil {
+		return c == d
+	}
+	return c.PID == d.PID && c.UID == d.UID && c.GID == d.GID && slices.Equal(c.Groups, d.Groups)
+}
+
+// maker is the process that stands for the one that made a connection: the same, or if that is not
+// in the image the first of the tree.
+func (w *unixWorld) maker(c *unixCred) int {
+	if c != nil {
+		for i := range w.e.Manifest.Tasks {
+			t := &w.e.Manifest.Tasks[i]
+			if t.PID == c.PID && t.State != image.TaskZombie {
+				return int(t.PID)
+			}
+		}
+	}
+	return w.first()
+}
+
+// pair makes the two ends of a connection of n.
+func (w *unixWorld) pair(n *unixNode) (pair [2]int, err error) {
+	err = w.e.In(w.maker(n.Cred), func(p Process) error {
+		return asCred(p, n.Cred, func() error {
+			at, err := p.Put(make([]byte, 8))
+			if err != nil {
+				return err
+			}
+			if _, err := p.Syscall(unix.SYS_SOCKETPAIR, unix.AF_UNIX, uint64(n.Type|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK), 0, at); err != nil {
+				return fmt.Errorf("socketpair in pid %d: %w", p.PID(), err)
+			}
+			b, err := readFrom(p.PID(), at, 8)
+			if err != nil {
+				return err
+			}
+			ne := binary.NativeEndian
+			pair, err = takeFrom(p, int(ne.Uint32(b)), int(ne.Uint32(b[4:])))
+			return err
+		})
+	})
+	return pair, err
+}
+
+// readFrom reads memory of a process.
+func readFrom(pid int, at uint64, n int) ([]byte, error) {
+	b := make([]byte, n)
+	got, err := unix.ProcessVMReadv(pid, []unix.Iovec{{Base: &b[0], Len: uint64(n)}}, []unix.RemoteIovec{{Base: uintptr(at), Len: n}}, 0)
+	if err != nil || got != n {
+		return nil, fmt.Errorf("read memory of pid %d: %w", pid, orShort(err))
+	}
+	return b, nil
+}
+
+// takeFrom takes descriptors out of a process.
+func takeFrom(p Process, nums ...int) (fds [2]int, err error) {
+	fds = [2]int{-1, -1}
+	pidfd, err := unix.PidfdOpen(p.PID(), 0)
+	if err != nil {
+		return fds, fmt.Errorf("pidfd_open of %d: %w", p.PID(), err)
+	}
+	defer unix.Close(pidfd)
+	for i, num := range nums {
+		if fds[i], err = unix.PidfdGetfd(pidfd, num, 0); err != nil {
+			fds[i] = -1
+			err = fmt.Errorf("pidfd_getfd of descriptor %d of pid %d: %w", num, p.PID(), err)
+			break
+		}
+	}
+	for _, num := range nums {
+		if _, cerr := p.Syscall(unix.SYS_CLOSE, uint64(num)); err == nil && cerr != nil {
+			err = fmt.Errorf("close descriptor %d of pid %d: %w", num, p.PID(), cerr)
+		}
+	}
+	if err != nil {
+		closeOwn(slices.DeleteFunc(fds[:], func(fd int) bool { return fd < 0 }))
+	}
+	return fds, err
+}
+
+// asCred runs f while a process has the effective user, group and groups of c. A stub has ours.
+func asCred(p Process, c *unixCred, f func() error) error {
+	own, err := os.Getgroups()
+	if err != nil {
+		return fmt.Errorf("getgroups: %w", err)
+	}
+	uid, gid := os.Geteuid(), os.Getegid()
+	groups := make([]uint32, len(own))
+	for i, g := range own {
+		groups[i] = uint32(g)
+	}
+	if c == nil || c.UID == uint32(uid) && c.GID == uint32(gid) && slices.Equal(slices.Sorted(slices.Values(groups)), slices.Sorted(slices.Values(c.Groups))) {
+		return f()
+	}
+	if err := setCred(p, c.UID, c.GID, c.Groups); err != nil {
+		return fmt.Errorf("let pid %d be uid %d and gid %d for its connection: %w", p.PID(), c.UID, c.GID, err)
+	}
+	err = f()
+	keep := uint64(^uint32(0))
+	if _, berr := p.Syscall(unix.SYS_SETRESUID, keep, uint64(uid), keep); berr != nil && err == nil { // first: it gives the capabilities back
+		err = fmt.Errorf("let pid %d be uid %d again: %w", p.PID(), uid, berr)
+	}
+	if berr := setCred(p, uint32(uid), uint32(gid), groups); berr != nil && err == nil {
+		err = fmt.Errorf("let pid %d be uid %d again: %w", p.PID(), uid, berr)
+	}
+	return err
+}
+
+// setCred sets the effective user last: with it the right to set the others may go.
+func setCred(p Process, uid, gid uint32, groups []uint32) error {
+	const most = 65535 // more do not fit beside the stub
+	if len(groups) > most {
+		return fmt.Errorf("it has %d groups, and this version can give it %d", len(groups), most)
+	}
+	b := make([]byte, 0, 4*len(groups)+4)
+	for _, g := range groups {
+		b = binary.NativeEndian.AppendUint32(b, g)
+	}
+	at, err := p.Put(append(b, 0, 0, 0, 0))
+	if err != nil {
+		return err
+	}
+	if _, err := p.Syscall(unix.SYS_SETGROUPS, uint64(len(groups)), at); err != nil {
+		return fmt.Errorf("setgroups: %w", err)
+	}
+	keep := uint64(^uint32(0))
+	if _, err := p.Syscall(unix.SYS_SETRESGID, keep, uint64(gid), keep); err != nil {
+		return fmt.Errorf("setresgid: %w", err)
+	}
+	if _, err := p.Syscall(unix.SYS_SETRESUID, keep, uint64(uid), keep); err != nil {
+		return fmt.Errorf("setresuid: %w", err)
+	}
+	return nil
+}

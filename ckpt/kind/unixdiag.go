@@ -1,0 +1,129 @@
+package kind
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// unixInfo is what unix_diag of sock_diag(7) tells of one unix socket.
+type unixInfo struct {
+	Type, State uint8
+	HasPeer     bool   // it is or was connected
+	Peer        uint32 // inode number of the other end; 0: that was closed
+	Shutdown    uint8  // 1: reads end of file, 2: cannot write
+	Backlog     uint32 // of a listening one, of listen(2)
+	Waiting     []uint32
+}
+
+const (
+	stateListen = 10 // TCP_LISTEN of linux/tcp_states.h
+
+	unixDiagShow = 0x04 | 0x08 | 0x10 // UDIAG_SHOW_PEER, _ICONS and _RQLEN of linux/unix_diag.h
+	diagPatience = 5 * time.Second
+)
+
+// Attributes of linux/unix_diag.h.
+const (
+	unixDiagPeer     = 2
+	unixDiagIcons    = 3
+	unixDiagRQLen    = 4
+	unixDiagShutdown = 6
+)
+
+// unixSockets asks the kernel for every unix socket of our network namespace, by inode number.
+func unixSockets() (map[uint32]*unixInfo, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
+	if err != nil {
+		return nil, fmt.Errorf("socket for sock_diag: %w", err)
+	}
+	defer unix.Close(fd)
+	patience := unix.NsecToTimeval(int64(diagPatience))
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
+		return nil, fmt.Errorf("sock_diag: SO_RCVTIMEO: %w", err)
+	}
+	const length = 16 + 24 // struct nlmsghdr and struct unix_diag_req
+	ne := binary.NativeEndian
+	req := make([]byte, length)
+	ne.PutUint32(req, length)
+	ne.PutUint16(req[4:], unix.SOCK_DIAG_BY_FAMILY)
+	ne.PutUint16(req[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	req[16] = unix.AF_UNIX
+	ne.PutUint32(req[20:], ^uint32(0)) // udiag_states
+	ne.PutUint32(req[28:], unixDiagShow)
+	if err := unix.Sendto(fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return nil, fmt.Errorf("ask sock_diag: %w", err)
+	}
+	all := map[uint32]*unixInfo{}
+	buf := make([]byte, 64<<10)
+	for {
+		n, _, err := unix.Recvfrom(fd, buf, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("sock_diag: %w", err)
+		}
+		if done, err := parseUnixDiag(buf[:n], all); done || err != nil {
+			return all, err
+		}
+	}
+}
+
+// parseUnixDiag reads one datagram of the answer; done: it was the last.
+func parseUnixDiag(b []byte, all map[uint32]*unixInfo) (done bool, err error) {
+	ne := binary.NativeEndian
+	for len(b) >= 16 {
+		n := int(ne.Uint32(b))
+		if n < 16 || n > len(b) {
+			return false, errors.New("sock_diag: a message is cut off")
+		}
+		body := b[16:n]
+		switch ne.Uint16(b[4:]) {
+		case unix.NLMSG_DONE:
+			return true, nil
+		case unix.NLMSG_ERROR:
+			if len(body) < 4 {
+				return false, errors.New("sock_diag: an error is cut off")
+			}
+			return false, fmt.Errorf("sock_diag cannot list unix sockets (CONFIG_UNIX_DIAG): %w", unix.Errno(-int32(ne.Uint32(body))))
+		case unix.SOCK_DIAG_BY_FAMILY:
+			if len(body) < 16 { // struct unix_diag_msg
+				return false, errors.New("sock_diag: a socket is cut off")
+			}
+			u := &unixInfo{Type: body[1], State: body[2]}
+			u.attributes(body[16:])
+			all[ne.Uint32(body[4:])] = u
+		}
+		b = b[min(len(b), (n+3)&^3):]
+	}
+	return false, nil
+}
+
+// attributes reads what follows a socket.
+func (u *unixInfo) attributes(b []byte) {
+	ne := binary.NativeEndian
+	for len(b) >= 4 {
+		n := int(ne.Uint16(b))
+		if n < 4 || n > len(b) {
+			return
+		}
+		v := b[4:n]
+		switch typ := ne.Uint16(b[2:]); {
+		case typ == unixDiagPeer && len(v) >= 4:
+			u.HasPeer, u.Peer = true, ne.Uint32(v)
+		case typ == unixDiagShutdown && len(v) >= 1:
+			u.Shutdown = v[0]
+		case typ == unixDiagRQLen && len(v) >= 8:
+			u.Backlog = ne.Uint32(v[4:])
+		case typ == unixDiagIcons:
+			for ; len(v) >= 4; v = v[4:] {
+				u.Waiting = append(u.Waiting, ne.Uint32(v))
+			}
+		}
+		b = b[min(len(b), (n+3)&^3):]
+	}
+}

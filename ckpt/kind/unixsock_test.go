@@ -1,0 +1,259 @@
+package kind
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
+)
+
+func unixPair(t *testing.T, typ int) (a, b int) {
+	t.Helper()
+	p, err := unix.Socketpair(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	must(t, err)
+	t.Cleanup(func() { unix.Close(p[0]); unix.Close(p[1]) })
+	return p[0], p[1]
+}
+
+func sendAll(t *testing.T, fd int, all ...[]byte) {
+	t.Helper()
+	for _, b := range all {
+		if n, err := unix.SendmsgN(fd, b, nil, nil, 0); err != nil || n != len(b) {
+			t.Fatalf("sent %d of %d: %v", n, len(b), err)
+		}
+	}
+}
+
+// recvAll reads until nothing is left. "end" stands for end of file, another word for an error.
+func recvAll(t *testing.T, fd int) (all []string) {
+	t.Helper()
+	buf := make([]byte, 1<<20)
+	for {
+		n, from, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
+		switch {
+		case err == unix.EAGAIN:
+			return all
+		case err != nil:
+			return append(all, err.Error())
+		case n == 0 && from == nil && len(all) > 0 && all[len(all)-1] == "":
+			return append(all[:len(all)-1], "end")
+		}
+		all = append(all, string(buf[:n]))
+	}
+}
+
+var unixTypes = map[string]int{"stream": unix.SOCK_STREAM, "datagram": unix.SOCK_DGRAM, "seqpacket": unix.SOCK_SEQPACKET}
+
+func TestUnixPair(t *testing.T) {
+	for name, typ := range unixTypes {
+		t.Run(name, func(t *testing.T) {
+			a, b := unixPair(t, typ)
+			big := noise(100_000)
+			sendAll(t, a, []byte("one"), []byte("two"), big)
+			sendAll(t, b, []byte("back"))
+			must(t, unix.SetsockoptInt(a, unix.SOL_SOCKET, unix.SO_SNDBUF, 300_000))
+			_, got := roundTrip(t, a, b)
+			for i, fd := range []int{a, b} {
+				if was, is := recvAll(t, fd), recvAll(t, got[i]); !slices.Equal(was, is) {
+					t.Errorf("end %d has %d messages, had %d", i, len(is), len(was))
+				}
+			}
+			sendAll(t, got[1], []byte("more"))
+			if all := recvAll(t, got[0]); !slices.Equal(all, []string{"more"}) {
+				t.Errorf("through the new pair came %q", all)
+			}
+			if was, is := flagsOf(t, a), flagsOf(t, got[0]); was != is {
+				t.Errorf("flags %#o, were %#o", is, was)
+			}
+			for i, fd := range []int{a, b} {
+				was, err := peerCred(fd)
+				must(t, err)
+				is, err := peerCred(got[i])
+				must(t, err)
+				if !was.equal(is) {
+					t.Errorf("SO_PEERCRED is %v, was %v", is, was)
+				}
+			}
+		})
+	}
+}
+
+// TestUnixEnds closes and shuts down ends in every way.
+func TestUnixEnds(t *testing.T) {
+	for name, typ := range unixTypes {
+		for _, how := range []string{"closed", "unread", "rd", "wr", "rdwr"} {
+			t.Run(name+"_"+how, func(t *testing.T) {
+				a, b := unixPair(t, typ)
+				sendAll(t, b, []byte("left"), []byte("over"))
+				fds := []int{a, b}
+				switch how {
+				case "unread", "closed":
+					if how == "unread" {
+						sendAll(t, a, []byte("nobody reads this"))
+					}
+					must(t, unix.Dup3(open(t, "/dev/null", unix.O_RDONLY), b, unix.O_CLOEXEC))
+					fds = fds[:1]
+				case "rd":
+					must(t, unix.Shutdown(a, unix.SHUT_RD))
+				case "wr":
+					must(t, unix.Shutdown(a, unix.SHUT_WR))
+				case "rdwr":
+					must(t, unix.Shutdown(a, unix.SHUT_RDWR))
+				}
+				before := unixState(t, a)
+				if name == "seqpacket" && how == "unread" { // reading a message would give the error first
+					s := newStage(t)
+					s.add(a)
+					f := s.scene.Files[0]
+					err := unixSock{}.Dump(f, s.scene, &image.File{})
+					if now := unixState(t, a); err == nil || !strings.Contains(err.Error(), "behind an error") || now != before {
+						t.Errorf("%v, and it is %s, was %s", err, now, before)
+					}
+					return
+				}
+				_, got := roundTrip(t, fds...)
+				if now := unixState(t, a); now != before {
+					t.Errorf("Dump left it as %s, was %s", now, before)
+				}
+				for i, fd := range fds {
+					was, is := unixState(t, fd), unixState(t, got[i])
+					if was != is {
+						t.Errorf("end %d is %s, was %s", i, is, was)
+					}
+				}
+				for i, fd := range fds {
+					if was, is := unixUse(t, fd), unixUse(t, got[i]); was != is {
+						t.Errorf("end %d gives %s, gave %s", i, is, was)
+					}
+				}
+			})
+		}
+	}
+}
+
+// unixState is what is to be seen of a socket without using it.
+func unixState(t *testing.T, fd int) string {
+	t.Helper()
+	ready, err := polled(fd, pollAny)
+	must(t, err)
+	all, err := unixSockets()
+	must(t, err)
+	var st unix.Stat_t
+	must(t, unix.Fstat(fd, &st))
+	u := all[uint32(st.Ino)]
+	if u == nil {
+		t.Fatal("not listed")
+	}
+	in, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	must(t, err)
+	off, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF)
+	must(t, err)
+	cred, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED)
+	must(t, err)
+	return fmt.Sprintf("poll %#x, type %d, state %d, connected %v, shutdown %d, %d bytes, peek offset %d, passcred %d", ready, u.Type, u.State, u.HasPeer, u.Shutdown, in, off, cred)
+}
+
+// unixUse is what comes of reading and writing.
+func unixUse(t *testing.T, fd int) string {
+	t.Helper()
+	_, werr := unix.SendmsgN(fd, []byte("x"), nil, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+	buf := make([]byte, 100)
+	text := fmt.Sprint("write ", werr)
+	for range 4 {
+		n, err := unix.Read(fd, buf)
+		text += fmt.Sprintf(", read %q %v", buf[:max(n, 0)], err)
+	}
+	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	must(t, err)
+	return text + fmt.Sprint(", error ", code)
+}
+
+// TestUnixCredentials has messages with and without SCM_CREDENTIALS.
+func TestUnixCredentials(t *testing.T) {
+	for name, typ := range unixTypes {
+		t.Run(name, func(t *testing.T) {
+			a, b := unixPair(t, typ)
+			sendAll(t, a, []byte("none"))
+			must(t, unix.SetsockoptInt(b, unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
+			sendAll(t, a, []byte("own"))
+			_, err := unix.SendmsgN(a, []byte("other"), unix.UnixCredentials(&unix.Ucred{Pid: 1, Uid: 1234, Gid: 1235}), nil, 0)
+			must(t, err)
+			_, got := roundTrip(t, a, b)
+			was, is := recvCreds(t, b), recvCreds(t, got[1])
+			if was != is || !bytes.Contains([]byte(was), []byte("d2040000")) {
+				t.Errorf("got  %s\nwant %s", is, was)
+			}
+		})
+	}
+}
+
+func recvCreds(t *testing.T, fd int) (text string) {
+	t.Helper()
+	buf, oob := make([]byte, 100), make([]byte, 100)
+	for {
+		n, on, _, _, err := unix.Recvmsg(fd, buf, oob, unix.MSG_DONTWAIT)
+		if err != nil {
+			return text
+		}
+		text += fmt.Sprintf("%q with %x; ", buf[:n], oob[:on])
+	}
+}
+
+// TestUnixUnbound is a socket that was only made.
+func TestUnixUnbound(t *testing.T) {
+	for _, typ := range unixTypes {
+		fd, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
+		must(t, err)
+		defer unix.Close(fd)
+		must(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
+		_, got := roundTrip(t, fd)
+		if was, is := unixState(t, fd), unixState(t, got[0]); was != is {
+			t.Errorf("is %s, was %s", is, was)
+		}
+	}
+}
+
+// TestUnixPeekOffset is of a program that uses SO_PEEK_OFF itself.
+func TestUnixPeekOffset(t *testing.T) {
+	a, b := unixPair(t, unix.SOCK_STREAM)
+	sendAll(t, a, []byte("0123456789"))
+	must(t, unix.SetsockoptInt(b, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 3))
+	_, got := roundTrip(t, a, b)
+	for _, fd := range []int{b, got[1]} {
+		buf := make([]byte, 4)
+		for _, want := range []string{"3456", "789"} {
+			if n, _, err := unix.Recvfrom(fd, buf, unix.MSG_PEEK); err != nil || string(buf[:n]) != want {
+				t.Errorf("peeked %q %v, want %q", buf[:n], err, want)
+			}
+		}
+	}
+}
+
+// TestUnixEmpty has messages of no bytes.
+func TestUnixEmpty(t *testing.T) {
+	for _, typ := range []int{unix.SOCK_DGRAM, unix.SOCK_SEQPACKET} {
+		a, b := unixPair(t, typ)
+		sendAll(t, a, nil, []byte("x"), nil, nil, []byte("y"))
+		_, got := roundTrip(t, a, b)
+		for _, fd := range []int{b, got[1]} {
+			buf := make([]byte, 9)
+			for _, want := range []string{"", "x", "", "", "y"} {
+				if n, _, err := unix.Recvfrom(fd, buf, 0); err != nil || string(buf[:n]) != want {
+					t.Errorf("read %q %v, want %q", buf[:max(n, 0)], err, want)
+				}
+			}
+		}
+	}
+}
+
+func TestUnixForeign(t *testing.T) {
+	a, _ := unixPair(t, unix.SOCK_STREAM)
+	s := newStage(t)
+	s.outside[unix.O_RDONLY] = 1
+	s.add(a)
+	refused(t, s.check(), "it is connected to pid 1 (")
+}

@@ -1,0 +1,191 @@
+// Unix sockets: pairs within and between processes, what waits in them with its borders, credentials
+// of messages and of connections, ends that were closed or shut down.
+//
+//	unixsock READY RESULT GO [WHAT…]
+#include "prog.h"
+#include <grp.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77
+#endif
+
+static void pair(int type, int *s) { MUST(socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, s)); }
+
+// expect reads one message, or for a stream these very bytes.
+static void expect(int fd, const char *want, const char *what)
+{
+	char b[256];
+	ssize_t n = recv(fd, b, sizeof b, MSG_DONTWAIT);
+	CHECK(n == (ssize_t)strlen(want) && memcmp(b, want, n) == 0, "%s: %zd bytes, %.*s, not %s", what, n, (int)(n > 0 ? n : 0), b, want);
+}
+
+static void empty(int fd, const char *what)
+{
+	char b[16];
+	CHECK(recv(fd, b, sizeof b, MSG_DONTWAIT) == -1 && errno == EAGAIN, "%s: something is left", what);
+}
+
+static void peer(int fd, int pid, int uid, int gid, const char *what)
+{
+	struct ucred c;
+	socklen_t len = sizeof c;
+	MUST(getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &c, &len));
+	CHECK((int)c.pid == pid && (int)c.uid == uid && (int)c.gid == gid, "%s: SO_PEERCRED %d %d %d, not %d %d %d", what, c.pid, c.uid, c.gid, pid, uid, gid);
+}
+
+static const int types[3] = {SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET};
+
+// pairs has everything within one process.
+static void pairs(int after)
+{
+	static int s[3][2], shut[2], gone, reset, watch;
+	char b[256];
+	if (!after) {
+		for (int i = 0; i < 3; i++) {
+			pair(types[i], s[i]);
+			MUST(send(s[i][0], "first", 5, 0));
+			MUST(send(s[i][0], "second", 6, 0));
+			MUST(send(s[i][1], "back", 4, 0));
+		}
+		MUST(fcntl(s[0][0], F_SETFL, O_RDWR | O_NONBLOCK));
+		int size = 77777;
+		MUST(setsockopt(s[0][0], SOL_SOCKET, SO_SNDBUF, &size, sizeof size));
+		pair(SOCK_STREAM, shut);
+		MUST(send(shut[0], "last words", 10, 0));
+		MUST(shutdown(shut[0], SHUT_WR));
+		int t[2];
+		pair(SOCK_STREAM, t);
+		MUST(send(t[1], "will", 4, 0));
+		close(t[1]);
+		gone = t[0];
+		pair(SOCK_STREAM, t);
+		MUST(send(t[0], "unread", 6, 0));
+		close(t[1]);
+		reset = t[0];
+		watch = MUST(epoll_create1(0));
+		struct epoll_event ev = {.events = EPOLLIN | EPOLLET, .data.u64 = 42};
+		MUST(epoll_ctl(watch, EPOLL_CTL_ADD, s[1][1], &ev));
+		return;
+	}
+	struct epoll_event ev;
+	CHECK(epoll_wait(watch, &ev, 1, 0) == 1 && ev.data.u64 == 42, "epoll");
+	CHECK(recv(s[0][1], b, sizeof b, 0) == 11 && memcmp(b, "firstsecond", 11) == 0, "stream");
+	for (int i = 1; i < 3; i++) {
+		expect(s[i][1], "first", "message");
+		expect(s[i][1], "second", "message");
+	}
+	for (int i = 0; i < 3; i++) {
+		empty(s[i][1], "pair");
+		expect(s[i][0], "back", "pair");
+		MUST(send(s[i][1], "again", 5, 0));
+		expect(s[i][0], "again", "pair");
+		peer(s[i][0], getpid(), getuid(), getgid(), "pair");
+		peer(s[i][1], getpid(), getuid(), getgid(), "pair");
+	}
+	int size = 0;
+	socklen_t len = sizeof size;
+	MUST(getsockopt(s[0][0], SOL_SOCKET, SO_SNDBUF, &size, &len));
+	CHECK(size == 2 * 77777, "SO_SNDBUF %d", size);
+	CHECK(fcntl(s[0][0], F_GETFL) == (O_RDWR | O_NONBLOCK), "flags");
+	expect(shut[1], "last words", "shut down");
+	CHECK(recv(shut[1], b, 1, MSG_DONTWAIT) == 0, "no end of file");
+	CHECK(send(shut[0], "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE, "writes after shutdown");
+	MUST(send(shut[1], "other way", 9, 0));
+	expect(shut[0], "other way", "half open");
+	expect(gone, "will", "closed end");
+	CHECK(recv(gone, b, 1, MSG_DONTWAIT) == 0, "no end of file");
+	CHECK(send(gone, "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE, "writes to a closed end");
+	struct pollfd p = {.fd = reset, .events = POLLIN};
+	CHECK(poll(&p, 1, 0) == 1 && (p.revents & (POLLERR | POLLHUP)) == (POLLERR | POLLHUP), "poll %#x", p.revents);
+	CHECK(recv(reset, b, 1, MSG_DONTWAIT) == -1 && errno == ECONNRESET, "no ECONNRESET");
+	CHECK(recv(reset, b, 1, MSG_DONTWAIT) == 0, "no end of file");
+}
+
+static int up[2], shared_[2];
+
+// child of processes: it has connected both ends as another user, and one of them is its parent's too.
+static void child(void)
+{
+	MUST(setgroups(1, (gid_t[]){4321}));
+	MUST(setresgid(1235, 1235, 1235));
+	MUST(setresuid(1234, 1234, 1234));
+	int own[2];
+	pair(SOCK_STREAM, own);
+	MUST(send(own[0], "mine", 4, 0));
+	struct msghdr m = {.msg_iov = &(struct iovec){"fd", 2}, .msg_iovlen = 1};
+	char control[CMSG_SPACE(sizeof(int))];
+	m.msg_control = control;
+	m.msg_controllen = sizeof control;
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+	*c = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+	memcpy(CMSG_DATA(c), &own[1], sizeof(int));
+	MUST(sendmsg(up[1], &m, 0));
+	wait_go();
+	peer(own[0], getpid(), 1234, 1235, "own pair of the child");
+	gid_t g[8];
+	socklen_t len = sizeof g;
+	MUST(getsockopt(own[0], SOL_SOCKET, 59 /* SO_PEERGROUPS */, g, &len));
+	CHECK(len == 4 && g[0] == 4321, "groups: %d bytes, %d", (int)len, g[0]);
+	expect(own[1], "mine", "own pair of the child");
+	MUST(send(shared_[1], "from child", 10, 0));
+	_exit(0);
+}
+
+// processes has ends in two processes, one of which connected as another user.
+static void processes(int after)
+{
+	static int got;
+	static pid_t pid;
+	if (!after) {
+		pair(SOCK_SEQPACKET, up);
+		pair(SOCK_DGRAM, shared_);
+		int on = 1;
+		MUST(setsockopt(shared_[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on));
+		MUST(send(shared_[1], "creds", 5, 0));
+		if (!(pid = MUST(fork())))
+			child();
+		char b[8], control[CMSG_SPACE(sizeof(int))];
+		struct msghdr m = {.msg_iov = &(struct iovec){b, sizeof b}, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+		MUST(recvmsg(up[0], &m, 0));
+		memcpy(&got, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof(int));
+		return;
+	}
+	peer(got, pid, 1234, 1235, "end of the child");
+	peer(up[0], getpid(), getuid(), getgid(), "own end");
+	char b[64], control[CMSG_SPACE(sizeof(struct ucred))];
+	for (int i = 0; i < 2; i++) {
+		struct msghdr m = {.msg_iov = &(struct iovec){b, sizeof b}, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+		MUST(recvmsg(shared_[0], &m, 0));
+		struct ucred u;
+		memcpy(&u, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof u);
+		CHECK(u.pid == (i ? pid : getpid()) && u.uid == (i ? 1234 : getuid()), "message %d has the credentials %d %d", i, u.pid, u.uid);
+	}
+	int status;
+	MUST(waitpid(pid, &status, 0));
+	CHECK(status == 0, "child: %#x", status);
+}
+
+static struct {
+	const char *name;
+	void (*f)(int after);
+} parts[] = {{"pairs", pairs}, {"processes", processes}};
+
+int main(int argc, char **argv)
+{
+	begin(argc, argv);
+	for (int after = 0; after < 2; after++) {
+		for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+			if (argc < 5 || strcmp(argv[4], parts[i].name) == 0)
+				parts[i].f(after);
+		if (!after) {
+			ready();
+			wait_go();
+		}
+	}
+	pass();
+}
