@@ -138,6 +138,7 @@ type Scene struct {
 	sorted  int                       // how many of Files are in it
 	watched map[*Found][]inotifyWatch // of inotify instances, see watches
 	sockets map[uint32]*unixInfo      // of all unix sockets by inode number, see socket
+	sockDev uint64                    // the device of their inodes
 }
 
 // mapped reports whether the tree maps or executes the deleted file f.

@@ -46,6 +46,7 @@ func newStage(t *testing.T) *stage {
 			return image.ObjRef(len(s.blobs))
 		},
 		Segment: func(*Found) (image.ObjRef, error) { return 1, nil },
+		Member:  func(id int) bool { return id == os.Getpid() },
 	}
 	out := filepath.Join(t.TempDir(), "NAME.out")
 	s.env = &Env{

@@ -35,29 +35,6 @@ func (w *unixWorld) maker(c *unixCred) int {
 	return w.first()
 }
 
-// pair makes the two ends of a connection of n.
-func (w *unixWorld) pair(n *unixNode) (pair [2]int, err error) {
-	err = w.e.In(w.maker(n.Cred), func(p Process) error {
-		return asCred(p, n.Cred, func() error {
-			at, err := p.Put(make([]byte, 8))
-			if err != nil {
-				return err
-			}
-			if _, err := p.Syscall(unix.SYS_SOCKETPAIR, unix.AF_UNIX, uint64(n.Type|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK), 0, at); err != nil {
-				return fmt.Errorf("socketpair in pid %d: %w", p.PID(), err)
-			}
-			b, err := readFrom(p.PID(), at, 8)
-			if err != nil {
-				return err
-			}
-			ne := binary.NativeEndian
-			pair, err = takeFrom(p, int(ne.Uint32(b)), int(ne.Uint32(b[4:])))
-			return err
-		})
-	})
-	return pair, err
-}
-
 // readFrom reads memory of a process.
 func readFrom(pid int, at uint64, n int) ([]byte, error) {
 	b := make([]byte, n)
@@ -68,30 +45,18 @@ func readFrom(pid int, at uint64, n int) ([]byte, error) {
 	return b, nil
 }
 
-// takeFrom takes descriptors out of a process.
-func takeFrom(p Process, nums ...int) (fds [2]int, err error) {
-	fds = [2]int{-1, -1}
+// fetchFrom duplicates a descriptor of a process.
+func fetchFrom(p Process, num int) (int, error) {
 	pidfd, err := unix.PidfdOpen(p.PID(), 0)
 	if err != nil {
-		return fds, fmt.Errorf("pidfd_open of %d: %w", p.PID(), err)
+		return -1, fmt.Errorf("pidfd_open of %d: %w", p.PID(), err)
 	}
 	defer unix.Close(pidfd)
-	for i, num := range nums {
-		if fds[i], err = unix.PidfdGetfd(pidfd, num, 0); err != nil {
-			fds[i] = -1
-			err = fmt.Errorf("pidfd_getfd of descriptor %d of pid %d: %w", num, p.PID(), err)
-			break
-		}
-	}
-	for _, num := range nums {
-		if _, cerr := p.Syscall(unix.SYS_CLOSE, uint64(num)); err == nil && cerr != nil {
-			err = fmt.Errorf("close descriptor %d of pid %d: %w", num, p.PID(), cerr)
-		}
-	}
+	fd, err := unix.PidfdGetfd(pidfd, num, 0)
 	if err != nil {
-		closeOwn(slices.DeleteFunc(fds[:], func(fd int) bool { return fd < 0 }))
+		return -1, fmt.Errorf("pidfd_getfd of descriptor %d of pid %d: %w", num, p.PID(), err)
 	}
-	return fds, err
+	return fd, nil
 }
 
 // asCred runs f while a process has the effective user, group and groups of c. A stub has ours.

@@ -1,6 +1,7 @@
 package kind
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,22 +13,27 @@ import (
 // unixInfo is what unix_diag of sock_diag(7) tells of one unix socket.
 type unixInfo struct {
 	Type, State uint8
-	HasPeer     bool   // it is or was connected
-	Peer        uint32 // inode number of the other end; 0: that was closed
-	Shutdown    uint8  // 1: reads end of file, 2: cannot write
-	Backlog     uint32 // of a listening one, of listen(2)
-	Waiting     []uint32
+	HasPeer     bool     // it is or was connected
+	Peer        uint32   // inode number of the other end; 0: that was closed
+	Shutdown    uint8    // 1: reads end of file, 2: cannot write
+	Backlog     uint32   // of a listening one, of listen(2)
+	Waiting     []uint32 // inode numbers of those that connected to it and were not accepted yet; 0: closed since
+	Name        []byte
+	File        uint64 // inode number of the file of its name, the lower 32 bits
+	FileDev     uint64
 }
 
 const (
 	stateListen = 10 // TCP_LISTEN of linux/tcp_states.h
 
-	unixDiagShow = 0x04 | 0x08 | 0x10 // UDIAG_SHOW_PEER, _ICONS and _RQLEN of linux/unix_diag.h
+	unixDiagShow = 0x1f // UDIAG_SHOW_NAME, _VFS, _PEER, _ICONS and _RQLEN of linux/unix_diag.h
 	diagPatience = 5 * time.Second
 )
 
 // Attributes of linux/unix_diag.h.
 const (
+	unixDiagName     = 0
+	unixDiagVFS      = 1
 	unixDiagPeer     = 2
 	unixDiagIcons    = 3
 	unixDiagRQLen    = 4
@@ -113,6 +119,11 @@ func (u *unixInfo) attributes(b []byte) {
 		}
 		v := b[4:n]
 		switch typ := ne.Uint16(b[2:]); {
+		case typ == unixDiagName:
+			u.Name = bytes.Clone(v)
+		case typ == unixDiagVFS && len(v) >= 8: // the device as the kernel has it: 12 and 20 bits
+			dev := ne.Uint32(v[4:])
+			u.File, u.FileDev = uint64(ne.Uint32(v)), unix.Mkdev(dev>>20, dev&0xfffff)
 		case typ == unixDiagPeer && len(v) >= 4:
 			u.HasPeer, u.Peer = true, ne.Uint32(v)
 		case typ == unixDiagShutdown && len(v) >= 1:

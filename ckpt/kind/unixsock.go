@@ -1,14 +1,11 @@
 package kind
 
 import (
-	"encoding/binary"
+	"bytes"
 	"errors"
 	"fmt"
-	"os"
-	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
-	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,6 +35,15 @@ type unixRec struct {
 
 	Opts []unixOpt `cbor:"11,keyasint,omitempty"`
 	Msgs []unixMsg `cbor:"12,keyasint,omitempty"` // what waits in it; the bytes are the blob
+
+	Name      []byte    `cbor:"13,keyasint,omitempty"` // sun_path as getsockname(2) tells it
+	File      *unixFile `cbor:"14,keyasint,omitempty"` // of a name that does not begin with NUL
+	Accepted  bool      `cbor:"15,keyasint,omitempty"` // it came from accept(2), and has the name of the one that listened
+	Listening bool      `cbor:"16,keyasint,omitempty"`
+	Backlog   uint32    `cbor:"17,keyasint,omitempty"` // of listen(2)
+	Waiting   []uint64  `cbor:"18,keyasint,omitempty"` // numbers of those that connected to it and were not accepted yet
+	By        *unixCred `cbor:"19,keyasint,omitempty"` // who connected, of one that waits
+	PeerName  []byte    `cbor:"20,keyasint,omitempty"` // the name of the other end, if that was closed
 }
 
 // unixOpt is an option of SOL_SOCKET.
@@ -63,6 +69,7 @@ func (unixSock) Match(f *Found) bool {
 
 // socket is what the kernel tells of the unix socket f.
 func (s *Scene) socket(f *Found) (*unixInfo, error) {
+	s.sockDev = f.Stat.Dev // all are of one filesystem
 	if s.sockets == nil {
 		var err error
 		if s.sockets, err = unixSockets(); err != nil {
@@ -75,10 +82,13 @@ func (s *Scene) socket(f *Found) (*unixInfo, error) {
 	return nil, errors.New("the kernel does not list it among the unix sockets: it is of another network namespace")
 }
 
-// peer finds the other end of f in the tree, or nil.
-func (s *Scene) peer(f *Found, u *unixInfo) *Found {
-	s.sharing(f)
-	for _, g := range s.inodes[[2]uint64{f.Stat.Dev, uint64(u.Peer)}] {
+// peer finds the other end of a socket in the tree, or nil.
+func (s *Scene) peer(u *unixInfo) *Found { return s.socketByNumber(s.sockDev, u.Peer) }
+
+// socketByNumber finds a socket of the tree by its inode number, or nil.
+func (s *Scene) socketByNumber(dev uint64, ino uint32) *Found {
+	s.sharing(&Found{})
+	for _, g := range s.inodes[[2]uint64{dev, uint64(ino)}] {
 		return g
 	}
 	return nil
@@ -90,36 +100,146 @@ func (unixSock) Check(f *Found, s *Scene) []image.Finding {
 	if err != nil {
 		return append(all, f.refuse(err.Error(), closeSocket))
 	}
-	name, err := socketAddr(f.FD, unix.SYS_GETSOCKNAME)
+	name, file, err := s.nameOf(f)
+	if err != nil {
+		return append(all, f.refuse(err.Error(), closeSocket))
+	}
+	all = append(all, f.sharedSocket(u, s)...)
+	if what := awkwardName(u, name, file); what != "" {
+		all = append(all, f.refuse(what, closeSocket))
+	}
 	switch {
-	case err != nil:
-		all = append(all, f.refuse(err.Error(), closeSocket))
-	case u.State == stateListen || len(name) > 0:
-		all = append(all, f.refuse("a unix socket with a name is not kept", closeSocket))
-	case u.HasPeer && u.Peer != 0 && s.peer(f, u) == nil:
+	case u.State == stateListen:
+		all = append(all, f.waitingFindings(u, s)...)
+	case u.HasPeer && u.Peer == 0:
+		all = append(all, f.unaccepted(s)...)
+	case u.HasPeer && s.peer(u) == nil:
 		all = append(all, f.foreignPeer(u, s))
-	case u.HasPeer && u.Peer != 0:
-		all = append(all, f.pairFindings(s.peer(f, u), s)...)
+	case u.HasPeer:
+		all = append(all, f.pairFindings(s.peer(u), name, s)...)
 	}
-	if pid := s.Outside(f.Stat.Dev, f.Stat.Ino, unix.O_RDONLY); pid != 0 {
-		all = append(all, f.lose(fmt.Sprintf("%s, which is outside the tree, has this end too, and will have no part in the restored one", processName(pid)),
-			"close it there, or checkpoint a tree that holds that process too"))
-	}
-	if ready, err := polled(f.FD, 0); err == nil && ready&unix.POLLERR != 0 && (!u.HasPeer || u.Peer != 0) {
+	if ready, err := polled(f.FD, 0); err == nil && ready&unix.POLLERR != 0 && (u.Type == unix.SOCK_DGRAM || u.Peer != 0) {
 		all = append(all, f.refuse("an error waits to be reported by it (SO_ERROR), and only the program may look at that", "let the program use it once, then try again"))
 	}
 	return append(all, f.peerCredFindings(s)...)
 }
 
-// pairFindings refuses a pair that cannot be made by socketpair(2).
-func (f *Found) pairFindings(peer *Found, s *Scene) []image.Finding {
-	if v, err := s.socket(peer); err != nil || uint64(v.Peer) != f.Stat.Ino {
-		return []image.Finding{f.refuse("it sends to a unix socket that is not connected to it", closeSocket)}
+// sharedSocket tells that somebody outside the tree has the very socket too.
+func (f *Found) sharedSocket(u *unixInfo, s *Scene) []image.Finding {
+	pid := s.Outside(f.Stat.Dev, f.Stat.Ino, unix.O_RDONLY)
+	if pid == 0 {
+		return nil
+	}
+	const remedy = "close it there, or checkpoint a tree that holds that process too"
+	if u.State == stateListen {
+		return []image.Finding{f.refuse(fmt.Sprintf("%s, which is outside the tree, listens on it too and keeps its name", processName(pid)), remedy)}
+	}
+	return []image.Finding{f.lose(fmt.Sprintf("%s, which is outside the tree, has this socket too, and will have no part in the restored one", processName(pid)), remedy)}
+}
+
+// awkwardName tells why a name cannot be given again, or "".
+func awkwardName(u *unixInfo, name []byte, file *unixFile) string {
+	if file != nil && len(u.Waiting) > 0 && (file.Gone || len(file.Path) >= unixPathMax) {
+		return fmt.Sprintf("connections wait to be accepted by it, and its name %s leads nowhere or is too long", showName(name))
+	}
+	return ""
+}
+
+// waitingFindings refuses connections that wait to be accepted and cannot be made again. What they
+// have sent already nobody can look at.
+func (f *Found) waitingFindings(u *unixInfo, s *Scene) []image.Finding {
+	const remedy = "try again when the program has accepted it"
+	var all []image.Finding
+	for _, ino := range u.Waiting {
+		c := s.socketByNumber(f.Stat.Dev, ino)
+		if ino == 0 {
+			all = append(all, f.refuse("a connection waits to be accepted by it whose other end was closed, and what was sent cannot be looked at", remedy))
+			continue
+		}
+		if c == nil {
+			who := "a process that cannot be seen"
+			if pid := s.Outside(f.Stat.Dev, uint64(ino), unix.O_RDONLY); pid != 0 {
+				who = processName(pid)
+			}
+			all = append(all, f.refuse(fmt.Sprintf("a connection of %s, which is outside the tree, waits to be accepted by it", who), remedy))
+			continue
+		}
+		if n, err := unix.IoctlGetInt(c.FD, unix.TIOCOUTQ); err != nil || n != 0 {
+			all = append(all, f.refuse("a connection waits to be accepted by it that data was sent on, and that cannot be looked at", remedy))
+		}
+	}
+	return all
+}
+
+// unaccepted refuses a connection that waits to be accepted outside the tree.
+func (f *Found) unaccepted(s *Scene) []image.Finding {
+	at := s.waitsFor(f)
+	if at == 0 || s.socketByNumber(f.Stat.Dev, at) != nil {
+		return nil
+	}
+	who := "a process that cannot be seen"
+	if pid := s.Outside(f.Stat.Dev, uint64(at), unix.O_RDONLY); pid != 0 {
+		who = processName(pid)
+	}
+	return []image.Finding{f.refuse(fmt.Sprintf("it waits to be accepted by %s, which is outside the tree", who), closeSocket)}
+}
+
+// waitsFor returns the number of the listening socket that has yet to accept f, or 0.
+func (s *Scene) waitsFor(f *Found) uint32 {
+	for ino, u := range s.sockets {
+		for _, w := range u.Waiting {
+			if uint64(w) == f.Stat.Ino {
+				return ino
+			}
+		}
+	}
+	return 0
+}
+
+// pairFindings refuses a pair that cannot be made again.
+func (f *Found) pairFindings(peer *Found, name []byte, s *Scene) []image.Finding {
+	v, err := s.socket(peer)
+	if err != nil {
+		return []image.Finding{f.refuse(err.Error(), closeSocket)}
+	}
+	other, err := socketAddr(peer.FD, unix.SYS_GETSOCKNAME)
+	if err != nil {
+		return []image.Finding{f.refuse(err.Error(), closeSocket)}
 	}
 	a, err := peerCred(f.FD)
 	b, err2 := peerCred(peer.FD)
-	if err != nil || err2 != nil || !a.equal(b) {
-		return []image.Finding{f.refuse("its two ends were connected by different processes, and SO_PEERCRED tells which", closeSocket)}
+	if err != nil || err2 != nil {
+		return []image.Finding{f.refuse(errors.Join(err, err2).Error(), closeSocket)}
+	}
+	mutual := uint64(v.Peer) == f.Stat.Ino
+	switch {
+	case v.Type == unix.SOCK_DGRAM && len(other) == 0 && !(mutual && a != nil && a.equal(b)):
+		return []image.Finding{f.refuse("it sends to a unix socket that has no name and is not connected to it", closeSocket)}
+	case v.Type != unix.SOCK_DGRAM && !a.equal(b) && s.acceptedEnd(f, name, peer, other) == nil:
+		return []image.Finding{f.refuse("its two ends were connected by different processes, as SO_PEERCRED tells, and it cannot be told which of them listened", closeSocket)}
+	}
+	return nil
+}
+
+// acceptedEnd tells which of two connected ends came from accept(2): it has the name of the one that
+// listened. It is nil if none did as far as can be told.
+func (s *Scene) acceptedEnd(f *Found, name []byte, peer *Found, other []byte) *Found {
+	switch {
+	case len(name) > 0 && len(other) == 0:
+		return f
+	case len(name) == 0 && len(other) > 0:
+		return peer
+	case len(name) == 0 && len(other) == 0:
+		return nil
+	}
+	for _, u := range s.sockets {
+		switch {
+		case u.State != stateListen:
+		case bytes.Equal(u.Name, name):
+			return f
+		case bytes.Equal(u.Name, other):
+			return peer
+		}
 	}
 	return nil
 }
@@ -144,106 +264,4 @@ func (f *Found) peerCredFindings(s *Scene) []image.Finding {
 	}
 	return []image.Finding{f.lose(fmt.Sprintf("it was connected by pid %d, which is not in the tree or has ended: SO_PEERCRED will name the first process of the tree in its place", c.PID),
 		"none is needed for programs that do not ask for it")}
-}
-
-// alive reports whether a process runs, and has not ended.
-func alive(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return false
-	}
-	st, err := procfs.ParseStat(b)
-	return err == nil && st.State != 'Z' && st.State != 'X'
-}
-
-// socketAddr returns sun_path of getsockname(2) or getpeername(2), as many bytes as it has.
-func socketAddr(fd int, nr uintptr) ([]byte, error) {
-	buf := make([]byte, 2*unix.SizeofSockaddrUnix)
-	n := uint32(len(buf))
-	_, _, errno := unix.Syscall(nr, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(unsafe.Pointer(&n)))
-	if errno != 0 {
-		return nil, fmt.Errorf("read its name: %w", errno)
-	}
-	if n <= 2 || int(n) > len(buf) {
-		return nil, nil
-	}
-	return buf[2:n], nil
-}
-
-// peerCred is SO_PEERCRED and SO_PEERGROUPS, nil if there is none.
-func peerCred(fd int) (*unixCred, error) {
-	c, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-	if err != nil {
-		return nil, fmt.Errorf("SO_PEERCRED: %w", err)
-	}
-	if c.Pid == 0 && c.Uid == ^uint32(0) {
-		return nil, nil
-	}
-	groups, err := peerGroups(fd)
-	return &unixCred{PID: c.Pid, UID: c.Uid, GID: c.Gid, Groups: groups}, err
-}
-
-// peerGroups is SO_PEERGROUPS.
-func peerGroups(fd int) ([]uint32, error) {
-	const most = 65536 // NGROUPS_MAX
-	for n := 64; n <= most; n *= 4 {
-		buf := make([]byte, 4*n)
-		size := uint32(len(buf))
-		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS, uintptr(unsafe.Pointer(&buf[0])), uintptr(unsafe.Pointer(&size)), 0)
-		switch {
-		case errno == unix.ERANGE:
-			continue
-		case errno == unix.ENODATA:
-			return nil, nil
-		case errno != 0:
-			return nil, fmt.Errorf("SO_PEERGROUPS: %w", errno)
-		}
-		groups := make([]uint32, size/4)
-		for i := range groups {
-			groups[i] = binary.NativeEndian.Uint32(buf[4*i:])
-		}
-		return groups, nil
-	}
-	return nil, fmt.Errorf("SO_PEERGROUPS: %w", unix.ERANGE)
-}
-
-func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
-	u, err := s.socket(f)
-	if err != nil {
-		return fmt.Errorf("%s: %w", f.Link, err)
-	}
-	r := unixRec{Type: int32(u.Type), Ino: f.Stat.Ino, Connected: u.HasPeer, Peer: uint64(u.Peer), Shutdown: u.Shutdown,
-		Mode: f.Stat.Mode & 0o7777, UID: f.Stat.Uid, GID: f.Stat.Gid}
-	if r.Cred, err = peerCred(f.FD); err != nil {
-		return fmt.Errorf("%s: %w", f.Link, err)
-	}
-	ready, err := polled(f.FD, 0)
-	if err != nil {
-		return fmt.Errorf("%s: poll: %w", f.Link, err)
-	}
-	r.Reset = ready&unix.POLLERR != 0
-	for _, opt := range unixOpts {
-		v, err := unix.GetsockoptInt(f.FD, unix.SOL_SOCKET, int(opt))
-		if err == unix.ENOPROTOOPT || err == unix.EOPNOTSUPP {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("%s: read its option %d: %w", f.Link, opt, err)
-		}
-		r.Opts = append(r.Opts, unixOpt{opt, int32(v)})
-	}
-	data, msgs, err := peekQueue(f.FD, u.Type)
-	if err != nil {
-		return &image.RefusedError{Findings: []image.Finding{f.refuse(err.Error(), "try again when the program has read what waits in it")}}
-	}
-	defer closeMsgs(msgs)
-	for i := range msgs {
-		if len(msgs[i].fds) > 0 {
-			return &image.RefusedError{Findings: []image.Finding{f.refuse("open files are under way in it (SCM_RIGHTS)", "try again when the program has received them")}}
-		}
-	}
-	if r.Msgs = msgs; len(data) > 0 {
-		rec.Blob = s.Blob(data)
-	}
-	return encodeRec(rec, &r)
 }

@@ -3,6 +3,7 @@ package kind
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -149,7 +150,9 @@ func unixState(t *testing.T, fd int) string {
 		t.Fatal("not listed")
 	}
 	in, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
-	must(t, err)
+	if err != nil {
+		in = -1 // it listens
+	}
 	off, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF)
 	must(t, err)
 	cred, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED)
@@ -180,7 +183,7 @@ func TestUnixCredentials(t *testing.T) {
 			sendAll(t, a, []byte("none"))
 			must(t, unix.SetsockoptInt(b, unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
 			sendAll(t, a, []byte("own"))
-			_, err := unix.SendmsgN(a, []byte("other"), unix.UnixCredentials(&unix.Ucred{Pid: 1, Uid: 1234, Gid: 1235}), nil, 0)
+			_, err := unix.SendmsgN(a, []byte("other"), unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid()), Uid: 1234, Gid: 1235}), nil, 0)
 			must(t, err)
 			_, got := roundTrip(t, a, b)
 			was, is := recvCreds(t, b), recvCreds(t, got[1])

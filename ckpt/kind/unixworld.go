@@ -16,6 +16,8 @@ type unixWorld struct {
 	e     *Env
 	nodes map[uint64]*unixNode // by inode number
 	order []*unixNode
+	gate  *unixGate
+	waits map[uint64]bool // those that a listening one made: they wait to be accepted
 }
 
 // unixNode is one socket of it.
@@ -24,6 +26,7 @@ type unixNode struct {
 	blob  image.ObjRef
 	path  string
 	fd    int // -1: not made yet
+	named bool
 	other int // an end that was closed everywhere, open until all is done; -1: there is none
 }
 
@@ -62,7 +65,7 @@ func (w *unixWorld) Close() error {
 		closeOwn(slices.DeleteFunc([]int{n.fd, n.other}, func(fd int) bool { return fd < 0 }))
 		n.fd, n.other = -1, -1
 	}
-	return nil
+	return w.closeGate()
 }
 
 // makeUnixWorld makes all unix sockets of the image.
@@ -71,11 +74,15 @@ func makeUnixWorld(e *Env) (*unixWorld, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, step := range [...]func(n *unixNode) error{w.make, w.fill, w.settle, w.setOptions} {
+	for i, step := range [...]func(n *unixNode) error{w.join, w.make, w.name, w.listen, w.queueUp, w.reconnect, w.fill, w.connect, w.settle, w.setOptions} {
 		for _, n := range w.order {
 			if err := step(n); err != nil {
-				_ = w.Close() // never used
-				return nil, fmt.Errorf("%s: %w", n.path, err)
+				return nil, errors.Join(fmt.Errorf("%s: %w", n.path, err), w.Close())
+			}
+		}
+		if i == 0 {
+			if err := w.closeGate(); err != nil {
+				return nil, errors.Join(err, w.Close())
 			}
 		}
 	}
@@ -84,7 +91,7 @@ func makeUnixWorld(e *Env) (*unixWorld, error) {
 
 // readUnixWorld reads the records.
 func readUnixWorld(e *Env) (*unixWorld, error) {
-	w := &unixWorld{e: e, nodes: map[uint64]*unixNode{}}
+	w := &unixWorld{e: e, nodes: map[uint64]*unixNode{}, waits: map[uint64]bool{}}
 	for i := range e.Manifest.Files {
 		rec := &e.Manifest.Files[i]
 		if rec.Kind != (unixSock{}).Name() {
@@ -100,6 +107,14 @@ func readUnixWorld(e *Env) (*unixWorld, error) {
 		w.nodes[n.Ino], w.order = n, append(w.order, n)
 	}
 	for _, n := range w.order {
+		for _, ino := range n.Waiting {
+			if w.nodes[ino] == nil || w.waits[ino] {
+				return nil, fmt.Errorf("%s: the image has a connection %d that waits for it and is not there, or twice", n.path, ino)
+			}
+			w.waits[ino] = true
+		}
+	}
+	for _, n := range w.order {
 		if err := w.check(n); err != nil {
 			return nil, fmt.Errorf("%s: the image has %w", n.path, err)
 		}
@@ -107,87 +122,12 @@ func readUnixWorld(e *Env) (*unixWorld, error) {
 	return w, nil
 }
 
-// check checks what an image says of a socket.
-func (w *unixWorld) check(n *unixNode) error {
-	if n.Type != unix.SOCK_STREAM && n.Type != unix.SOCK_DGRAM && n.Type != unix.SOCK_SEQPACKET {
-		return fmt.Errorf("a unix socket of type %d", n.Type)
-	}
-	if n.Peer != 0 {
-		p := w.nodes[n.Peer]
-		if p == nil || p == n || p.Type != n.Type || !n.Connected || p.Peer != n.Ino {
-			return fmt.Errorf("a unix socket whose other end %d is not one", n.Peer)
-		}
-	}
-	if n.Connected && n.Cred == nil {
-		return errors.New("a connected unix socket without SO_PEERCRED")
-	}
-	if n.Peer != 0 && !n.Cred.equal(w.nodes[n.Peer].Cred) {
-		return errors.New("a pair of unix sockets with two different SO_PEERCRED")
-	}
-	if n.Shutdown > 3 || n.Mode > 0o7777 {
-		return fmt.Errorf("a unix socket with shutdown %d and mode %#o", n.Shutdown, n.Mode)
-	}
-	if n.Reset && (!n.Connected || n.Peer != 0 || n.Type == unix.SOCK_DGRAM) {
-		return errors.New("a unix socket with an error that it cannot have")
-	}
-	for _, o := range n.Opts {
-		if !slices.Contains(unixOpts[:], o.Opt) {
-			return fmt.Errorf("an option %d of a unix socket, which this version does not know", o.Opt)
-		}
-	}
-	if err := w.checkCred(n.Cred); err != nil {
-		return err
-	}
-	if len(n.Msgs) > maxUnixMsgs {
-		return fmt.Errorf("a queue of %d messages", len(n.Msgs))
-	}
-	for i := range n.Msgs {
-		m := &n.Msgs[i]
-		if m.Len < 0 || m.Len > maxUnixQueue || len(m.From) > unixPathMax || m.Mark > liveOOB {
-			return fmt.Errorf("a message of %d bytes from %q", m.Len, m.From)
-		}
-		if err := w.checkCred(m.Cred); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// unixPathMax is the size of sun_path.
-const unixPathMax = 108
-
-// checkCred checks credentials that a socket or message is to have. Without Help they must be those
-// of a process of the image, which he who asks for the restore has been found to have himself.
-func (w *unixWorld) checkCred(c *unixCred) error {
-	if c == nil {
-		return nil
-	}
-	if len(c.Groups) > 65536 {
-		return fmt.Errorf("credentials with %d groups", len(c.Groups))
-	}
-	if w.e.Help {
-		return nil
-	}
-	for i := range w.e.Manifest.Tasks {
-		for k := range w.e.Manifest.Tasks[i].Threads {
-			own := &w.e.Manifest.Tasks[i].Threads[k].Creds
-			if !slices.Contains(own.UID[:], c.UID) || !slices.Contains(own.GID[:], c.GID) {
-				continue
-			}
-			if !slices.ContainsFunc(c.Groups, func(g uint32) bool { return !slices.Contains(own.Groups, g) }) {
-				return nil
-			}
-		}
-	}
-	return fmt.Errorf("credentials of uid %d and gid %d with groups %d, which no process of it has", c.UID, c.GID, c.Groups)
-}
-
 // make makes a socket, and its other end.
 func (w *unixWorld) make(n *unixNode) error {
-	if n.fd >= 0 {
-		return nil
+	if n.fd >= 0 || n.Listening || w.waits[n.Ino] {
+		return nil // others make it
 	}
-	if !n.Connected {
+	if n.Cred == nil {
 		fd, err := unix.Socket(unix.AF_UNIX, int(n.Type)|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 		if err != nil {
 			return fmt.Errorf("socket: %w", err)
@@ -196,14 +136,102 @@ func (w *unixWorld) make(n *unixNode) error {
 		return nil
 	}
 	pair, err := w.pair(n)
+	n.fd = pair[0]
+	if p := w.twin(n); p != nil {
+		p.fd = pair[1]
+	} else {
+		n.other = pair[1]
+	}
+	if err == nil && n.other >= 0 && len(n.PeerName) > 0 {
+		err = bindAway(n.other, n.PeerName)
+	}
+	return err
+}
+
+// twin is the other end of a pair that was made by socketpair(2) and is one still, or nil.
+func (w *unixWorld) twin(n *unixNode) *unixNode {
+	p := w.nodes[n.Peer]
+	if p == nil || p.Peer != n.Ino || n.Cred == nil || !n.Cred.equal(p.Cred) {
+		return nil
+	}
+	return p
+}
+
+// name gives a socket its name, if it is there by now.
+func (w *unixWorld) name(n *unixNode) error {
+	switch {
+	case len(n.Name) == 0 || n.Accepted || n.fd < 0 || n.named:
+		return nil
+	case !isPath(n.Name):
+		n.named = true
+		if err := addressed(unix.SYS_BIND, n.fd, sockaddr(n.Name)); err != nil {
+			return fmt.Errorf("bind to %s: %w", showName(n.Name), err)
+		}
+		return nil
+	}
+	n.named = true
+	if n.away() {
+		return bindAway(n.fd, n.Name)
+	}
+	return w.bindFile(n)
+}
+
+// away reports whether the name of a socket is to lead nowhere: its file was deleted, or nobody can
+// connect to it in any case.
+func (n *unixNode) away() bool { return n.File.Gone || n.Connected && n.Type != unix.SOCK_DGRAM }
+
+// reconnect lets go of the other end of socketpair(2), if a datagram socket had done that. It comes
+// before anything waits in it, which would be lost.
+func (w *unixWorld) reconnect(n *unixNode) error {
+	if n.Type != unix.SOCK_DGRAM || n.Cred == nil || w.twin(n) != nil {
+		return nil
+	}
+	if n.Connected {
+		if n.Peer == 0 {
+			return nil
+		}
+		return w.connectOne(n)
+	}
+	if err := addressed(unix.SYS_CONNECT, n.fd, make([]byte, 16)); err != nil { // AF_UNSPEC
+		return fmt.Errorf("disconnect: %w", err)
+	}
+	return nil
+}
+
+// connect connects the other datagram sockets.
+func (w *unixWorld) connect(n *unixNode) error {
+	if n.Type != unix.SOCK_DGRAM || n.Cred != nil || !n.Connected {
+		return nil
+	}
+	if n.Peer != 0 {
+		return w.connectOne(n)
+	}
+	gone, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	defer unix.Close(gone)
+	if len(n.PeerName) > 0 {
+		err = bindAway(gone, n.PeerName)
+	}
+	if len(n.PeerName) == 0 || errors.Is(err, unix.EADDRINUSE) {
+		err = bindAuto(gone)
+	}
 	if err != nil {
 		return err
 	}
-	n.fd = pair[0]
-	if n.Peer == 0 {
-		n.other = pair[1]
-	} else {
-		w.nodes[n.Peer].fd = pair[1]
+	name, err := socketAddr(gone, unix.SYS_GETSOCKNAME)
+	if err != nil {
+		return err
+	}
+	return w.e.In(w.first(), func(Process) error { return connectTo(n.fd, gone, name) })
+}
+
+func (w *unixWorld) connectOne(n *unixNode) error {
+	p := w.nodes[n.Peer]
+	err := w.e.In(w.first(), func(Process) error { return connectTo(n.fd, p.fd, p.Name) })
+	if err != nil {
+		return fmt.Errorf("connect to %s: %w", showName(p.Name), err)
 	}
 	return nil
 }
@@ -220,20 +248,14 @@ func (w *unixWorld) fill(n *unixNode) error {
 			return fmt.Errorf("what waits in it: %w", err)
 		}
 	}
-	from := n.other
-	if n.Peer != 0 {
-		from = w.nodes[n.Peer].fd
-	}
-	if from < 0 {
-		return errors.New("the image has messages for it that nobody can send")
-	}
-	widen(from)
+	senders := unixSenders{w: w, to: n, own: map[string]int{}}
+	defer senders.close()
 	for i := range n.Msgs {
 		m := &n.Msgs[i]
 		if int(m.Len) > len(data) {
 			return errors.New("the image has less for it than it says")
 		}
-		if err := w.send(n, from, m, data[:m.Len]); err != nil {
+		if err := senders.send(m, data[:m.Len]); err != nil {
 			return fmt.Errorf("send it what waited in it (message %d of %d, %d bytes): %w", i+1, len(n.Msgs), m.Len, err)
 		}
 		data = data[m.Len:]
@@ -242,51 +264,6 @@ func (w *unixWorld) fill(n *unixNode) error {
 		return errors.New("the image has more for it than it says")
 	}
 	return nil
-}
-
-// widen gives a socket room for what is to be sent. Its own size comes later.
-func widen(fd int) {
-	const room = 2 * maxUnixQueue
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, room) == nil {
-		return
-	}
-	have, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
-	if err != nil || unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, room) != nil {
-		return // then sending says what is missing
-	}
-	if now, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF); err == nil && now < have {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, have/2)
-	}
-}
-
-// send sends one message, or one run of a stream.
-func (w *unixWorld) send(n *unixNode, from int, m *unixMsg, data []byte) error {
-	control := []byte(nil)
-	if m.Cred != nil {
-		control = unix.UnixCredentials(&unix.Ucred{Pid: m.Cred.PID, Uid: m.Cred.UID, Gid: m.Cred.GID})
-	}
-	for {
-		sent := 0
-		send := func(Process) (err error) {
-			sent, err = unix.SendmsgN(from, data, control, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-			return err
-		}
-		var err error
-		if m.Cred == nil {
-			err = send(nil)
-		} else { // to name another process takes our own credentials
-			err = w.e.In(w.first(), send)
-		}
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if data = data[sent:]; len(data) == 0 {
-			return nil
-		}
-	}
 }
 
 // first is the first process of the tree.

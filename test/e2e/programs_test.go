@@ -55,6 +55,7 @@ var programs = []program{
 	{"files_proc", "procfiles", nil, false},
 	{"unix_pairs", "unixsock", []string{"pairs"}, true},
 	{"unix_processes", "unixsock", []string{"processes"}, true},
+	{"unix_servers", "unixsock", []string{"servers"}, true},
 	{"files_owner", "files", []string{"owner"}, true},
 	{"files_all", "files", nil, true},
 	{"locks", "locks", nil, true},

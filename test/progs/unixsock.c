@@ -5,6 +5,7 @@
 #include "prog.h"
 #include <grp.h>
 #include <poll.h>
+#include <stddef.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -170,10 +171,153 @@ static void processes(int after)
 	CHECK(status == 0, "child: %#x", status);
 }
 
+static socklen_t address(struct sockaddr_un *a, const char *name)
+{
+	memset(a, 0, sizeof *a);
+	a->sun_family = AF_UNIX;
+	size_t n = strlen(name);
+	memcpy(a->sun_path, name, n);
+	if (name[0] == '@')
+		a->sun_path[0] = 0;
+	return offsetof(struct sockaddr_un, sun_path) + n + (name[0] != '@');
+}
+
+static int bound(int type, const char *name)
+{
+	struct sockaddr_un a;
+	int fd = MUST(socket(AF_UNIX, type | SOCK_CLOEXEC, 0));
+	MUST(bind(fd, (struct sockaddr *)&a, address(&a, name)));
+	return fd;
+}
+
+static int dial(int type, const char *name)
+{
+	struct sockaddr_un a;
+	int fd = MUST(socket(AF_UNIX, type | SOCK_CLOEXEC, 0));
+	MUST(connect(fd, (struct sockaddr *)&a, address(&a, name)));
+	return fd;
+}
+
+static void named(int fd, int of_peer, const char *want)
+{
+	struct sockaddr_un a, w;
+	socklen_t len = sizeof a, wlen = address(&w, want);
+	if (!*want)
+		wlen = offsetof(struct sockaddr_un, sun_path);
+	MUST((of_peer ? getpeername : getsockname)(fd, (struct sockaddr *)&a, &len));
+	CHECK(len == wlen && memcmp(&a, &w, len < sizeof a ? len : sizeof a) == 0, "name %.*s (%d), not %s (%d)", (int)len - 2, a.sun_path, (int)len, want, (int)wlen);
+}
+
+// client is another process and user, that has connected to the server, which has closed one
+// connection, and connects once more.
+static void client(const char *names[], int n)
+{
+	MUST(setgroups(0, NULL));
+	MUST(setresgid(1235, 1235, 1235));
+	MUST(setresuid(1234, 1234, 1234));
+	int fd[8], wait = dial(SOCK_STREAM, names[0]);
+	for (int i = 0; i < n; i++) {
+		fd[i] = dial(SOCK_STREAM, names[i]);
+		MUST(send(fd[i], "question", 8, 0));
+	}
+	wait_go();
+	for (int i = 0; i < n; i++) {
+		peer(fd[i], getppid(), 0, 0, names[i]);
+		named(fd[i], 1, names[i]);
+		named(fd[i], 0, "");
+		char b[16];
+		CHECK(recv(fd[i], b, sizeof b, 0) == 6 && memcmp(b, "answer", 6) == 0, "%s: no answer", names[i]);
+		close(dial(SOCK_STREAM, names[i]));
+	}
+	char b[8];
+	named(wait, 1, names[0]);
+	CHECK(recv(wait, b, sizeof b, 0) == 0 && send(wait, "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE, "closed by the server");
+	_exit(0);
+}
+
+// servers listens under names of all sorts, with a client of another user.
+static void servers(int after)
+{
+	static const char *names[3] = {"sock", "dir/deep", NULL};
+	static int l[3], a[3], gone, moved, dgram, log, dead, waiting;
+	static char abstract[64];
+	static pid_t pid;
+	char b[64];
+	if (!after) {
+		snprintf(abstract, sizeof abstract, "@ckptfs test %d", (int)getpid());
+		names[2] = abstract;
+		MUST(mkdir("dir", 0755));
+		for (int i = 0; i < 3; i++) {
+			l[i] = bound(SOCK_STREAM, names[i]);
+			MUST(listen(l[i], 5));
+		}
+		MUST(chmod("sock", 0666));
+		MUST(chmod("dir/deep", 0777));
+		MUST(chown("dir/deep", 1234, 99));
+		MUST(chmod(".", 0755));
+		int t[2];
+		MUST(pipe(t));
+		if (!(pid = MUST(fork()))) {
+			close(t[0]);
+			close(t[1]);
+			client(names, 3);
+		}
+		close(t[0]);
+		close(t[1]);
+		close(a[0] = MUST(accept(l[0], NULL, NULL)));
+		for (int i = 0; i < 3; i++)
+			a[i] = MUST(accept4(l[i], NULL, NULL, SOCK_CLOEXEC));
+		waiting = dial(SOCK_STREAM, "sock");
+		gone = bound(SOCK_SEQPACKET, "gone");
+		MUST(listen(gone, 3));
+		MUST(unlink("gone"));
+		moved = bound(SOCK_STREAM, "temporary");
+		MUST(listen(moved, 3));
+		MUST(rename("temporary", "final"));
+		dgram = bound(SOCK_DGRAM, "log");
+		log = dial(SOCK_DGRAM, "log");
+		MUST(send(log, "line one", 8, 0));
+		MUST(send(log, "line two", 8, 0));
+		dead = dial(SOCK_DGRAM, "log");
+		return;
+	}
+	for (int i = 0; i < 3; i++) {
+		peer(a[i], pid, 1234, 1235, names[i]);
+		peer(l[i], getpid(), 0, 0, names[i]);
+		named(l[i], 0, names[i]);
+		named(a[i], 0, names[i]);
+		named(a[i], 1, "");
+		expect(a[i], "question", names[i]);
+		MUST(send(a[i], "answer", 6, 0));
+	}
+	int c = MUST(accept(l[0], NULL, NULL));
+	peer(c, getpid(), 0, 0, "one that waited");
+	MUST(send(waiting, "accepted", 8, 0));
+	expect(c, "accepted", "one that waited");
+	struct stat st;
+	MUST(stat("dir/deep", &st));
+	CHECK(S_ISSOCK(st.st_mode) && (st.st_mode & 07777) == 0777 && st.st_uid == 1234 && st.st_gid == 99, "dir/deep has mode %o and owner %d %d", st.st_mode, st.st_uid, st.st_gid);
+	named(gone, 0, "gone");
+	CHECK(access("gone", F_OK) == -1 && access("temporary", F_OK) == -1, "a deleted name is back");
+	named(moved, 0, "temporary");
+	close(dial(SOCK_STREAM, "final"));
+	named(log, 1, "log");
+	MUST(send(log, "line three", 10, 0));
+	expect(dgram, "line one", "datagrams");
+	expect(dgram, "line two", "datagrams");
+	expect(dgram, "line three", "datagrams");
+	close(dgram);
+	CHECK(recv(log, b, 1, MSG_DONTWAIT) == -1 && errno == EAGAIN, "datagrams back");
+	CHECK(send(dead, "x", 1, 0) == -1 && errno == ECONNREFUSED, "nobody is there");
+	int status;
+	MUST(waitpid(pid, &status, 0));
+	CHECK(status == 0, "client: %#x", status);
+}
+
 static struct {
 	const char *name;
 	void (*f)(int after);
-} parts[] = {{"pairs", pairs}, {"processes", processes}};
+} parts[] = {{"pairs", pairs}, {"processes", processes}, {"servers", servers}};
 
 int main(int argc, char **argv)
 {

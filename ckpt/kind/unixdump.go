@@ -1,0 +1,193 @@
+package kind
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"unsafe"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"golang.org/x/sys/unix"
+)
+
+func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
+	r, err := s.describeSocket(f)
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Link, err)
+	}
+	for _, opt := range unixOpts {
+		v, err := unix.GetsockoptInt(f.FD, unix.SOL_SOCKET, int(opt))
+		if err == unix.ENOPROTOOPT || err == unix.EOPNOTSUPP {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("%s: read its option %d: %w", f.Link, opt, err)
+		}
+		r.Opts = append(r.Opts, unixOpt{opt, int32(v)})
+	}
+	if r.Listening || r.By != nil {
+		return encodeRec(rec, r)
+	}
+	data, msgs, err := peekQueue(f.FD, uint8(r.Type))
+	if err == nil {
+		defer closeMsgs(msgs)
+		err = s.unsendable(r, msgs)
+	}
+	if err != nil {
+		return &image.RefusedError{Findings: []image.Finding{f.refuse(err.Error(), "try again when the program has read what waits in it")}}
+	}
+	if r.Msgs = msgs; len(data) > 0 {
+		rec.Blob = s.Blob(data)
+	}
+	return encodeRec(rec, r)
+}
+
+// describeSocket makes the record, but for the options and what waits in it.
+func (s *Scene) describeSocket(f *Found) (*unixRec, error) {
+	u, err := s.socket(f)
+	if err != nil {
+		return nil, err
+	}
+	r := &unixRec{Type: int32(u.Type), Ino: f.Stat.Ino, Connected: u.HasPeer, Peer: uint64(u.Peer), Shutdown: u.Shutdown,
+		Mode: f.Stat.Mode & 0o7777, UID: f.Stat.Uid, GID: f.Stat.Gid}
+	if r.Name, r.File, err = s.nameOf(f); err != nil {
+		return nil, err
+	}
+	if r.Cred, err = peerCred(f.FD); err != nil {
+		return nil, err
+	}
+	if u.HasPeer && u.Peer == 0 {
+		if r.PeerName, err = socketAddr(f.FD, unix.SYS_GETPEERNAME); err != nil {
+			return nil, err
+		}
+	}
+	if u.State == stateListen {
+		r.Listening, r.Backlog = true, u.Backlog
+		for _, ino := range u.Waiting {
+			r.Waiting = append(r.Waiting, uint64(ino))
+		}
+		return r, nil
+	}
+	if u.HasPeer && u.Peer == 0 && s.waitsFor(f) != 0 {
+		r.By, err = credOf(int(f.Slots[0].PID))
+		return r, err
+	}
+	if r.Type != unix.SOCK_DGRAM && u.HasPeer && len(r.Name) > 0 {
+		r.Accepted = true // as far as anybody can tell, unless its other end is it
+		if peer := s.peer(u); peer != nil {
+			other, err := socketAddr(peer.FD, unix.SYS_GETSOCKNAME)
+			if err != nil {
+				return nil, err
+			}
+			r.Accepted = s.acceptedEnd(f, r.Name, peer, other) == f
+		}
+	}
+	ready, err := polled(f.FD, 0)
+	if err != nil {
+		return nil, fmt.Errorf("poll: %w", err)
+	}
+	r.Reset = ready&unix.POLLERR != 0
+	return r, nil
+}
+
+// unsendable tells why messages cannot be sent again.
+func (s *Scene) unsendable(r *unixRec, msgs []unixMsg) error {
+	var from []byte
+	pair := r.Type == unix.SOCK_DGRAM && r.Cred != nil && r.Peer != 0
+	if pair {
+		if peer := s.socketByNumber(s.sockDev, uint32(r.Peer)); peer != nil {
+			var err error
+			if from, err = socketAddr(peer.FD, unix.SYS_GETSOCKNAME); err != nil {
+				return err
+			}
+		}
+	}
+	for i := range msgs {
+		m := &msgs[i]
+		if len(m.fds) > 0 {
+			return fmt.Errorf("open files are under way in it (SCM_RIGHTS)")
+		}
+		if pair && string(m.From) != string(from) {
+			return fmt.Errorf("a message waits in it from %s, which it is not connected to", showName(m.From))
+		}
+		if m.Cred != nil && (!s.member(int(m.Cred.PID)) || !alive(int(m.Cred.PID))) {
+			return fmt.Errorf("a message waits in it with the credentials of pid %d, which is not in the tree or has ended", m.Cred.PID)
+		}
+	}
+	return nil
+}
+
+// credOf is what SO_PEERCRED would tell of a process now.
+func credOf(pid int) (*unixCred, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return nil, err
+	}
+	st, err := procfs.ParseStatus(b)
+	if err != nil {
+		return nil, fmt.Errorf("/proc/%d/status: %w", pid, err)
+	}
+	return &unixCred{PID: int32(pid), UID: st.Uid[1], GID: st.Gid[1], Groups: st.Groups}, nil
+}
+
+// alive reports whether a process runs, and has not ended.
+func alive(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	st, err := procfs.ParseStat(b)
+	return err == nil && st.State != 'Z' && st.State != 'X'
+}
+
+// socketAddr returns sun_path of getsockname(2) or getpeername(2), as many bytes as it has.
+func socketAddr(fd int, nr uintptr) ([]byte, error) {
+	buf := make([]byte, 2*unix.SizeofSockaddrUnix)
+	n := uint32(len(buf))
+	_, _, errno := unix.Syscall(nr, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(unsafe.Pointer(&n)))
+	if errno != 0 {
+		return nil, fmt.Errorf("read its name: %w", errno)
+	}
+	if n <= 2 || int(n) > len(buf) {
+		return nil, nil
+	}
+	return buf[2:n], nil
+}
+
+// peerCred is SO_PEERCRED and SO_PEERGROUPS, nil if there is none.
+func peerCred(fd int) (*unixCred, error) {
+	c, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return nil, fmt.Errorf("SO_PEERCRED: %w", err)
+	}
+	if c.Pid == 0 && c.Uid == ^uint32(0) {
+		return nil, nil
+	}
+	groups, err := peerGroups(fd)
+	return &unixCred{PID: c.Pid, UID: c.Uid, GID: c.Gid, Groups: groups}, err
+}
+
+// peerGroups is SO_PEERGROUPS.
+func peerGroups(fd int) ([]uint32, error) {
+	const most = 65536 // NGROUPS_MAX
+	for n := 64; n <= most; n *= 4 {
+		buf := make([]byte, 4*n)
+		size := uint32(len(buf))
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS, uintptr(unsafe.Pointer(&buf[0])), uintptr(unsafe.Pointer(&size)), 0)
+		switch {
+		case errno == unix.ERANGE:
+			continue
+		case errno == unix.ENODATA:
+			return nil, nil
+		case errno != 0:
+			return nil, fmt.Errorf("SO_PEERGROUPS: %w", errno)
+		}
+		groups := make([]uint32, size/4)
+		for i := range groups {
+			groups[i] = binary.NativeEndian.Uint32(buf[4*i:])
+		}
+		return groups, nil
+	}
+	return nil, fmt.Errorf("SO_PEERGROUPS: %w", unix.ERANGE)
+}

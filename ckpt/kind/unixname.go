@@ -1,0 +1,288 @@
+package kind
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"runtime"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Names of unix sockets. One that begins with NUL is abstract. Any other is that of a file, by
+// which the socket is found as long as it is there, and the very text of bind(2), which
+// getsockname(2) tells: relative, if it was.
+
+// unixFile is the file of a name.
+type unixFile struct {
+	identity
+	UID  uint32 `cbor:"8,keyasint,omitempty"`
+	GID  uint32 `cbor:"9,keyasint,omitempty"`
+	Path []byte `cbor:"10,keyasint"`           // where it is, which may be another place than the name tells
+	Gone bool   `cbor:"11,keyasint,omitempty"` // it was deleted
+}
+
+const siocUnixFile = 0x89e0 // SIOCUNIXFILE of linux/un.h
+
+// unixPathMax is the size of sun_path. The kernel tells a name of that length with a NUL more.
+const unixPathMax = 108
+
+// isPath reports whether a name is that of a file.
+func isPath(name []byte) bool { return len(name) > 0 && name[0] != 0 }
+
+// pathName is the path of such a name.
+func pathName(name []byte) string {
+	if i := bytes.IndexByte(name, 0); i >= 0 {
+		name = name[:i]
+	}
+	return string(name)
+}
+
+// showName is a name as ss(8) shows it.
+func showName(name []byte) string {
+	if isPath(name) {
+		return pathName(name)
+	}
+	return "@" + strings.ReplaceAll(strings.TrimPrefix(string(name), "\x00"), "\x00", "@")
+}
+
+// nameOf describes the name of the socket f, and its file if it has one.
+func (s *Scene) nameOf(f *Found) (name []byte, file *unixFile, err error) {
+	if name, err = socketAddr(f.FD, unix.SYS_GETSOCKNAME); err != nil || !isPath(name) {
+		return name, nil, err
+	}
+	fd, err := fileOfSocket(f.FD)
+	if err != nil {
+		return name, nil, err
+	}
+	defer unix.Close(fd)
+	g := &Found{FD: fd, Flags: unix.O_PATH}
+	if g.Link, err = os.Readlink("/proc/self/fd/" + strconv.Itoa(fd)); err != nil {
+		return name, nil, err
+	}
+	if err := unix.Fstat(fd, &g.Stat); err != nil {
+		return name, nil, fmt.Errorf("fstat of its file: %w", err)
+	}
+	at, where := locate(g, s.Root)
+	if where == hidden {
+		return name, nil, fmt.Errorf("its file %s is not where its name leads: it has another name, or something is mounted over it", at)
+	}
+	return name, &unixFile{identify(&g.Stat), g.Stat.Uid, g.Stat.Gid, []byte(at), where == deleted}, nil
+}
+
+// fileOfSocket opens the file that a socket is bound to, with O_PATH, deleted or not.
+func fileOfSocket(fd int) (int, error) {
+	n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), siocUnixFile, 0)
+	if errno != 0 {
+		return -1, fmt.Errorf("open the file of its name (SIOCUNIXFILE): %w", errno)
+	}
+	return int(n), nil
+}
+
+// sockaddr is a struct sockaddr_un.
+func sockaddr(name []byte) []byte {
+	if isPath(name) && len(pathName(name)) == unixPathMax {
+		name = name[:unixPathMax]
+	}
+	return append([]byte{unix.AF_UNIX, 0}, name...)
+}
+
+// addressed calls bind(2) or connect(2).
+func addressed(nr uintptr, fd int, addr []byte) error {
+	_, _, errno := unix.Syscall(nr, uintptr(fd), uintptr(unsafe.Pointer(&addr[0])), uintptr(len(addr)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// connectTo connects a socket of ours to another one of ours, wherever its name leads.
+func connectTo(fd, to int, name []byte) error {
+	if !isPath(name) {
+		return addressed(unix.SYS_CONNECT, fd, sockaddr(name))
+	}
+	file, err := fileOfSocket(to)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(file)
+	return addressed(unix.SYS_CONNECT, fd, sockaddr([]byte("/proc/self/fd/"+strconv.Itoa(file))))
+}
+
+// apartFS runs f on a thread with a working directory, root and umask of its own and all our
+// privileges. It ends with f.
+func apartFS(root, dir string, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		done <- enterFS(root, dir, f)
+	}()
+	return <-done
+}
+
+// enterFS does that on the calling thread.
+func enterFS(root, dir string, f func() error) error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("unshare of the working directory: %w", err)
+	}
+	if root != "/" {
+		if err := unix.Chroot(root); err != nil {
+			return fmt.Errorf("chroot to %s: %w", root, err)
+		}
+	}
+	if err := unix.Chdir(dir); err != nil {
+		return fmt.Errorf("chdir to %s: %w", dir, err)
+	}
+	return f()
+}
+
+// stage is a folder of ours in which sockets get names that stand for other places. Who knows the
+// path can reach what is in it.
+type unixStage struct{ dir string }
+
+func newUnixStage(parent string) (*unixStage, error) {
+	dir, err := os.MkdirTemp(parent, ".ckptfs-")
+	if err != nil {
+		return nil, fmt.Errorf("folder to name a unix socket in: %w", err)
+	}
+	if err := os.Chmod(dir, 0o711); err != nil {
+		_ = os.Remove(dir) // never used
+		return nil, err
+	}
+	return &unixStage{dir}, nil
+}
+
+// bind gives a socket a name, as if the folder was the root directory, and returns the path of
+// its file: short, and right below the folder.
+func (g *unixStage) bind(fd int, name []byte) (string, error) {
+	const most = 54 // components of two bytes that fit into a name
+	text := pathName(name)
+	var at []string // where the name leads, from the root of the folder
+	cwd := ""
+	if text[0] != '/' {
+		at = strings.Split(strings.Repeat("d/", most)+"d", "/")
+		cwd = strings.Join(at, "/")
+	}
+	if err := os.MkdirAll(g.dir+"/"+cwd, 0o711); err != nil {
+		return "", err
+	}
+	parts := strings.Split(text, "/")
+	for _, c := range parts[:len(parts)-1] {
+		switch c {
+		case "", ".":
+			continue
+		case "..":
+			at = at[:max(0, len(at)-1)]
+			continue
+		}
+		at = append(at, c)
+		if err := os.MkdirAll(g.dir+"/"+strings.Join(at, "/"), 0o711); err != nil {
+			return "", err
+		}
+	}
+	err := apartFS(g.dir, "/"+cwd, func() error {
+		unix.Umask(0)
+		return addressed(unix.SYS_BIND, fd, sockaddr(name))
+	})
+	if err != nil {
+		return "", fmt.Errorf("bind to %s: %w", showName(name), err)
+	}
+	short := g.dir + "/s"
+	if now := path.Join(append(append([]string{g.dir}, at...), parts[len(parts)-1])...); now != short {
+		if err := os.Rename(now, short); err != nil {
+			return "", err
+		}
+	}
+	return short, nil
+}
+
+func (g *unixStage) close() error { return os.RemoveAll(g.dir) }
+
+// bindAway gives a socket a name that leads nowhere afterwards.
+func bindAway(fd int, name []byte) error {
+	if !isPath(name) {
+		return addressed(unix.SYS_BIND, fd, sockaddr(name))
+	}
+	g, err := newUnixStage("")
+	if err != nil {
+		return err
+	}
+	_, err = g.bind(fd, name)
+	return errors.Join(err, g.close())
+}
+
+// bindFile binds a socket to its file, in the place of one that nobody has bound.
+func (w *unixWorld) bindFile(n *unixNode) error {
+	at, name := string(n.File.Path), pathName(n.Name)
+	dir, direct := "/", name == at
+	if name[0] != '/' {
+		dir, direct = strings.CutSuffix(at, "/"+name)
+		dir = path.Join("/", dir)
+	}
+	root := w.root()
+	switch {
+	case !direct && !w.e.Help:
+		return fmt.Errorf("its file %s has another path than its name %s, which only root can restore", at, name)
+	case !direct:
+		at = under(root, at)
+		root, dir = "/", "/"
+	}
+	act := func() error {
+		if err := clearPlace(at); err != nil {
+			return err
+		}
+		if !direct {
+			if err := bindRenamed(n.fd, n.Name, at); err != nil {
+				return err
+			}
+			return dressFile(at, n.File)
+		}
+		umask := unix.Umask(int(0o777 &^ n.File.Mode & 0o777))
+		defer unix.Umask(umask)
+		if err := addressed(unix.SYS_BIND, n.fd, sockaddr(n.Name)); err != nil {
+			return fmt.Errorf("bind to %s in %s: %w", name, dir, err)
+		}
+		return dressFile(at, n.File)
+	}
+	if w.e.Help {
+		return apartFS(root, dir, act)
+	}
+	return enterFS(root, dir, act) // the thread that opens ends with that
+}
+
+// root is the root directory of the tree.
+func (w *unixWorld) root() string {
+	if m := w.e.Manifest; len(m.FSs) > 0 && m.FSs[0].Root != "" {
+		return m.FSs[0].Root
+	}
+	return "/"
+}
+
+// bindRenamed gives a socket a name, and its file another.
+func bindRenamed(fd int, name []byte, at string) error {
+	g, err := newUnixStage(path.Dir(at))
+	if err != nil {
+		return err
+	}
+	short, err := g.bind(fd, name)
+	if err == nil {
+		err = os.Rename(short, at)
+	}
+	return errors.Join(err, g.close())
+}
+
+// dressFile gives a new socket file its owner and mode.
+func dressFile(at string, f *unixFile) error {
+	if err := unix.Lchown(at, int(f.UID), int(f.GID)); err != nil {
+		return fmt.Errorf("give %s to uid %d and gid %d: %w", at, f.UID, f.GID, err)
+	}
+	if err := unix.Fchmodat(unix.AT_FDCWD, at, f.Mode&0o7777, 0); err != nil {
+		return fmt.Errorf("chmod of %s: %w", at, err)
+	}
+	return nil
+}
