@@ -11,6 +11,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"github.com/ckptfs/ckptfs/ckpt/quickread"
+	"github.com/ckptfs/ckptfs/ckpt/sysv"
 	"github.com/ckptfs/ckptfs/ckpt/task"
 )
 
@@ -31,9 +32,12 @@ func (c *Checkpoint) capture(s *survey, procs []*proc, undo *undoStack) error {
 		return err
 	}
 	c.tables, c.dirs = sharers(pids, kcmpFiles), sharers(pids, kcmpFS)
+	var err error
+	if c.shm, err = sysv.ReadShm(); err != nil {
+		return err
+	}
 	files := c.captureFiles(s, pids) // needs no ptrace, so another CPU can do it
-	err := c.captureProcs(procs, undo)
-	if err != nil {
+	if err := c.captureProcs(procs, undo); err != nil {
 		return err // Close waits for the files
 	}
 	var got captured
@@ -263,7 +267,7 @@ func (c *Checkpoint) captureMemory(p *proc, locked uint64) (err error) {
 	if err := p.remote.Enter(leader.Thread, leader.state); err != nil {
 		return err
 	}
-	snap, err := p.remote.Snapshot(time.Now().Add(c.o.Timeout))
+	snap, err := p.remote.Snapshot(time.Now().Add(c.o.Timeout), p.mem.attachments()...)
 	if lerr := p.remote.Leave(); lerr != nil {
 		if err == nil {
 			err = snap.Close()

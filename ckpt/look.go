@@ -254,6 +254,9 @@ func (s *survey) lookAtFiles() error {
 	s.out = newOutside(s.treePIDs())
 	s.findings = append(s.findings, set.check(s.scene(set))...)
 	s.checkSegments()
+	if err := s.checkSysV(); err != nil {
+		return err
+	}
 	s.checkSessions(set.found)
 	return nil
 }
@@ -285,7 +288,7 @@ func (s *survey) checkSegments() {
 	for _, l := range s.procs {
 		for i := range l.areas {
 			a := &l.areas[i]
-			if a.kind != image.VMASegment || !a.Shared {
+			if a.kind != image.VMASegment || !a.Shared || a.sysv() {
 				continue
 			}
 			if pid := s.sharer(a); pid != 0 {

@@ -37,6 +37,17 @@ func (m *memory) copied() (n int64) {
 	return n
 }
 
+// attachments are the mappings of shared memory of System V, start and length: they are no business of a
+// snapshot, and count (shmid_ds.shm_nattch).
+func (m *memory) attachments() (all [][2]uint64) {
+	for i := range m.areas {
+		if a := &m.areas[i]; a.sysv() {
+			all = append(all, [2]uint64{a.Start, a.End - a.Start})
+		}
+	}
+	return all
+}
+
 // held is a copy of some pages, made while the process was frozen.
 type held struct {
 	extents []image.Extent
@@ -149,7 +160,7 @@ func (p *proc) copyFrozen(all bool) error {
 	}()
 	for i := range p.mem.areas {
 		a := &p.mem.areas[i]
-		if !all && !a.HasFlag("dc") && (!a.hasPages() || !a.frozenOnly()) {
+		if !all && !a.HasFlag("dc") && !a.sysv() && (!a.hasPages() || !a.frozenOnly()) {
 			continue
 		}
 		if sc == nil {

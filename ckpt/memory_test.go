@@ -45,7 +45,6 @@ func TestCheckAreaRefuses(t *testing.T) {
 		{procfs.Smap{Flags: []string{"sl"}}, "sealed mapping"},
 		{procfs.Smap{Flags: []string{"io", "pf"}}, "device memory"},
 		{procfs.Smap{ProtectionKey: 3}, "protection key"},
-		{procfs.Smap{Mapping: procfs.Mapping{Path: "/SYSV00000000", Ino: 3, Shared: true, Deleted: true}}, "SysV shared memory"},
 		{procfs.Smap{Mapping: procfs.Mapping{Path: "/[aio]", Ino: 3, Shared: true, Deleted: true}}, "AIO context"},
 		{procfs.Smap{Mapping: procfs.Mapping{Path: "/tmp/gone", Ino: 3, Deleted: true}}, "mapped file /tmp/gone"},
 	} {

@@ -125,9 +125,9 @@ func (o *outside) readMaps() {
 			if !isSegment(m) && !(m.Shared && m.Deleted) {
 				continue
 			}
-			o.maps[inode{m.Dev, m.Ino}] = pid
+			o.maps[inodeOf(m)] = pid
 			if m.Shared && m.Write {
-				o.writes[inode{m.Dev, m.Ino}] = pid
+				o.writes[inodeOf(m)] = pid
 			}
 		}
 	}

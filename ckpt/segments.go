@@ -41,7 +41,10 @@ func (c *Checkpoint) captureSegments(s *survey) error {
 			if a.kind == image.VMAFileShared && a.Deleted && len(a.Flags) == 0 { // it may be able to write to a file that is gone
 				return fmt.Errorf("pid %d: the mapping of a deleted file at %#x has just been made or changed: %w", p.pid, a.Start, errRaced)
 			}
-			if a.kind != image.VMASegment {
+			if a.sysv() && len(a.Flags) == 0 { // it may be attached for reading only
+				return fmt.Errorf("pid %d: the SysV shared memory at %#x has just been attached or changed: %w", p.pid, a.Start, errRaced)
+			}
+			if a.kind != image.VMASegment || a.sysv() {
 				continue
 			}
 			if a.gone != nil && !s.mapsGone(a.gone.st.Dev, a.gone.st.Ino) {
@@ -54,6 +57,9 @@ func (c *Checkpoint) captureSegments(s *survey) error {
 		if err := c.captureExe(s, p, &c.m.MMs[i]); err != nil {
 			return err
 		}
+	}
+	if err := c.captureSysV(c.shm); err != nil {
+		return err
 	}
 	if !c.snapshots() {
 		return nil // the tree writes nothing before all is read
@@ -168,7 +174,17 @@ func copySegment(f *os.File, st *unix.Stat_t, seg *image.Segment) (*held, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := h.fill(paddedReader{f}); err != nil {
+	var from pageReader = paddedReader{f}
+	if seg.SysV != nil && len(es) > 0 {
+		w, err := mapWhole(f, st.Size)
+		if err != nil {
+			h.free()
+			return nil, err
+		}
+		defer w.close()
+		from = w
+	}
+	if err := h.fill(from); err != nil {
 		h.free()
 		return nil, err
 	}

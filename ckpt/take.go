@@ -13,6 +13,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"github.com/ckptfs/ckptfs/ckpt/steplog"
+	"github.com/ckptfs/ckptfs/ckpt/sysv"
 	"golang.org/x/sys/unix"
 )
 
@@ -71,6 +72,7 @@ type Checkpoint struct {
 	head      []byte
 	procs     []*proc // those with memory, in the order of m.MMs
 	segs      *segments
+	shm       []sysv.Shm // all shared memory of System V, as it was before we did anything
 	blobs     [][]byte
 	ttys      map[int32]int        // by pid: tty_nr of its controlling terminal
 	refs      map[int]image.ObjRef // by pid: the place of its records

@@ -61,9 +61,12 @@ func classify(m *procfs.Mapping) image.VMAKind {
 
 // isSegment reports whether the mapping is of shared memory without a name: the kernel
 // shows MAP_SHARED|MAP_ANONYMOUS as /dev/zero, or /anon_hugepage with MAP_HUGETLB, and memfds as
-// /memfd:NAME, all of them deleted.
+// /memfd:NAME, and attached memory of System V as /SYSV and its key, all of them deleted.
 // A private mapping of /dev/zero is plain anonymous memory with a path.
 func isSegment(m *procfs.Mapping) bool {
+	if _, ok := sysvID(m); ok {
+		return true
+	}
 	return m.Ino != 0 && m.Deleted && (strings.HasPrefix(m.Path, "/memfd:") || m.Shared && (m.Path == "/dev/zero" || isHuge(m)))
 }
 
@@ -108,8 +111,6 @@ func checkArea(pid int, a *area) (image.Finding, bool) {
 		return refuse("protection key", fmt.Sprintf("the memory has pkey %d, and pkeys cannot be made anew yet", a.ProtectionKey), "let the program free it with pkey_mprotect(2)")
 	}
 	switch {
-	case strings.HasPrefix(a.Path, "/SYSV"):
-		return refuse("SysV shared memory", "segments of shmget(2) cannot be made anew yet", "let the program use shm_open(3) or memfd_create(2), or detach it")
 	case strings.HasPrefix(a.Path, "/[aio]"):
 		return refuse("AIO context", "requests of io_submit(2) in flight cannot be read", "let the program call io_destroy(2)")
 	case strings.HasPrefix(a.Path, "anon_inode:"):
@@ -160,7 +161,15 @@ func (a *area) inode() inode {
 	if a.gone != nil {
 		return keyOf(&a.gone.st)
 	}
-	return inode{a.Dev, a.Ino}
+	return inodeOf(&a.Mapping)
+}
+
+// inodeOf tells what is mapped from others.
+func inodeOf(m *procfs.Mapping) inode {
+	if id, ok := sysvID(m); ok {
+		return inode{sysvDev, uint64(id)}
+	}
+	return inode{m.Dev, m.Ino}
 }
 
 // mayWrite reports whether the process can write to what is behind the area, also if little is

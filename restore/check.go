@@ -48,7 +48,10 @@ func (j *job) checkAll(ctx context.Context, deadline time.Time) error {
 	if taken := (*PIDTakenError)(nil); errors.As(err, &taken) {
 		taken.Holds = j.stillLocked(taken.PID)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return j.checkSysV() // now that what was killed has let go of it
 }
 
 // checkSharing checks that objects are shared only as processes made by fork and threads

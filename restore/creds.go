@@ -31,6 +31,9 @@ func checkCaller(m *image.Manifest, uid int) error {
 			}
 		}
 	}
+	if what := exceedsSysV(m, uint32(uid), groups); what != "" {
+		return &AccessError{int(m.Tasks[0].PID), int(m.Tasks[0].PID), uid, what}
+	}
 	return nil
 }
 

@@ -23,6 +23,9 @@ func (j *job) finish(alive []*proc) error {
 		name string
 		f    func(p *proc) error
 	}
+	if err := j.settleSysV(); err != nil {
+		return err
+	}
 	for _, s := range []stage{{"locks", j.takeLocks}, {"limits", j.writeLimits}, {"credentials", j.writeCreds}} {
 		if err := j.each(s.name, alive, s.f); err != nil {
 			return err

@@ -15,11 +15,15 @@ import (
 )
 
 // hugeNeeds counts, by the log2 of their size, the huge pages that an image takes: those that have
-// content, and those that a mapping without MAP_NORESERVE reserves.
-func hugeNeeds(m *image.Manifest) map[uint32]uint64 {
+// content, and those that a mapping without MAP_NORESERVE reserves. Segments of System V that are there
+// have theirs.
+func hugeNeeds(m *image.Manifest, there map[image.ObjRef]bool) map[uint32]uint64 {
 	shared := map[image.ObjRef][]span{}
 	out := map[uint32]uint64{}
 	for i := range m.Segments {
+		if m.Segments[i].SysV != nil { // shmget(2) reserves all of it
+			shared[image.ObjRef(i+1)] = append(shared[image.ObjRef(i+1)], span{0, uint64(m.Segments[i].Size)})
+		}
 		for _, e := range m.Segments[i].Extents {
 			shared[image.ObjRef(i+1)] = append(shared[image.ObjRef(i+1)], span{e.Start, e.Start + e.Len})
 		}
@@ -47,7 +51,7 @@ func hugeNeeds(m *image.Manifest) map[uint32]uint64 {
 		}
 	}
 	for i := range m.Segments {
-		if shift := m.Segments[i].Huge; shift != 0 {
+		if shift := m.Segments[i].Huge; shift != 0 && !there[image.ObjRef(i+1)] {
 			out[shift] += pagesOf(shared[image.ObjRef(i+1)], shift)
 		}
 	}
@@ -70,7 +74,7 @@ func pagesOf(all []span, shift uint32) (n uint64) {
 
 // checkHugePages makes sure that there are enough free huge pages.
 func checkHugePages(m *image.Manifest) error {
-	need := hugeNeeds(m)
+	need := hugeNeeds(m, segmentsThere(m))
 	for shift, n := range need {
 		if n == 0 {
 			continue

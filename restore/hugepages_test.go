@@ -42,7 +42,7 @@ func TestHugeNeeds(t *testing.T) {
 		{"private mapping of a memfd", []image.Segment{seg}, []image.VMA{vma(1, 2, image.VMASegment, unix.MAP_PRIVATE, 0)}, 4},
 	} {
 		m := &image.Manifest{MMs: []image.MM{{VMAs: c.vmas}}, Segments: c.segs}
-		if got := hugeNeeds(m)[21]; got != c.want {
+		if got := hugeNeeds(m, nil)[21]; got != c.want {
 			t.Errorf("%s: %d huge pages, want %d", c.what, got, c.want)
 		}
 	}

@@ -105,13 +105,16 @@ func (j *job) mapAll(p *proc, mm *image.MM) error {
 	if err != nil {
 		return err
 	}
+	if err := j.attachSysV(p, mm); err != nil {
+		return err
+	}
 	for vmas := mm.VMAs; len(vmas) > 0; {
 		nums := map[mmKey]int{}
 		var fds []int
 		n := 0
 		for ; n < len(vmas) && len(fds) < room-1; n++ {
 			v := &vmas[n]
-			if _, ok := nums[fdKey(v)]; ok || !backed(v) {
+			if _, ok := nums[fdKey(v)]; ok || !backed(v) || j.sysvOf(v) != nil {
 				continue
 			}
 			fds = append(fds, j.mapFile(v))
@@ -127,6 +130,9 @@ func (j *job) mapAll(p *proc, mm *image.MM) error {
 		}
 		f := &feeder{p: p}
 		err := f.each(vmas[:n], func(b *ptrace.Batch, v *image.VMA) {
+			if j.sysvOf(v) != nil {
+				return // it is attached
+			}
 			mapVMA(b, v, func() uint64 { return uint64(nums[fdKey(v)]) })
 		})
 		if err != nil {
@@ -228,6 +234,11 @@ func mapVMA(b *ptrace.Batch, v *image.VMA, fd func() uint64) {
 	if protectFirst(v) {
 		protect(b, v)
 	}
+	adviseEarly(b, v)
+}
+
+// adviseEarly queues what comes before a VMA is filled.
+func adviseEarly(b *ptrace.Batch, v *image.VMA) {
 	for _, f := range v.VMFlags { // these decide whether the pages to come are huge
 		switch f {
 		case "hg":

@@ -10,7 +10,8 @@
 //  3. A stub, a static program of a few bytes linked at an address that is free in all address
 //     spaces of the image (hole.go, stub_amd64.go), is started and seized. It is the seed: the
 //     tree of processes grows from it by clone3(2) with set_tid (plan.go, tree.go), so every
-//     process begins as a copy of the stub. Sessions get their terminals (terminal.go).
+//     process begins as a copy of the stub. Sessions get their terminals (terminal.go). Objects of
+//     System V are made by those who had made them (sysv.go).
 //  4. In each process everything but the stub's own memory is unmapped, and the vdso, then
 //     every VMA is mapped at its place and filled (mem.go, fill.go). The files are sent over
 //     to their numbers (pass.go, inject.go), and the rest of its state is set (state.go).
@@ -99,11 +100,12 @@ type job struct {
 	warnings []string
 
 	env      *kind.Env
-	depot    *depot                  // m.Files that are open and that no process has yet
-	ttys     map[image.ObjRef]int    // our descriptors of the terminals of sessions
-	cwds     map[image.ObjRef]int    // our descriptors of working directories that were deleted, by FS
-	users    []fileUser              // who opens which files
-	holder   map[image.ObjRef]slot   // where each file is found first
+	depot    *depot                // m.Files that are open and that no process has yet
+	ttys     map[image.ObjRef]int  // our descriptors of the terminals of sessions
+	cwds     map[image.ObjRef]int  // our descriptors of working directories that were deleted, by FS
+	users    []fileUser            // who opens which files
+	holder   map[image.ObjRef]slot // where each file is found first
+	sysv     map[image.ObjRef]*sysvSegment
 	segs     []int                   // our descriptors of m.Segments, for reading and writing
 	lockers  func() (lockers, error) // what other processes lock, as it was when a file with locks was opened first
 	readable map[image.ObjRef]int    // and those that can only be read, for mappings that could not be written
@@ -194,7 +196,7 @@ func (j *job) run(ctx context.Context) error {
 		defer j.tr.Lend()()
 		err := j.build(ctx, p)
 		if err != nil {
-			_ = j.step("undo:kill", func() error { j.killAll(); return nil })
+			_ = j.step("undo:kill", func() error { j.killAll(); j.closeSysV(); j.dropSysV(); return nil })
 		}
 		return err
 	})
@@ -233,6 +235,9 @@ func (j *job) build(ctx context.Context, p *plan) error {
 	}
 	j.log("made %d processes", len(j.m.Tasks))
 	alive := j.alive()
+	if err := j.makeSysV(); err != nil {
+		return err
+	}
 	if err := j.each("memory", alive, func(p *proc) error { return j.buildMemory(ctx, p) }); err != nil {
 		return err
 	}
@@ -300,6 +305,7 @@ func (j *job) close() {
 	for _, fd := range j.channel {
 		closeFD(fd)
 	}
+	j.closeSysV()
 	if j.blocked != nil {
 		go func() {
 			<-j.blocked

@@ -14,6 +14,10 @@ func (j *job) makeSegments() error {
 	for i := range j.m.Segments {
 		ref := image.ObjRef(i + 1)
 		seg := &j.m.Segments[i]
+		if seg.SysV != nil { // a process of the tree makes it
+			j.segs = append(j.segs, -1)
+			continue
+		}
 		fd, err := j.makeSegment(ref)
 		if err != nil {
 			return fmt.Errorf("shared memory %d (%q, %d bytes): %w", ref, seg.Name+seg.Path, seg.Size, err)
@@ -32,7 +36,7 @@ func (j *job) reopenSegments() error {
 	for i := range j.m.MMs {
 		for k := range j.m.MMs[i].VMAs {
 			v := &j.m.MMs[i].VMAs[k]
-			if _, ok := j.readable[v.Segment]; ok || v.Kind != image.VMASegment || writes(v) {
+			if _, ok := j.readable[v.Segment]; ok || v.Kind != image.VMASegment || writes(v) || j.sysvOf(v) != nil {
 				continue
 			}
 			fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", j.segs[v.Segment-1]), unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -158,8 +162,8 @@ func writeAll(fd int, b []byte, off int64) error {
 
 // segment is kind.Env.Segment.
 func (j *job) segment(ref image.ObjRef) (int, error) {
-	if ref == 0 || int(ref) > len(j.segs) {
-		return -1, &ImageError{0, fmt.Sprintf("there is no shared memory %d", ref)}
+	if ref == 0 || int(ref) > len(j.segs) || j.m.Segments[ref-1].SysV != nil {
+		return -1, &ImageError{0, fmt.Sprintf("there is no shared memory %d that a file could have", ref)}
 	}
 	return j.segs[ref-1], nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/quickread"
+	"github.com/ckptfs/ckptfs/ckpt/sysv"
 	"github.com/ckptfs/ckptfs/ckpt/task"
 	"golang.org/x/sys/unix"
 )
@@ -127,7 +128,7 @@ func viewOfMapping(m *procfs.Mapping) view {
 		w.Path = ""
 		return w
 	}
-	if m.Ino != 0 {
+	if _, _, ok := sysv.Mapped(m.Path, m.Ino, m.Shared, m.Deleted); ok || m.Ino != 0 { // a segment of System V may have the number 0
 		w.Offset, w.Backed = m.Offset, true
 		if m.Deleted || strings.HasPrefix(m.Path, "[") { // shared memory: its name is not that of a file
 			w.Path = ""

@@ -41,13 +41,14 @@ var mayImport = map[string][]string{
 	"ckpt/steplog":   {},
 	"ckpt/image":     {"store"},
 	"ckpt/policy":    {},
+	"ckpt/sysv":      {},
 	"ckpt/kind":      {"ckpt/image", "ckpt/policy", "ckpt/procfs", "ckpt/quickread"},
 	"ckpt/task":      {"ckpt/image", "ckpt/procfs", "ckpt/ptrace", "ckpt/quickread"},
-	"ckpt":           {"ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/policy", "ckpt/quickread", "ckpt/task", "ckpt/steplog", "store"},
-	"restore":        {"ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/policy", "ckpt/quickread", "ckpt/task", "ckpt/steplog", "store"},
+	"ckpt":           {"ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/policy", "ckpt/quickread", "ckpt/task", "ckpt/steplog", "ckpt/sysv", "store"},
+	"restore":        {"ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/policy", "ckpt/quickread", "ckpt/task", "ckpt/steplog", "ckpt/sysv", "store"},
 	"fusefs":         {"ckpt/image", "ckpt/policy", "store"},
 	"cmd/ckptfs":     {"fusefs", "ckpt", "ckpt/image", "ckpt/kind", "ckpt/policy", "ckpt/procfs", "ckpt/ptrace", "ckpt/quickread", "ckpt/steplog", "ckpt/task", "restore", "store"},
-	"test":           {"store/s3test"},
+	"test":           {"store/s3test", "ckpt/sysv"},
 
 	"test/bench/chunks": {"ckpt/image", "ckpt/procfs", "store"},
 }

@@ -29,6 +29,10 @@ func TestValidate(t *testing.T) {
 		m.Segments[0].Path, m.Segments[0].Mode = "/tmp/gone", 0o100600
 		return &m.Segments[0]
 	}
+	shm := func(m *M) *image.Segment {
+		m.Segments[0].SysV = &image.SysVShm{Key: 5, Made: 5, Size: uint64(m.Segments[0].Size)}
+		return &m.Segments[0]
+	}
 	for _, c := range []struct {
 		path  string
 		spoil func(m *M)
@@ -166,6 +170,26 @@ func TestValidate(t *testing.T) {
 		{"segments[0].xattrs[0].name", func(m *M) { gone(m).XAttrs = []image.XAttr{{Name: "user." + strings.Repeat("x", 300)}} }},
 		{"segments[0].xattrs", func(m *M) { m.Segments[0].XAttrs = []image.XAttr{{Name: "user.x", Value: []byte{1}}} }},
 		{"segments[0].extents[1]", func(m *M) { m.Segments[0].Size = 296 << 10 }},
+		{"segments[0].sysv.id", func(m *M) { shm(m).SysV.ID = -1 }},
+		{"segments[0].sysv", func(m *M) { shm(m).Memfd = true }},
+		{"segments[0].sysv.size", func(m *M) { shm(m).SysV.Size = 0 }},
+		{"segments[0].sysv.size", func(m *M) { shm(m).SysV.Size = 1 << 63 }},
+		{"segments[0].sysv.size", func(m *M) { shm(m).SysV.Size -= 4096 }},
+		{"segments[0].sysv.mode", func(m *M) { shm(m).SysV.Mode = 0o1600 }},
+		{"segments[0].sysv.key", func(m *M) { s := shm(m).SysV; s.Dest = true }},
+		{"segments[0].sysv.made", func(m *M) { shm(m).SysV.Made = 6 }},
+		{"segments[0].sysv.cpid", func(m *M) { shm(m).SysV.CPID = -1 }},
+		{"segments[0].sysv.lpid", func(m *M) { shm(m).SysV.LPID = 1 << 30 }},
+		{"segments[1].sysv.id", func(m *M) { m.Segments = append(m.Segments, *shm(m)) }},
+		{"segments[1].sysv.key", func(m *M) {
+			s := *shm(m)
+			v := *s.SysV
+			v.ID++
+			s.SysV = &v
+			m.Segments = append(m.Segments, s)
+		}},
+		{"mms[0].vmas[2].flags", func(m *M) { shm(m); m.MMs[0].VMAs[2].Flags = 2 }},
+		{"mms[0].vmas[2].offset", func(m *M) { shm(m); m.MMs[0].VMAs[2].Offset = 4096 }},
 		{"segments[0].size", func(m *M) { m.Segments[0].Size = -1 }},
 		{"segments[0].size", func(m *M) { m.Segments[0].Size = 1<<62 + 1 }},
 		{"blobs[1].len", func(m *M) { m.Blobs[1].Len = -1 }},

@@ -166,6 +166,8 @@ func (p *printer) segments() {
 		s := &p.m.Segments[i]
 		name := "anonymous"
 		switch {
+		case s.SysV != nil:
+			name = fmt.Sprintf("SysV shared memory %d, key %#x", s.SysV.ID, uint32(s.SysV.Made))
 		case s.Memfd:
 			name = "memfd " + quote(s.Name)
 		case s.Huge != 0:

@@ -296,8 +296,8 @@ type MappedFile struct {
 	Mode  uint32 `cbor:"6,keyasint,omitempty" json:"mode"`  // st_mode
 }
 
-// Segment is memory that lives in no named file: MAP_SHARED|MAP_ANONYMOUS, a memfd, or a file
-// that was deleted and is mapped or executed, perhaps open as well.
+// Segment is memory that lives in no named file: MAP_SHARED|MAP_ANONYMOUS, a memfd, shared memory of
+// System V, or a file that was deleted and is mapped or executed, perhaps open as well.
 type Segment struct {
 	Memfd   bool     `cbor:"1,keyasint,omitempty" json:"memfd"`
 	Name    string   `cbor:"2,keyasint,omitempty" json:"name"`  // memfd name
@@ -313,6 +313,8 @@ type Segment struct {
 	MTime  int64   `cbor:"11,keyasint,omitempty" json:"mtime,omitempty"`  // deleted file: Unix ns
 	Huge   uint32  `cbor:"13,keyasint,omitempty" json:"huge,omitempty"`   // huge pages (hugetlb): log2 of their size
 	XAttrs []XAttr `cbor:"12,keyasint,omitempty" json:"xattrs,omitempty"` // deleted file: user.*
+
+	SysV *SysVShm `cbor:"14,keyasint,omitempty" json:"sysv,omitempty"`
 }
 
 // XAttr is an extended attribute (xattr(7)) of a file.

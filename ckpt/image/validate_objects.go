@@ -154,6 +154,9 @@ func (v *VMA) backing(m *Manifest) error {
 		if err := ref("segment", v.Segment, len(m.Segments)); err != nil {
 			return err
 		}
+		if err := v.attachment(&m.Segments[v.Segment-1]); err != nil {
+			return err
+		}
 		if shift := m.Segments[v.Segment-1].Huge; shift <= maxHuge && (v.Start|v.End|v.Offset)&(1<<shift-1) != 0 {
 			return bad("start", "%#x-%#x at offset %#x of segment %d are not whole huge pages of it, of 2^%d bytes", v.Start, v.End, v.Offset, v.Segment, shift)
 		}
@@ -213,10 +216,8 @@ func (m *Manifest) validFiles() error {
 			return at(err, "files[%d]", i)
 		}
 	}
-	for i := range m.Segments {
-		if err := m.Segments[i].validate(); err != nil {
-			return at(err, "segments[%d]", i)
-		}
+	if err := m.validSegments(); err != nil {
+		return err
 	}
 	for i, b := range m.Blobs {
 		if err := within("len", b.Len, 0, maxBlob); err != nil {
@@ -243,66 +244,6 @@ func (f *File) validate(m *Manifest) error {
 		f.ownerBy(),
 		f.locks(),
 	)
-}
-
-// validate checks shared memory.
-func (s *Segment) validate() error {
-	err := first(
-		text("name", s.Name, maxPath),
-		within("size", s.Size, 0, maxFileSize),
-		s.deletedFile(),
-		s.hugePages(),
-	)
-	if err != nil {
-		return err
-	}
-	return validExtents("extents", s.Extents, 0, uint64(padded(s.Size)))
-}
-
-// hugePages checks the size of huge pages, and that the segment has whole ones.
-func (s *Segment) hugePages() error {
-	switch {
-	case s.Huge == 0:
-		return nil
-	case s.Huge < minHuge || s.Huge > maxHuge:
-		return bad("huge", "is %d: huge pages have from 2^%d to 2^%d bytes", s.Huge, minHuge, maxHuge)
-	case s.Path != "":
-		return bad("huge", "is %d in a deleted file", s.Huge)
-	case s.Size%(1<<s.Huge) != 0:
-		return bad("size", "%d is not a multiple of its page size, 2^%d", s.Size, s.Huge)
-	}
-	return nil
-}
-
-// deletedFile checks what only a deleted file has.
-func (s *Segment) deletedFile() error {
-	if s.Path == "" {
-		if len(s.XAttrs) > 0 {
-			return bad("xattrs", "there are %d, and it is no deleted file", len(s.XAttrs))
-		}
-		return nil
-	}
-	switch {
-	case s.Memfd:
-		return bad("path", "is %q in a memfd", s.Path)
-	case !strings.HasPrefix(s.Path, "/") || strings.HasSuffix(s.Path, "/"):
-		return bad("path", "%q is not the absolute path of a file", s.Path)
-	case s.Mode&sIFMT != sIFREG:
-		return bad("mode", "%#o is not that of a regular file", s.Mode)
-	case s.Seals != 0:
-		return bad("seals", "are %#x in a deleted file", s.Seals)
-	case len(s.XAttrs) > maxXAttrs:
-		return bad("xattrs", "there are %d", len(s.XAttrs))
-	}
-	for i, x := range s.XAttrs {
-		if err := text("name", x.Name, maxXAttrName); err != nil {
-			return at(err, "xattrs[%d]", i)
-		}
-		if !strings.HasPrefix(x.Name, "user.") || len(x.Value) > maxXAttr {
-			return at(bad("name", "%q of %d bytes is none that the file of a user has", x.Name, len(x.Value)), "xattrs[%d]", i)
-		}
-	}
-	return text("path", s.Path, maxPath)
 }
 
 // validTables checks the smaller tables that tasks share.

@@ -10,4 +10,11 @@ var all = []Key{
 			{"strict", "refuses the restore"},
 		},
 	},
+	{
+		Name: "ipc", About: "an object of System V IPC that is still there at the restore, used by nobody", Restore: true,
+		Values: []Value{
+			{"replace", "is used again with the content of the image, which is in NAME.log"},
+			{"refuse", "refuses the restore"},
+		},
+	},
 }

@@ -39,7 +39,9 @@ const (
 // its pid namespace or a subreaper, the copy would come back to it; then it is a direct
 // child with no exit signal, which Close reaps. Any error means: copy the memory of the
 // frozen process instead (typical: pids.max of its cgroup, or overcommit).
-func (r *Remote) Snapshot(deadline time.Time) (*Snapshot, error) {
+//
+// The mappings without, each with start and length, are not in the copy.
+func (r *Remote) Snapshot(deadline time.Time, without ...[2]uint64) (*Snapshot, error) {
 	if r.th == nil || r.stub {
 		return nil, fmt.Errorf("pid %d: snapshot: no thread is entered", r.pid)
 	}
@@ -59,6 +61,11 @@ func (r *Remote) Snapshot(deadline time.Time) (*Snapshot, error) {
 	}
 	if e := r.th.SetOptions(options); err == nil {
 		err = e
+	}
+	for _, m := range without {
+		if err == nil {
+			_, err = r.helperCall(s.th, deadline, unix.SYS_MUNMAP, m[0], m[1])
+		}
 	}
 	if err == nil {
 		err = s.open()

@@ -23,6 +23,8 @@ var programs = []program{
 	{"mem_anon", "mem_anon", nil, true},
 	{"mem_file", "mem_file", nil, true},
 	{"mem_shared", "mem_shared", nil, true},
+	{"sysv_shm", "sysvshm", nil, true},
+	{"sysv_shm_huge", "sysvshm", []string{"huge"}, true},
 	{"mem_flags", "mem_flags", nil, true},
 	{"mem_hugetlb", "mem_hugetlb", nil, true},
 	{"mem_hugeshared", "mem_hugeshared", nil, true},
