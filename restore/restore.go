@@ -85,6 +85,11 @@ func Run(ctx context.Context, r *image.Reader, o Options) (*Result, error) {
 		err = fmt.Errorf("%w (the limit was %v): %w", ErrTimeout, j.opt.Timeout, err)
 	}
 	if err != nil {
+		for _, undo := range j.undos {
+			if uerr := undo(); uerr != nil {
+				j.log("giving up: %v", uerr)
+			}
+		}
 		return nil, err
 	}
 	return j.result(), nil
@@ -99,6 +104,7 @@ type job struct {
 	deadline time.Time
 	warnings []string
 
+	undos    []func() error // what files have made that a failed restore must not leave
 	env      *kind.Env
 	depot    *depot                // m.Files that are open and that no process has yet
 	ttys     map[image.ObjRef]int  // our descriptors of the terminals of sessions
@@ -127,7 +133,8 @@ func newJob(r *image.Reader, o Options) *job {
 	j := &job{r: r, m: r.Manifest, opt: o, op: o.Steps.Begin("restore"), deadline: time.Now().Add(o.Timeout + copyTime(r.Manifest)), channel: [2]int{-1, -1},
 		depot: newDepot(), ttys: map[image.ObjRef]int{}, cwds: map[image.ObjRef]int{}, mapped: map[mapKey]int{}, readable: map[image.ObjRef]int{}, byNode: map[int]*proc{}}
 	j.lockers = sync.OnceValues(findLockers)
-	j.env = &kind.Env{Manifest: j.m, Blob: r.Blob, Segment: j.segment, Out: j.openOut, Warn: j.warn, Shared: map[string]any{}, Help: j.mayHelp()}
+	j.env = &kind.Env{Manifest: j.m, Blob: r.Blob, Segment: j.segment, Out: j.openOut, Warn: j.warn, Shared: map[string]any{}, Help: j.mayHelp(),
+		Undo: func(f func() error) { j.undos = append(j.undos, f) }}
 	return j
 }
 

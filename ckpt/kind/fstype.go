@@ -48,7 +48,7 @@ func specialRefusal(f *Found) (what, remedy string) {
 	case unix.BPF_FS_MAGIC, configMagic:
 		return "files of bpffs and configfs have state in the kernel that cannot be read", closeIt
 	case mqueueMagic:
-		return "POSIX message queues are not kept", "close the queue with mq_close before the checkpoint"
+		return "it lists message queues, which come and go", closeIt
 	case unix.NSFS_MAGIC, unix.PID_FS_MAGIC:
 		return "it stands for a namespace or a process, which will be another one at the restore", closeIt
 	case unix.FUSE_SUPER_MAGIC:

@@ -188,6 +188,8 @@ type Env struct {
 	Help bool
 	// Policy has the policies that were chosen for the restore, and at the checkpoint.
 	Policy policy.Set
+	// Undo keeps what takes back something that Open has made and that would stay if the restore fails; nil: nobody does.
+	Undo func(f func() error)
 	// Warn adds a line to NAME.log.
 	Warn func(format string, args ...any)
 	// Shared keeps what several files of one restore share, such as the two ends of a pipe,

@@ -25,7 +25,7 @@ func (regular) Name() string { return "file" }
 
 func (regular) Match(f *Found) bool {
 	return f.Stat.Mode&unix.S_IFMT == unix.S_IFREG && f.Flags&unix.O_PATH == 0 &&
-		strings.HasPrefix(f.Link, "/") && !memFD{}.Match(f) && !isProcFile(f)
+		strings.HasPrefix(f.Link, "/") && !memFD{}.Match(f) && !isProcFile(f) && !isMQueue(f)
 }
 
 func (regular) Check(f *Found, s *Scene) []image.Finding {

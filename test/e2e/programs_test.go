@@ -58,6 +58,7 @@ var programs = []program{
 	{"unix_pairs", "unixsock", []string{"pairs"}, true},
 	{"unix_processes", "unixsock", []string{"processes"}, true},
 	{"unix_servers", "unixsock", []string{"servers"}, true},
+	{"files_mqueue", "mqueue", nil, true},
 	{"files_owner", "files", []string{"owner"}, true},
 	{"files_all", "files", nil, true},
 	{"locks", "locks", nil, true},

@@ -1,0 +1,169 @@
+package kind
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
+)
+
+// newQueue makes a queue for 4 messages of 64 bytes.
+func newQueue(t *testing.T, name string, flags int) int {
+	t.Helper()
+	fd, err := mqOpen(name, unix.O_CREAT|flags, &mqAttr{maxMsg: 4, msgSize: 64})
+	must(t, err)
+	t.Cleanup(func() { unix.Close(fd); must(t, mqUnlink(name)) })
+	return fd
+}
+
+func queueName(t *testing.T) string {
+	return fmt.Sprintf("ckptfs-%d-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-"))
+}
+
+func send(t *testing.T, fd int, text string) {
+	t.Helper()
+	_, _, errno := unix.Syscall6(unix.SYS_MQ_TIMEDSEND, uintptr(fd), uintptr(unsafe.Pointer(unsafe.StringData(text))), uintptr(len(text)), 1, 0, 0)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+}
+
+func TestMQueueNamed(t *testing.T) {
+	name := queueName(t)
+	fd := newQueue(t, name, unix.O_RDWR|unix.O_NONBLOCK)
+	w, err := mqOpen(name, unix.O_WRONLY, nil)
+	must(t, err)
+	defer unix.Close(w)
+	must(t, unix.Fchmod(fd, 0o640))
+	must(t, unix.Fchown(fd, 33, 34))
+	roundTrip(t, fd, w) // it is still there
+
+	s := newStage(t)
+	s.add(fd, w)
+	s.dump()
+	must(t, mqUnlink(name))
+	undone := 0
+	var undo func() error
+	s.env.Undo = func(f func() error) { undone++; undo = f }
+	fds, err := s.open()
+	must(t, err)
+	var st unix.Stat_t
+	must(t, unix.Fstat(fds[0], &st))
+	a, err := mqGetAttr(fds[1])
+	must(t, err)
+	if st.Mode&0o7777 != 0o640 || st.Uid != 33 || st.Gid != 34 || a.maxMsg != 4 || a.msgSize != 64 || undone != 1 || len(s.warned) != 0 {
+		t.Errorf("%o %d:%d %+v, %d undos, %q", st.Mode, st.Uid, st.Gid, a, undone, s.warned)
+	}
+	send(t, fds[1], "hi")
+	if a, err = mqGetAttr(fds[0]); err != nil || a.current != 1 {
+		t.Errorf("they are two queues: %+v, %v", a, err)
+	}
+	must(t, undo())
+	if fd, err := mqOpen(name, unix.O_RDONLY, nil); err == nil {
+		t.Errorf("it is there after a restore that failed: %d", fd)
+	}
+}
+
+func TestMQueueChanged(t *testing.T) {
+	name := queueName(t)
+	fd := newQueue(t, name, unix.O_RDWR)
+	s := newStage(t)
+	s.add(fd)
+	rec := s.dump()[0]
+	send(t, fd, "later")
+	must(t, unix.Fchmod(fd, 0o600))
+	must(t, unix.Fchown(fd, 1, 0))
+	warn, err := mqueue{}.CheckOpen(&rec, s.env)
+	if err != nil || !strings.Contains(warn, "was empty and has messages now (1), and has mode 0600 and owner 1:0 now") {
+		t.Errorf("%q, %v", warn, err)
+	}
+	s.env.Policy = map[string]string{"files": "strict"}
+	if _, err := s.open(); err == nil || !strings.Contains(err.Error(), "without files=strict") {
+		t.Errorf("%v", err)
+	}
+	must(t, mqUnlink(name))
+	other, err := mqOpen(name, unix.O_CREAT|unix.O_RDWR, &mqAttr{maxMsg: 5, msgSize: 64})
+	must(t, err)
+	defer unix.Close(other)
+	if _, err := (mqueue{}).CheckOpen(&rec, s.env); err == nil || !strings.Contains(err.Error(), "holds 5 messages of 64 bytes now, and held 4 of 64") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestMQueueUnlinked(t *testing.T) {
+	name := queueName(t)
+	fd := newQueue(t, name, unix.O_RDONLY)
+	w, err := mqOpen(name, unix.O_WRONLY|unix.O_NONBLOCK, nil)
+	must(t, err)
+	defer unix.Close(w)
+	must(t, mqUnlink(name))
+	_, fds := roundTrip(t, fd, w)
+	send(t, fds[1], "hi")
+	if a, err := mqGetAttr(fds[0]); err != nil || a.current != 1 {
+		t.Errorf("they are two queues: %+v, %v", a, err)
+	}
+	if a, err := mqGetAttr(fd); err != nil || a.current != 0 {
+		t.Errorf("the old one has the message: %+v, %v", a, err)
+	}
+
+	s := newStage(t)
+	s.add(fd)
+	s.dump()
+	newQueue(t, name, unix.O_RDONLY) // another one has its name
+	_, err = s.open()
+	must(t, err)
+	if len(s.warned) != 1 || !strings.Contains(s.warned[0], "another one has that name now") {
+		t.Errorf("%q", s.warned)
+	}
+	s.outside[unix.O_WRONLY] = 4711
+	refused(t, s.check(), "has no name any more", "pid 4711")
+}
+
+func TestMQueueRefused(t *testing.T) {
+	fd := newQueue(t, queueName(t), unix.O_RDWR)
+	send(t, fd, "hi")
+	s := newStage(t)
+	s.add(fd)
+	refused(t, s.check(), "messages wait in the queue (1)", "received")
+
+	fd = newQueue(t, queueName(t)+"2", unix.O_WRONLY)
+	event := [64]byte{8: byte(unix.SIGUSR1)} // struct sigevent: SIGEV_SIGNAL
+	if _, _, errno := unix.Syscall(unix.SYS_MQ_NOTIFY, uintptr(fd), uintptr(unsafe.Pointer(&event)), 0); errno != 0 {
+		t.Fatal(errno)
+	}
+	s = newStage(t)
+	s.add(fd)
+	s.scene.Member = func(id int) bool { return id == os.Getpid() }
+	refused(t, s.check(), "has registered with the queue (mq_notify)")
+	s.scene.Member = nil // somebody else waits for it, and will go on to
+	if all := s.check(); len(all) != 0 {
+		t.Error(all)
+	}
+}
+
+func TestMQueueHostile(t *testing.T) {
+	good := mqueueRec{Name: "x", MaxMsg: 1, MsgSize: 1}
+	for what, spoil := range map[string]func(r *mqueueRec){
+		"no name": func(r *mqueueRec) { r.Name = "" }, "no name of": func(r *mqueueRec) { r.Name = "../x" },
+		"that is no name": func(r *mqueueRec) { r.Name = strings.Repeat("x", 256) }, "-1 messages": func(r *mqueueRec) { r.MaxMsg = -1 },
+		"messages of 1073741824": func(r *mqueueRec) { r.MsgSize = 1 << 30 }, "the mode": func(r *mqueueRec) { r.Mode = 0o100600 },
+	} {
+		r := good
+		spoil(&r)
+		var rec image.File
+		must(t, encodeRec(&rec, &r))
+		if _, err := (mqueue{}).Open(&rec, newStage(t).env); err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func FuzzNotifyPID(f *testing.F) {
+	f.Add("QSIZE:0          NOTIFY:0     SIGNO:10     NOTIFY_PID:77     \n")
+	f.Add("NOTIFY_PID:")
+	f.Fuzz(func(t *testing.T, s string) { _, _ = notifyPID(s) })
+}

@@ -1,0 +1,47 @@
+// POSIX message queues: one with a name, one whose name is gone, a receiver that waits in each.
+#include "prog.h"
+#include <mqueue.h>
+#include <sys/wait.h>
+
+int main(int argc, char **argv)
+{
+	begin(argc, argv);
+	char name[64], lost[64], buf[128];
+	snprintf(name, sizeof name, "/ckptfs-test-%d", getpid());
+	snprintf(lost, sizeof lost, "/ckptfs-test-%d-lost", getpid());
+	struct mq_attr a = {.mq_maxmsg = 3, .mq_msgsize = 100}, is;
+	mqd_t to = MUST(mq_open(name, O_CREAT | O_EXCL | O_WRONLY | O_NONBLOCK, 0620, &a));
+	a.mq_maxmsg = 7;
+	mqd_t gone = MUST(mq_open(lost, O_CREAT | O_EXCL | O_RDWR, 0600, &a));
+	mqd_t from = MUST(mq_open(name, O_RDONLY));
+	mqd_t answer = MUST(mq_open(lost, O_RDONLY | O_NONBLOCK));
+	MUST(mq_unlink(lost));
+	pid_t child = MUST(fork());
+	if (child == 0) {
+		unsigned prio;
+		for (;;) {
+			ssize_t n = mq_receive(from, buf, sizeof buf, &prio);
+			if (n < 0 && errno == EINTR)
+				continue;
+			CHECK(n == 5 && prio == 9 && memcmp(buf, "hello", 5) == 0, "child: received %zd bytes", n);
+			MUST(mq_send(gone, "thanks", 6, 2));
+			_exit(0);
+		}
+	}
+	ready();
+	wait_go();
+	CHECK(mq_getattr(to, &is) == 0 && is.mq_maxmsg == 3 && is.mq_msgsize == 100 && is.mq_curmsgs == 0 && is.mq_flags == O_NONBLOCK, "attributes of the named one");
+	CHECK(mq_getattr(gone, &is) == 0 && is.mq_maxmsg == 7 && is.mq_flags == 0, "attributes of the one without a name");
+	CHECK(mq_receive(answer, buf, sizeof buf, NULL) == -1 && errno == EAGAIN, "it has a message");
+	struct stat st;
+	MUST(fstat(to, &st));
+	CHECK((st.st_mode & 0777) == (0620 & ~022), "mode %o", st.st_mode);
+	CHECK(mq_open(lost, O_RDONLY) == -1 && errno == ENOENT, "the lost name is there");
+	MUST(mq_send(to, "hello", 5, 9));
+	int status;
+	CHECK(waitpid(child, &status, 0) == child && status == 0, "child ended with %#x", status);
+	unsigned prio;
+	CHECK(mq_receive(answer, buf, sizeof buf, &prio) == 6 && prio == 2, "no answer");
+	MUST(mq_unlink(name));
+	pass();
+}
