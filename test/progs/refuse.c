@@ -34,12 +34,13 @@ static void make(const char *what)
 		pid_t *shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 		pid_t c = MUST(fork());
 		if (c == 0) {
-			*shared = MUST(fork());
-			if (*shared == 0) {
+			pid_t grandchild = MUST(fork());
+			if (grandchild == 0) {
 				close(s[0]);
 				for (;;)
 					nap(10);
 			}
+			*shared = grandchild;
 			_exit(0);
 		}
 		MUST(waitpid(c, NULL, 0));
