@@ -21,6 +21,7 @@ func All() []Kind {
 		inotify{},
 		procFile{},
 		unixSock{},
+		inetSock{},
 		mqueue{},
 	}
 }

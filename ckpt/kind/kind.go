@@ -134,11 +134,13 @@ type Scene struct {
 	// Root leads from here to the root directory of the tree: "/", or /proc/PID/root.
 	Root string
 
-	inodes  map[[2]uint64][]*Found    // Files by device and inode, see sharing
-	sorted  int                       // how many of Files are in it
-	watched map[*Found][]inotifyWatch // of inotify instances, see watches
-	sockets map[uint32]*unixInfo      // of all unix sockets by inode number, see socket
-	sockDev uint64                    // the device of their inodes
+	inodes      map[[2]uint64][]*Found    // Files by device and inode, see sharing
+	sorted      int                       // how many of Files are in it
+	watched     map[*Found][]inotifyWatch // of inotify instances, see watches
+	sockets     map[uint32]*unixInfo      // of all unix sockets by inode number, see socket
+	sockDev     uint64                    // the device of their inodes
+	fresh       sockDefaults              // options of new network sockets
+	memberships []groupKey                // of all sockets in multicast groups, see groups
 }
 
 // mapped reports whether the tree maps or executes the deleted file f.

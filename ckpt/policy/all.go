@@ -17,4 +17,19 @@ var all = []Key{
 			{"refuse", "refuses the restore"},
 		},
 	},
+	{
+		Name: "tcp", About: "a TCP connection", Dump: true,
+		Values: []Value{
+			{"refuse", "refuses the checkpoint"},
+			{"reset", "is in the image as one that the other side has reset: the next read fails with ECONNRESET"},
+			{"close", "is in the image as one that is over: reads end of file, writing fails with EPIPE"},
+		},
+	},
+	{
+		Name: "udp", About: "datagrams that wait in a socket of IPv4 or IPv6 to be read", Dump: true,
+		Values: []Value{
+			{"drop", "are lost, as on a network"},
+			{"refuse", "refuse the checkpoint"},
+		},
+	},
 }

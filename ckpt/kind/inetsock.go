@@ -1,0 +1,343 @@
+package kind
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
+)
+
+// inetSock is a socket of IPv4 or IPv6: TCP, MPTCP, UDP, UDP-Lite, ping or raw. A TCP socket that
+// listens, is bound or not is made anew; so is one whose connection has ended. A connection to
+// somebody outside is refused, or by the policy tcp given up, see inettcp.go.
+//
+// What nobody can read and so is not kept: programs of SO_ATTACH_REUSEPORT_CBPF and _EBPF, and of
+// keys of TCP_FASTOPEN_KEY that differ from the system's.
+type inetSock struct{}
+
+// inetRec is the record of one socket.
+type inetRec struct {
+	Family    int32     `cbor:"1,keyasint"`           // AF_INET or AF_INET6
+	Type      int32     `cbor:"2,keyasint"`           // SOCK_STREAM, _DGRAM or _RAW
+	Protocol  int32     `cbor:"3,keyasint"`           // IPPROTO_TCP …
+	Name      []byte    `cbor:"4,keyasint,omitempty"` // struct sockaddr of getsockname(2); none: not bound
+	Peer      []byte    `cbor:"5,keyasint,omitempty"` // of getpeername(2), of datagram and raw sockets
+	Listening bool      `cbor:"6,keyasint,omitempty"`
+	Backlog   uint32    `cbor:"7,keyasint,omitempty"` // of listen(2)
+	Ended     uint8     `cbor:"8,keyasint,omitempty"` // of a TCP connection, see endedByPeer …
+	Opts      []sockOpt `cbor:"9,keyasint,omitempty"`
+	Filter    []byte    `cbor:"10,keyasint,omitempty"` // SO_ATTACH_FILTER, struct sock_filter one after the other
+	Groups    []group   `cbor:"11,keyasint,omitempty"` // multicast groups that it is in
+	Mode      uint32    `cbor:"12,keyasint,omitempty"` // of the descriptor's inode
+	UID       uint32    `cbor:"13,keyasint,omitempty"`
+	GID       uint32    `cbor:"14,keyasint,omitempty"`
+}
+
+// How a TCP connection has ended.
+const (
+	endedOver  = 1 // it is over: reads end of file, writing fails with EPIPE
+	endedReset = 2 // and ECONNRESET is still to be reported
+	endedLast  = endedReset
+)
+
+const (
+	ipprotoMPTCP   = 262 // of linux/in.h
+	ipprotoUDPLite = 136
+)
+
+func (inetSock) Name() string { return "inet" }
+
+// inetType returns what a socket was made with; ok is false if it is none of this kind.
+func inetType(fd int) (family, typ, protocol int, ok bool) {
+	var v [3]int
+	for i, opt := range [...]int{unix.SO_DOMAIN, unix.SO_TYPE, unix.SO_PROTOCOL} {
+		var err error
+		if v[i], err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, opt); err != nil {
+			return 0, 0, 0, false
+		}
+	}
+	return v[0], v[1], v[2], inetKnown(v[0], v[1], v[2])
+}
+
+// inetKnown reports whether such sockets are kept.
+func inetKnown(family, typ, protocol int) bool {
+	if family != unix.AF_INET && family != unix.AF_INET6 {
+		return false
+	}
+	switch typ {
+	case unix.SOCK_STREAM:
+		return protocol == unix.IPPROTO_TCP || protocol == ipprotoMPTCP
+	case unix.SOCK_DGRAM:
+		return protocol == unix.IPPROTO_UDP || protocol == ipprotoUDPLite || protocol == unix.IPPROTO_ICMP || protocol == unix.IPPROTO_ICMPV6
+	case unix.SOCK_RAW:
+		return protocol >= 0 && protocol < 256
+	}
+	return false
+}
+
+func (inetSock) Match(f *Found) bool {
+	if f.Stat.Mode&unix.S_IFMT != unix.S_IFSOCK || f.Flags&unix.O_PATH != 0 {
+		return false
+	}
+	_, _, _, ok := inetType(f.FD)
+	return ok
+}
+
+func (inetSock) Check(f *Found, s *Scene) []image.Finding {
+	all := held(f, s)
+	_, typ, protocol, _ := inetType(f.FD)
+	if pid := s.Outside(f.Stat.Dev, f.Stat.Ino, unix.O_RDONLY); pid != 0 {
+		all = append(all, f.refuse(fmt.Sprintf("%s, which is outside the tree, has this socket too and keeps its address", processName(pid)),
+			"close it there, or checkpoint a tree that holds that process too"))
+	}
+	for i := range optSpecs {
+		if o := &optSpecs[i]; o.when == optRefuse && set(f.FD, o) {
+			all = append(all, f.refuse(fmt.Sprintf("its option %s cannot be set again", o.text), closeSocket))
+		}
+	}
+	if _, err := socketFilter(f.FD); err != nil {
+		all = append(all, f.refuse(err.Error(), "detach it (SO_DETACH_FILTER)"))
+	}
+	if typ == unix.SOCK_STREAM {
+		return append(all, f.tcpFindings(s)...)
+	}
+	if _, err := s.groups(f); err != nil {
+		all = append(all, f.refuse(err.Error(), "leave the group before the checkpoint"))
+	}
+	return append(all, f.datagramFindings(protocol, s)...)
+}
+
+// set reports whether an option that cannot be set again has another value than 0.
+func set(fd int, o *optSpec) bool {
+	v, ok, err := getOpt(fd, o)
+	if err != nil || !ok {
+		return false
+	}
+	for _, b := range v {
+		if b != 0 && !(o.name == unix.IP_ROUTER_ALERT && o.level == unix.SOL_IP) {
+			return true
+		}
+	}
+	return false
+}
+
+// datagramFindings tells of what waits in a socket without connections.
+func (f *Found) datagramFindings(protocol int, s *Scene) []image.Finding {
+	ready, err := polled(f.FD, unix.POLLIN)
+	if err != nil {
+		return []image.Finding{f.refuse(err.Error(), closeSocket)}
+	}
+	var what string
+	switch {
+	case ready&unix.POLLERR != 0:
+		what = "an error waits to be reported by it"
+	case ready&unix.POLLIN != 0:
+		what = "datagrams wait in it that the program has not read yet"
+	default:
+		return nil
+	}
+	if s.Policy.Get("udp") == "refuse" {
+		return []image.Finding{f.refuse(what, "try again, or choose --policy udp=drop")}
+	}
+	return []image.Finding{f.lose(what+": they are dropped, as a network may (policy udp=drop)", "choose --policy udp=refuse to wait until it has none")}
+}
+
+func (inetSock) Dump(f *Found, s *Scene, rec *image.File) error {
+	family, typ, protocol, _ := inetType(f.FD)
+	r := &inetRec{Family: int32(family), Type: int32(typ), Protocol: int32(protocol), Mode: f.Stat.Mode & 0o7777, UID: f.Stat.Uid, GID: f.Stat.Gid}
+	err := r.read(f, s)
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Link, err)
+	}
+	return encodeRec(rec, r)
+}
+
+// read fills in the record.
+func (r *inetRec) read(f *Found, s *Scene) error {
+	if s.fresh == nil {
+		s.fresh = sockDefaults{}
+	}
+	fresh, err := s.fresh.of(int(r.Family), int(r.Type), int(r.Protocol))
+	if err != nil {
+		return err
+	}
+	if r.Opts, _, err = dumpOpts(f.FD, fresh); err != nil {
+		return err
+	}
+	if r.Filter, err = socketFilter(f.FD); err != nil {
+		return err
+	}
+	if r.Name, err = sockName(f.FD, unix.SYS_GETSOCKNAME); err != nil {
+		return err
+	}
+	if !r.bound() {
+		r.Name = nil
+	}
+	if r.Type == unix.SOCK_STREAM {
+		return r.readTCP(f, s)
+	}
+	if r.Peer, err = sockName(f.FD, unix.SYS_GETPEERNAME); err != nil && !errors.Is(err, unix.ENOTCONN) {
+		return err
+	}
+	r.Groups, err = s.groups(f)
+	return err
+}
+
+func (inetSock) CheckOpen(rec *image.File, e *Env) (string, error) {
+	r, err := inetRecord(rec)
+	if err != nil {
+		return "", err
+	}
+	if len(r.Name) == 0 || r.Ended != 0 {
+		return "", nil
+	}
+	fd, err := r.bindNew()
+	if err != nil {
+		return "", r.taken(err)
+	}
+	unix.Close(fd) // only the question counted
+	return "", nil
+}
+
+// inetRecord reads a record and checks it.
+func inetRecord(rec *image.File) (*inetRec, error) {
+	r := &inetRec{}
+	if err := decodeRec(rec, r); err != nil {
+		return nil, err
+	}
+	if err := r.valid(); err != nil {
+		return nil, fmt.Errorf("the socket %q in the image: %w", rec.Path, err)
+	}
+	return r, nil
+}
+
+// valid checks what the record says, before anything of it is used.
+func (r *inetRec) valid() error {
+	const mostFilter, mostGroups = 4096 * 8, 10000 // BPF_MAXINSNS of linux/bpf_common.h
+	switch {
+	case !inetKnown(int(r.Family), int(r.Type), int(r.Protocol)):
+		return fmt.Errorf("there is no socket of family %d, type %d and protocol %d", r.Family, r.Type, r.Protocol)
+	case len(r.Filter) > mostFilter || len(r.Filter)%8 != 0:
+		return fmt.Errorf("its filter has %d bytes", len(r.Filter))
+	case len(r.Groups) > mostGroups:
+		return fmt.Errorf("it is in %d groups", len(r.Groups))
+	case r.Ended > endedLast || r.Ended != 0 && (r.Type != unix.SOCK_STREAM || r.Listening || len(r.Name) == 0):
+		return fmt.Errorf("a socket cannot have ended like %d", r.Ended)
+	case r.Listening && r.Type != unix.SOCK_STREAM || r.Type == unix.SOCK_STREAM && len(r.Peer) > 0:
+		return errors.New("it is of a type that cannot do what it does")
+	}
+	for _, a := range [][]byte{r.Name, r.Peer} {
+		if err := r.validAddr(a); err != nil {
+			return err
+		}
+	}
+	for i := range r.Groups {
+		if err := r.Groups[i].valid(r.Family); err != nil {
+			return err
+		}
+	}
+	return checkOpts(r.Opts)
+}
+
+func (inetSock) Open(rec *image.File, e *Env) (int, error) {
+	r, err := inetRecord(rec)
+	if err != nil {
+		return -1, err
+	}
+	fd, err := r.make()
+	if err != nil {
+		return -1, err
+	}
+	if err := r.finish(fd); err != nil {
+		unix.Close(fd) // never used
+		return -1, err
+	}
+	return finished(fd, rec.Flags, 0, 0)
+}
+
+// make makes the socket, bound and in its state.
+func (r *inetRec) make() (int, error) {
+	if r.Ended != 0 {
+		return r.makeEnded()
+	}
+	fd, err := r.bindNew()
+	if err != nil {
+		return -1, r.taken(err)
+	}
+	switch {
+	case r.Listening:
+		if err = unix.Listen(fd, int(min(r.Backlog, 1<<31-1))); err != nil {
+			err = fmt.Errorf("listen on %s: %w", addrText(r.Name), err)
+		}
+	case len(r.Peer) > 0:
+		if err = addressed(unix.SYS_CONNECT, fd, r.Peer); err != nil {
+			err = fmt.Errorf("connect to %s: %w", addrText(r.Peer), err)
+		}
+	}
+	if err != nil {
+		unix.Close(fd) // never used
+		return -1, err
+	}
+	return fd, nil
+}
+
+// bindNew makes a socket and gives it its address.
+func (r *inetRec) bindNew() (int, error) {
+	fd, err := unix.Socket(int(r.Family), int(r.Type)|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(r.Protocol))
+	if err != nil {
+		return -1, fmt.Errorf("socket: %w", err)
+	}
+	err = setOpts(fd, r.Opts, optEarly)
+	if err == nil && len(r.Name) > 0 {
+		// Connections of the old process may linger on the port; it is on again below if it was.
+		if r.Type == unix.SOCK_STREAM {
+			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+		} else {
+			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, r.reuses())
+		}
+		if err == nil {
+			err = addressed(unix.SYS_BIND, fd, r.Name)
+		}
+	}
+	if err != nil {
+		unix.Close(fd) // never used
+		return -1, err
+	}
+	return fd, nil
+}
+
+// reuses is the value of SO_REUSEADDR.
+func (r *inetRec) reuses() int {
+	for _, o := range r.Opts {
+		if o.Level == unix.SOL_SOCKET && o.Name == unix.SO_REUSEADDR {
+			return 1
+		}
+	}
+	return 0
+}
+
+// finish sets what is set when a socket is in its state.
+func (r *inetRec) finish(fd int) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, r.reuses()); err != nil {
+		return fmt.Errorf("SO_REUSEADDR: %w", err)
+	}
+	for i := range r.Groups {
+		if err := r.Groups[i].join(fd); err != nil {
+			return err
+		}
+	}
+	if err := setOpts(fd, r.Opts, optLate); err != nil {
+		return err
+	}
+	if err := attachFilter(fd, r.Filter); err != nil {
+		return err
+	}
+	if err := setOpts(fd, r.Opts, optLast); err != nil {
+		return err
+	}
+	if err := verifyOpts(fd, r.Opts); err != nil {
+		return err
+	}
+	return ownSocket(fd, r.UID, r.GID, r.Mode)
+}

@@ -1,0 +1,210 @@
+package kind
+
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+	"unsafe"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
+)
+
+// States of TCP, of linux/tcp_states.h; stateListen stands in unixdiag.go.
+const (
+	tcpEstablished = 1
+	tcpSynSent     = 2
+	tcpClose       = 7
+)
+
+// tcpInfo is what TCP_INFO tells that is needed here.
+type tcpInfo struct {
+	state   uint8
+	waiting uint32 // of a listening socket: connections that wait to be accepted
+	backlog uint32 // of listen(2)
+}
+
+func readTCPInfo(fd int) (tcpInfo, error) {
+	var b [104]byte // struct tcp_info as it was at first
+	n := uint32(len(b))
+	if _, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_TCP, unix.TCP_INFO,
+		uintptr(unsafe.Pointer(&b[0])), uintptr(unsafe.Pointer(&n)), 0); errno != 0 {
+		return tcpInfo{}, fmt.Errorf("TCP_INFO: %w", errno)
+	}
+	if n < 32 {
+		return tcpInfo{}, fmt.Errorf("TCP_INFO has %d bytes", n)
+	}
+	// tcpi_unacked and tcpi_sacked: of listening sockets the two ends of the queue
+	return tcpInfo{b[0], binary.NativeEndian.Uint32(b[24:]), binary.NativeEndian.Uint32(b[28:])}, nil
+}
+
+// tcpFindings tells what of a TCP socket cannot be kept.
+func (f *Found) tcpFindings(s *Scene) []image.Finding {
+	in, err := readTCPInfo(f.FD)
+	if err != nil {
+		return []image.Finding{f.refuse(err.Error(), closeSocket)}
+	}
+	ready, err := polled(f.FD, unix.POLLIN|unix.POLLRDHUP)
+	if err != nil {
+		return []image.Finding{f.refuse(err.Error(), closeSocket)}
+	}
+	giveUp := s.Policy.Get("tcp") != "refuse"
+	switch {
+	case in.state == stateListen && in.waiting > 0 && !giveUp:
+		return []image.Finding{f.refuse(fmt.Sprintf("%s to be accepted by it", waitText(in.waiting)),
+			"try again when the program has accepted it, or choose --policy tcp=reset")}
+	case in.state == stateListen && in.waiting > 0:
+		return []image.Finding{f.lose(fmt.Sprintf("%s to be accepted by it, and will be gone (policy tcp=%s)", waitText(in.waiting), s.Policy.Get("tcp")),
+			"try again when the program has accepted it")}
+	case in.state == stateListen:
+		return nil
+	case in.state == tcpClose && ready&unix.POLLERR != 0:
+		return []image.Finding{f.refuse("an error waits to be reported by it (SO_ERROR), and only the program may look at that", "let the program use it once, then try again")}
+	case in.state == tcpClose:
+		return nil
+	}
+	peer := "somebody"
+	if a, err := sockName(f.FD, unix.SYS_GETPEERNAME); err == nil {
+		peer = addrText(a)
+	}
+	if !giveUp {
+		return []image.Finding{f.refuse(fmt.Sprintf("it is connected to %s, and TCP connections are not kept", peer),
+			closeSocket+", or choose --policy tcp=reset or tcp=close")}
+	}
+	return []image.Finding{f.lose(fmt.Sprintf("its connection to %s will have ended, with what is under way on it (policy tcp=%s)", peer, s.Policy.Get("tcp")), closeSocket)}
+}
+
+func waitText(n uint32) string {
+	if n == 1 {
+		return "a connection waits"
+	}
+	return fmt.Sprintf("%d connections wait", n)
+}
+
+// readTCP fills in what is TCP's.
+func (r *inetRec) readTCP(f *Found, s *Scene) error {
+	in, err := readTCPInfo(f.FD)
+	if err != nil {
+		return err
+	}
+	ready, err := polled(f.FD, unix.POLLRDHUP)
+	if err != nil {
+		return err
+	}
+	switch {
+	case in.state == stateListen:
+		r.Listening, r.Backlog = true, in.backlog
+	case in.state == tcpClose && ready&unix.POLLRDHUP != 0 && len(r.Name) > 0:
+		r.Ended = endedOver
+	case in.state != tcpClose:
+		r.Ended = endedOver
+		if s.Policy.Get("tcp") == "reset" {
+			r.Ended = endedReset
+		}
+		r.dropConnectionOpts()
+	}
+	return nil
+}
+
+// dropConnectionOpts forgets options that in a connection tell of the connection and not of what was
+// set: they cannot be set, and mean nothing any more.
+func (r *inetRec) dropConnectionOpts() {
+	kept := r.Opts[:0]
+	for _, o := range r.Opts {
+		if o.Level == unix.SOL_TCP && (o.Name == unix.TCP_MAXSEG || o.Name == unix.TCP_WINDOW_CLAMP || o.Name == unix.TCP_CORK) {
+			continue
+		}
+		kept = append(kept, o)
+	}
+	r.Opts = kept
+}
+
+// makeEnded makes a socket whose connection has ended: it connects to a listener of ours on the same
+// host, which resets the connection.
+func (r *inetRec) makeEnded() (int, error) {
+	l, to, err := r.listener()
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(l)
+	fd, err := r.endedSocket(l, to)
+	if err != nil {
+		return -1, fmt.Errorf("make a connection that has ended: %w", err)
+	}
+	return fd, nil
+}
+
+// listener makes a socket that listens on any port of the address that the record names, or else
+// of this host.
+func (r *inetRec) listener() (fd int, name []byte, err error) {
+	for _, addr := range [][]byte{anyPort(r.Name), loopback(r.Family)} {
+		fd, err = unix.Socket(int(r.Family), unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return -1, nil, fmt.Errorf("socket: %w", err)
+		}
+		if err = addressed(unix.SYS_BIND, fd, addr); err == nil {
+			if err = unix.Listen(fd, 1); err == nil {
+				if name, err = sockName(fd, unix.SYS_GETSOCKNAME); err == nil {
+					return fd, name, nil
+				}
+			}
+		}
+		unix.Close(fd) // never used
+	}
+	return -1, nil, fmt.Errorf("listen for a moment: %w", err)
+}
+
+func (r *inetRec) endedSocket(l int, to []byte) (fd int, err error) {
+	fd, err = unix.Socket(int(r.Family), unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("socket: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(fd) // never used
+			fd = -1
+		}
+	}()
+	if err := setOpts(fd, r.Opts, optEarly); err != nil {
+		return fd, err
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return fd, err
+	}
+	// The address it had, if it can be had: others of the tree may listen on the port.
+	_ = addressed(unix.SYS_BIND, fd, r.Name)
+	if err := addressed(unix.SYS_CONNECT, fd, to); err != nil {
+		return fd, fmt.Errorf("connect to %s: %w", addrText(to), err)
+	}
+	a, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+	if err != nil {
+		return fd, fmt.Errorf("accept: %w", err)
+	}
+	err = unix.SetsockoptLinger(a, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}) // close resets it
+	unix.Close(a)
+	if err != nil {
+		return fd, err
+	}
+	if err := awaitReset(fd); err != nil {
+		return fd, err
+	}
+	if r.Ended == endedOver { // reported here
+		_, _ = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	}
+	return fd, nil
+}
+
+// awaitReset waits until a reset has come through the loopback device.
+func awaitReset(fd int) error {
+	for range 1000 {
+		ready, err := polled(fd, unix.POLLRDHUP)
+		if err != nil {
+			return err
+		}
+		if ready&unix.POLLERR != 0 {
+			return nil
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return fmt.Errorf("it is not reset within a second; a firewall on the loopback device may be in the way")
+}

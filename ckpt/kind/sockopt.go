@@ -1,0 +1,223 @@
+package kind
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Options of sockets. Those that differ from what a new socket of the same family, type and protocol
+// has are recorded, and set in the order of this table. SO_ERROR is never read: that would clear it.
+
+// sockOpt is one option in a record, with the bytes of getsockopt(2).
+type sockOpt struct {
+	Level int32  `cbor:"1,keyasint"`
+	Name  int32  `cbor:"2,keyasint"`
+	Value []byte `cbor:"3,keyasint"`
+}
+
+// When an option is set.
+const (
+	optEarly  = iota // before bind(2)
+	optLate          // when the socket is bound, listens or is connected
+	optLast          // when nothing else is to be done: it forbids or changes what would be
+	optRefuse        // cannot be set again: a value other than that of a new socket is refused
+)
+
+// optSpec is what is known of an option.
+type optSpec struct {
+	level, name int
+	text        string
+	size        int // bytes of its value, which getsockopt(2) may shorten if it is a name; 0: an int
+	when        int
+	set         func(fd int, value []byte) error // nil: setsockopt(2) of the same bytes
+}
+
+// spec finds an option in the table, or nil.
+func (o *sockOpt) spec() *optSpec {
+	for i := range optSpecs {
+		if s := &optSpecs[i]; s.level == int(o.Level) && s.name == int(o.Name) {
+			return s
+		}
+	}
+	return nil
+}
+
+// bytes is the size of the value of an option.
+func (s *optSpec) bytes() int {
+	if s.size == 0 {
+		return 4
+	}
+	return s.size
+}
+
+// getOpt reads an option; ok is false if sockets of this kind do not have it.
+func getOpt(fd int, s *optSpec) (value []byte, ok bool, err error) {
+	b := make([]byte, s.bytes())
+	n := uint32(len(b))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(s.level), uintptr(s.name),
+		uintptr(unsafe.Pointer(&b[0])), uintptr(unsafe.Pointer(&n)), 0)
+	switch errno {
+	case 0:
+		return b[:min(int(n), len(b))], true, nil
+	case unix.ENOPROTOOPT, unix.EOPNOTSUPP, unix.EINVAL, unix.ENOTCONN, unix.ENOENT:
+		return nil, false, nil
+	}
+	return nil, false, fmt.Errorf("getsockopt %s: %w", s.text, errno)
+}
+
+// setOpt sets an option.
+func setOpt(fd int, s *optSpec, value []byte) error {
+	if s.set != nil {
+		return s.set(fd, value)
+	}
+	at := unsafe.Pointer(nil)
+	if len(value) > 0 {
+		at = unsafe.Pointer(&value[0])
+	}
+	if _, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(s.level), uintptr(s.name), uintptr(at), uintptr(len(value)), 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// setBuffer sets the size of a buffer, which getsockopt(2) tells as twice what was asked for. The
+// kernel makes the buffers of TCP larger by itself, to an odd size too.
+func setBuffer(name, force int) func(fd int, value []byte) error {
+	return func(fd int, value []byte) error {
+		n := int(int32(binary.NativeEndian.Uint32(value)))
+		ask := n/2 + n%2
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, name, ask); err != nil {
+			return err
+		}
+		if got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, name); err != nil || got >= n {
+			return err
+		}
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, ask)
+	}
+}
+
+// alike reports whether an option has come out as it was.
+func (s *optSpec) alike(got, want []byte) bool {
+	if s.level == unix.SOL_SOCKET && (s.name == unix.SO_SNDBUF || s.name == unix.SO_RCVBUF) {
+		a, b := binary.NativeEndian.Uint32(got), binary.NativeEndian.Uint32(want)
+		return a == b || a == b+1
+	}
+	return bytes.Equal(got, want)
+}
+
+// sockDefaults are the options of new sockets, by what makes them.
+type sockDefaults map[[3]int][][]byte
+
+// of returns the options of a new socket, in the order of optSpecs; nil: it does not have the option.
+func (d sockDefaults) of(family, typ, protocol int) ([][]byte, error) {
+	key := [3]int{family, typ, protocol}
+	if all, ok := d[key]; ok {
+		return all, nil
+	}
+	fd, err := unix.Socket(family, typ|unix.SOCK_CLOEXEC, protocol)
+	if err != nil {
+		return nil, fmt.Errorf("make a socket to compare with: %w", err)
+	}
+	defer unix.Close(fd)
+	all := make([][]byte, len(optSpecs))
+	for i := range optSpecs {
+		v, ok, err := getOpt(fd, &optSpecs[i])
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			all[i] = append([]byte{}, v...)
+		}
+	}
+	d[key] = all
+	return all, nil
+}
+
+// dumpOpts returns the options of a socket that differ from those of a new one, and the texts of
+// those that cannot be set again.
+func dumpOpts(fd int, fresh [][]byte) (opts []sockOpt, refused []string, err error) {
+	for i := range optSpecs {
+		s := &optSpecs[i]
+		if fresh[i] == nil {
+			continue
+		}
+		v, ok, err := getOpt(fd, s)
+		if err != nil {
+			return nil, nil, err
+		}
+		switch {
+		case !ok || bytes.Equal(v, fresh[i]):
+		case s.when == optRefuse:
+			refused = append(refused, s.text)
+		default:
+			opts = append(opts, sockOpt{int32(s.level), int32(s.name), v})
+		}
+	}
+	return opts, refused, nil
+}
+
+// checkOpts says what is wrong with options from an image.
+func checkOpts(opts []sockOpt) error {
+	if len(opts) > len(optSpecs) {
+		return fmt.Errorf("it has %d options, more than there are", len(opts))
+	}
+	for i := range opts {
+		o := &opts[i]
+		s := o.spec()
+		switch {
+		case s == nil || s.when == optRefuse:
+			return fmt.Errorf("it has the option %d of level %d, which this version cannot set", o.Name, o.Level)
+		case len(o.Value) > s.bytes() || len(o.Value) != s.bytes() && s.size < 16:
+			return fmt.Errorf("its option %s has %d bytes", s.text, len(o.Value))
+		}
+	}
+	return nil
+}
+
+// setOpts sets the options that are due, if they differ from what the socket has.
+func setOpts(fd int, opts []sockOpt, when int) error {
+	var errs []error
+	grown := false // a buffer was set, which forbids the kernel to change its size
+	for i := range opts {
+		o := &opts[i]
+		s := o.spec()
+		if s == nil || s.when != when {
+			continue
+		}
+		grown = grown || s.level == unix.SOL_SOCKET && (s.name == unix.SO_SNDBUF || s.name == unix.SO_RCVBUF)
+		if now, ok, err := getOpt(fd, s); err == nil && ok && bytes.Equal(now, o.Value) {
+			continue
+		}
+		if err := setOpt(fd, s, o.Value); err != nil {
+			errs = append(errs, fmt.Errorf("setsockopt %s to %x: %w", s.text, o.Value, err))
+		}
+	}
+	if grown { // if it was forbidden, that is among the late options
+		errs = append(errs, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, 0))
+	}
+	return errors.Join(errs...)
+}
+
+// verifyOpts compares the options of a socket with those of a record.
+func verifyOpts(fd int, opts []sockOpt) error {
+	for i := range opts {
+		o := &opts[i]
+		s := o.spec()
+		if s == nil {
+			continue
+		}
+		now, ok, err := getOpt(fd, s)
+		if err != nil {
+			return err
+		}
+		if !ok || !s.alike(now, o.Value) {
+			return fmt.Errorf("its option %s came out as %x, not %x", s.text, now, o.Value)
+		}
+	}
+	return nil
+}
