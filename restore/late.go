@@ -100,13 +100,14 @@ func (j *job) openLateFiles() error {
 	}
 }
 
-// inProcess runs f with a process of the tree.
+// inProcess runs f with a process of the tree, or one that stands for one that had ended.
 func (j *job) inProcess(pid int, f func(p kind.Process) error) error {
-	p := j.byNode[pidNode(j.m.Tasks, int32(pid))]
-	if p == nil || p.ended || p.pid != pid {
-		return fmt.Errorf("there is no process %d in the tree", pid)
+	for _, p := range j.procs {
+		if p.pid == pid && !p.ended {
+			return f(remoteProcess{j, p})
+		}
 	}
-	return f(remoteProcess{j, p})
+	return fmt.Errorf("there is no process %d in the tree", pid)
 }
 
 // dead is a process that stands for one that had ended.
@@ -130,18 +131,20 @@ func (j *job) makeDead() ([]dead, error) {
 		if _, held := j.holder[ref]; !ok || !held {
 			continue
 		}
-		d, err := k.Dead(&j.m.Files[i])
+		all, err := k.Dead(&j.m.Files[i])
 		if err != nil {
 			return nil, j.fileError(ref, "", "", err)
 		}
-		if d == nil || j.env.Dead[d.Key] != 0 {
-			continue
+		for _, d := range all {
+			if j.env.Dead[d.Key] != 0 {
+				continue
+			}
+			p, err := j.standIn(int(d.PID), want, spare)
+			if err != nil {
+				return nil, err
+			}
+			j.env.Dead[d.Key], made = p.pid, append(made, dead{d, p})
 		}
-		p, err := j.standIn(int(d.PID), want, spare)
-		if err != nil {
-			return nil, err
-		}
-		j.env.Dead[d.Key], made = p.pid, append(made, dead{*d, p})
 	}
 	return made, nil
 }

@@ -68,9 +68,9 @@ type Starter interface {
 // Later is a kind of files that are about processes: Open is called when all processes and
 // threads of the tree are there, but before any of them has a descriptor.
 type Later interface {
-	// Dead tells of the process that the file is about if that had ended and been reaped, or nil
-	// for one of the tree. The restore makes one for Open (Env.Dead), which ends when all is open.
-	Dead(rec *image.File) (*Dead, error)
+	// Dead tells of the processes that the file is about and that had ended and been reaped. The
+	// restore makes them for Open (Env.Dead); they end when all is open.
+	Dead(rec *image.File) ([]Dead, error)
 }
 
 // Dead is a process that is not there any more, and that files are about.
@@ -182,7 +182,7 @@ type Env struct {
 	Out func() (fd int, err error)
 	// Dead has the id of the process that stands for the Dead with that key, while it is alive.
 	Dead map[string]int
-	// In runs f with a process of the image, by its id, for Open of a Later kind. Nothing but the
+	// In runs f with a process of the image or one of Dead, by its id, for Open of a Later kind. Nothing but the
 	// stub runs in it, with our own credentials, and it has no descriptors of its own yet.
 	In func(pid int, f func(p Process) error) error
 	// Help says that what a process could not do itself is done with our own credentials: who asked

@@ -103,7 +103,7 @@ func (pidFD) Dump(f *Found, s *Scene, rec *image.File) error {
 }
 
 // Dead is Later.Dead.
-func (pidFD) Dead(rec *image.File) (*Dead, error) {
+func (pidFD) Dead(rec *image.File) ([]Dead, error) {
 	var r pidFDRec
 	if err := decodeRec(rec, &r); err != nil || r.PID != 0 {
 		return nil, err
@@ -111,7 +111,7 @@ func (pidFD) Dead(rec *image.File) (*Dead, error) {
 	if !endsLike(r.Status) {
 		return nil, fmt.Errorf("pidfd: no process can end with the wait status %#x of the image", r.Status)
 	}
-	return &Dead{Key: fmt.Sprintf("pidfd %d", r.Ino), Status: r.Status}, nil
+	return []Dead{{Key: fmt.Sprintf("pidfd %d", r.Ino), Status: r.Status}}, nil
 }
 
 // endsLike reports whether a wait status is that of a process that ended by exit or by a signal

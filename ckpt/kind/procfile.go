@@ -187,12 +187,12 @@ func (procFile) CheckOpen(rec *image.File, e *Env) (string, error) {
 }
 
 // Dead is Later.Dead.
-func (procFile) Dead(rec *image.File) (*Dead, error) {
+func (procFile) Dead(rec *image.File) ([]Dead, error) {
 	var r procFileRec
 	if err := decodeRec(rec, &r); err != nil || !r.Dead {
 		return nil, err
 	}
-	return &Dead{Key: r.key(), PID: int(r.PID)}, nil
+	return []Dead{{Key: r.key(), PID: int(r.PID)}}, nil
 }
 
 func (procFile) Open(rec *image.File, e *Env) (int, error) {

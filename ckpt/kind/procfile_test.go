@@ -79,10 +79,10 @@ func TestProcFileDead(t *testing.T) {
 	for i := range files {
 		d, err := procFile{}.Dead(&files[i])
 		must(t, err)
-		if d == nil || d.PID != pid {
+		if len(d) != 1 || d[0].PID != pid {
 			t.Fatalf("%s: dead is %v", files[i].Path, d)
 		}
-		s.env.Dead[d.Key] = stand
+		s.env.Dead[d[0].Key] = stand
 	}
 	got, err := s.open()
 	must(t, err)

@@ -21,18 +21,51 @@ func (c *unixCred) equal(d *unixCred) bool {
 	return c.PID == d.PID && c.UID == d.UID && c.GID == d.GID && slices.Equal(c.Groups, d.Groups)
 }
 
-// maker is the process that stands for the one that made a connection: the same, or if that is not
-// in the image the first of the tree.
+// maker is the process that stands for the one that made a connection: the same, or one that has
+// its id for the time, or if that is taken the first of the tree.
 func (w *unixWorld) maker(c *unixCred) int {
-	if c != nil {
-		for i := range w.e.Manifest.Tasks {
-			t := &w.e.Manifest.Tasks[i]
-			if t.PID == c.PID && t.State != image.TaskZombie {
-				return int(t.PID)
-			}
+	if c == nil {
+		return w.first()
+	}
+	if runs(w.e.Manifest, c.PID) {
+		return int(c.PID)
+	}
+	if pid := w.e.Dead[deadKey(c.PID)]; pid == int(c.PID) {
+		return pid
+	}
+	w.e.Warn("pid %d, which connected unix sockets, is not in the tree and its id is not free: SO_PEERCRED tells %d", c.PID, w.first())
+	return w.first()
+}
+
+func deadKey(pid int32) string { return fmt.Sprintf("unix pid %d", pid) }
+
+// runs reports whether the image has a process with that id which has not ended.
+func runs(m *image.Manifest, pid int32) bool {
+	for i := range m.Tasks {
+		if t := &m.Tasks[i]; t.PID == pid {
+			return t.State != image.TaskZombie
 		}
 	}
-	return w.first()
+	return false
+}
+
+// maxUnixDead bounds the processes that one socket needs and that had ended.
+const maxUnixDead = 64
+
+// Dead is Later.Dead: those that have connected it or sent what waits in it, and are in no image.
+func (unixSock) Dead(rec *image.File) ([]Dead, error) {
+	var r unixRec
+	if err := decodeRec(rec, &r); err != nil {
+		return nil, err
+	}
+	var all []Dead
+	for _, pid := range r.Dead {
+		if pid <= 0 || len(r.Dead) > maxUnixDead {
+			return nil, fmt.Errorf("the image has a unix socket about %d processes that had ended, one of them %d", len(r.Dead), pid)
+		}
+		all = append(all, Dead{Key: deadKey(pid), PID: int(pid)})
+	}
+	return all, nil
 }
 
 // readFrom reads memory of a process.

@@ -3,7 +3,9 @@ package kind
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -27,6 +29,7 @@ func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
 		r.Opts = append(r.Opts, unixOpt{opt, int32(v)})
 	}
 	if r.Listening || r.By != nil {
+		r.addDead(s)
 		return encodeRec(rec, r)
 	}
 	data, msgs, err := peekQueue(f.FD, uint8(r.Type))
@@ -39,6 +42,9 @@ func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
 	}
 	if r.Msgs = msgs; len(data) > 0 {
 		rec.Blob = s.Blob(data)
+	}
+	if r.addDead(s); len(r.Dead) > maxUnixDead {
+		return fmt.Errorf("%s: what waits in it is from %d processes that have ended", f.Link, len(r.Dead))
 	}
 	return encodeRec(rec, r)
 }
@@ -111,11 +117,26 @@ func (s *Scene) unsendable(r *unixRec, msgs []unixMsg) error {
 		if pair && string(m.From) != string(from) {
 			return fmt.Errorf("a message waits in it from %s, which it is not connected to", showName(m.From))
 		}
-		if m.Cred != nil && (!s.member(int(m.Cred.PID)) || !alive(int(m.Cred.PID))) {
-			return fmt.Errorf("a message waits in it with the credentials of pid %d, which is not in the tree or has ended", m.Cred.PID)
+		if m.Cred != nil && !s.stays(int(m.Cred.PID)) {
+			return fmt.Errorf("a message waits in it with the credentials of %s, which is not in the tree", processName(int(m.Cred.PID)))
 		}
 	}
 	return nil
+}
+
+// addDead notes the processes that had ended.
+func (r *unixRec) addDead(s *Scene) {
+	seen := map[int32]bool{}
+	add := func(c *unixCred) {
+		if c != nil && !s.member(int(c.PID)) && !alive(int(c.PID)) {
+			seen[c.PID] = true
+		}
+	}
+	add(r.Cred)
+	for i := range r.Msgs {
+		add(r.Msgs[i].Cred)
+	}
+	r.Dead = slices.Sorted(maps.Keys(seen))
 }
 
 // credOf is what SO_PEERCRED would tell of a process now.

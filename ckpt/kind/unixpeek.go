@@ -52,15 +52,6 @@ const (
 
 var errUnixMsgs = fmt.Errorf("more than %d messages wait in it", maxUnixMsgs)
 
-// unixFlag is an option of a unix socket that is a switch.
-func unixFlag(fd, opt int) (int, error) {
-	v, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, opt)
-	if err == unix.ENOPROTOOPT || err == unix.EOPNOTSUPP {
-		return -1, nil // not on this kernel, or not on such a socket
-	}
-	return v, err
-}
-
 // peekQueue reads what waits in a unix socket and leaves it there. A message behind the first can be
 // seen only through SO_PEEK_OFF, and credentials only with SO_PASSCRED, so these are set and put back
 // by runApart. The processes of the tree must stand still. The files that are under way are

@@ -44,6 +44,7 @@ type unixRec struct {
 	Waiting   []uint64  `cbor:"18,keyasint,omitempty"` // numbers of those that connected to it and were not accepted yet
 	By        *unixCred `cbor:"19,keyasint,omitempty"` // who connected, of one that waits
 	PeerName  []byte    `cbor:"20,keyasint,omitempty"` // the name of the other end, if that was closed
+	Dead      []int32   `cbor:"21,keyasint,omitempty"` // processes of Cred and Msgs that had ended, ascending
 }
 
 // unixOpt is an option of SOL_SOCKET.
@@ -253,15 +254,25 @@ func (f *Found) foreignPeer(u *unixInfo, s *Scene) image.Finding {
 	return f.refuse(fmt.Sprintf("it is connected to %s, which is outside the tree", processName(pid)), closeSocket+", or checkpoint a tree that holds that process too")
 }
 
-// peerCredFindings tells if SO_PEERCRED names a process that cannot be named again.
+// peerCredFindings tells if SO_PEERCRED names a process that cannot be named again. One that has
+// ended can, if its id is free then.
 func (f *Found) peerCredFindings(s *Scene) []image.Finding {
 	c, err := peerCred(f.FD)
 	if err != nil {
 		return []image.Finding{f.refuse(err.Error(), closeSocket)}
 	}
-	if c == nil || s.member(int(c.PID)) && alive(int(c.PID)) {
+	if c == nil || s.stays(int(c.PID)) {
 		return nil
 	}
-	return []image.Finding{f.lose(fmt.Sprintf("it was connected by pid %d, which is not in the tree or has ended: SO_PEERCRED will name the first process of the tree in its place", c.PID),
-		"none is needed for programs that do not ask for it")}
+	return []image.Finding{f.lose(fmt.Sprintf("it was connected by %s, which is not in the tree: SO_PEERCRED will name the first process of the tree in its place", processName(int(c.PID))),
+		"checkpoint a tree that holds that process too, if a program asks for it")}
+}
+
+// stays reports whether a process can be named by a restored socket: one of the tree that runs, or
+// one that is not there any more.
+func (s *Scene) stays(pid int) bool {
+	if s.member(pid) {
+		return alive(pid)
+	}
+	return pid > 0 && !alive(pid)
 }

@@ -30,9 +30,6 @@ type unixNode struct {
 	other int // an end that was closed everywhere, open until all is done; -1: there is none
 }
 
-// Dead is Later.Dead.
-func (unixSock) Dead(*image.File) (*Dead, error) { return nil, nil }
-
 func (unixSock) Open(rec *image.File, e *Env) (int, error) {
 	var r unixRec
 	if err := decodeRec(rec, &r); err != nil {

@@ -107,6 +107,41 @@ static void pairs(int after)
 	CHECK(recv(reset, b, 1, MSG_DONTWAIT) == 0, "no end of file");
 }
 
+// hand sends a descriptor, and take receives it.
+static void hand(int through, int fd)
+{
+	char control[CMSG_SPACE(sizeof(int))];
+	struct msghdr m = {.msg_iov = &(struct iovec){"fd", 2}, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+	*c = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+	memcpy(CMSG_DATA(c), &fd, sizeof fd);
+	MUST(sendmsg(through, &m, 0));
+}
+
+static int take(int through)
+{
+	char b[8], control[CMSG_SPACE(sizeof(int))];
+	struct msghdr m = {.msg_iov = &(struct iovec){b, sizeof b}, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+	MUST(recvmsg(through, &m, MSG_CMSG_CLOEXEC));
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+	CHECK(c && c->cmsg_type == SCM_RIGHTS, "no descriptor came");
+	int fd;
+	memcpy(&fd, CMSG_DATA(c), sizeof fd);
+	return fd;
+}
+
+// expect_from wants a message with these credentials.
+static void expect_from(int fd, const char *want, int pid, int uid)
+{
+	char b[64], control[CMSG_SPACE(sizeof(struct ucred))];
+	struct msghdr m = {.msg_iov = &(struct iovec){b, sizeof b}, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+	ssize_t n = MUST(recvmsg(fd, &m, 0));
+	CHECK(n == (ssize_t)strlen(want) && memcmp(b, want, n) == 0, "%.*s, not %s", (int)n, b, want);
+	struct ucred u;
+	memcpy(&u, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof u);
+	CHECK((int)u.pid == pid && (int)u.uid == uid, "%s: credentials %d %d, not %d %d", want, u.pid, u.uid, pid, uid);
+}
+
 static int up[2], shared_[2];
 
 // child of processes: it has connected both ends as another user, and one of them is its parent's too.
@@ -118,14 +153,7 @@ static void child(void)
 	int own[2];
 	pair(SOCK_STREAM, own);
 	MUST(send(own[0], "mine", 4, 0));
-	struct msghdr m = {.msg_iov = &(struct iovec){"fd", 2}, .msg_iovlen = 1};
-	char control[CMSG_SPACE(sizeof(int))];
-	m.msg_control = control;
-	m.msg_controllen = sizeof control;
-	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
-	*c = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
-	memcpy(CMSG_DATA(c), &own[1], sizeof(int));
-	MUST(sendmsg(up[1], &m, 0));
+	hand(up[1], own[1]);
 	wait_go();
 	peer(own[0], getpid(), 1234, 1235, "own pair of the child");
 	gid_t g[8];
@@ -140,8 +168,8 @@ static void child(void)
 // processes has ends in two processes, one of which connected as another user.
 static void processes(int after)
 {
-	static int got;
-	static pid_t pid;
+	static int got, left;
+	static pid_t pid, ended;
 	if (!after) {
 		pair(SOCK_SEQPACKET, up);
 		pair(SOCK_DGRAM, shared_);
@@ -150,22 +178,26 @@ static void processes(int after)
 		MUST(send(shared_[1], "creds", 5, 0));
 		if (!(pid = MUST(fork())))
 			child();
-		char b[8], control[CMSG_SPACE(sizeof(int))];
-		struct msghdr m = {.msg_iov = &(struct iovec){b, sizeof b}, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
-		MUST(recvmsg(up[0], &m, 0));
-		memcpy(&got, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof(int));
+		got = take(up[0]);
+		if (!(ended = MUST(fork()))) {
+			int own[2];
+			pair(SOCK_STREAM, own);
+			MUST(setsockopt(own[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof on));
+			MUST(send(own[0], "bequest", 7, 0));
+			hand(up[1], own[1]);
+			_exit(0);
+		}
+		left = take(up[0]);
+		int status;
+		MUST(waitpid(ended, &status, 0));
 		return;
 	}
+	peer(left, ended, getuid(), getgid(), "end of one that has ended");
+	expect_from(left, "bequest", ended, getuid());
 	peer(got, pid, 1234, 1235, "end of the child");
 	peer(up[0], getpid(), getuid(), getgid(), "own end");
-	char b[64], control[CMSG_SPACE(sizeof(struct ucred))];
-	for (int i = 0; i < 2; i++) {
-		struct msghdr m = {.msg_iov = &(struct iovec){b, sizeof b}, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
-		MUST(recvmsg(shared_[0], &m, 0));
-		struct ucred u;
-		memcpy(&u, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof u);
-		CHECK(u.pid == (i ? pid : getpid()) && u.uid == (i ? 1234 : getuid()), "message %d has the credentials %d %d", i, u.pid, u.uid);
-	}
+	expect_from(shared_[0], "creds", getpid(), getuid());
+	expect_from(shared_[0], "from child", pid, 1234);
 	int status;
 	MUST(waitpid(pid, &status, 0));
 	CHECK(status == 0, "child: %#x", status);
