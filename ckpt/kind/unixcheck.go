@@ -44,6 +44,9 @@ func (w *unixWorld) checkPeer(n *unixNode) error {
 	if waits && (dgram || n.Listening || n.Accepted || n.Peer != 0 || n.By == nil || len(n.Msgs) > 0) {
 		return errors.New("a unix socket that cannot wait to be accepted")
 	}
+	if n.Reconnect && (!dgram || !n.Connected || n.Peer != 0 || n.Cred != nil || len(n.PeerName) == 0) {
+		return errors.New("a unix socket that cannot be connected again")
+	}
 	if n.Peer == 0 {
 		return nil
 	}

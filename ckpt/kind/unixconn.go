@@ -36,7 +36,7 @@ func (w *unixWorld) join(n *unixNode) error {
 		err := w.accept(n, client, n.Name)
 		n.other = client.fd
 		return err
-	case n.Peer == 0 && len(n.PeerName) > 0:
+	case n.Peer == 0 && len(n.PeerName) > 0 && w.gateFits(n.PeerName):
 		server := &unixNode{unixRec: unixRec{Type: n.Type, Cred: n.Cred}, fd: -1, other: -1}
 		err := w.accept(server, n, n.PeerName)
 		n.other = server.fd
@@ -58,6 +58,12 @@ func (w *unixWorld) accept(n, client *unixNode, name []byte) error {
 		return fmt.Errorf("accept: %w", err)
 	}
 	return w.name(client)
+}
+
+// gateFits reports whether a socket can listen for the time under a name: a path does not matter, and
+// an abstract name must be free.
+func (w *unixWorld) gateFits(name []byte) bool {
+	return isPath(name) || w.gate != nil && slices.Equal(w.gate.name, name) || abstractTaken(name) == nil
 }
 
 // gateFor returns a listening socket with that name, the one of before if it will do.

@@ -63,7 +63,8 @@ func (s *Scene) describeSocket(f *Found) (*unixRec, error) {
 	if r.Cred, err = peerCred(f.FD); err != nil {
 		return nil, err
 	}
-	if u.HasPeer && u.Peer == 0 {
+	r.Reconnect = s.reconnects(f, u)
+	if r.cutOff(f, u, s); u.HasPeer && r.Peer == 0 {
 		if r.PeerName, err = socketAddr(f.FD, unix.SYS_GETPEERNAME); err != nil {
 			return nil, err
 		}
@@ -71,11 +72,13 @@ func (s *Scene) describeSocket(f *Found) (*unixRec, error) {
 	if u.State == stateListen {
 		r.Listening, r.Backlog = true, u.Backlog
 		for _, ino := range u.Waiting {
-			r.Waiting = append(r.Waiting, uint64(ino))
+			if s.socketByNumber(s.sockDev, ino) != nil {
+				r.Waiting = append(r.Waiting, uint64(ino))
+			}
 		}
 		return r, nil
 	}
-	if u.HasPeer && u.Peer == 0 && s.waitsFor(f) != 0 {
+	if at := s.waitsFor(f); at != 0 && s.socketByNumber(s.sockDev, at) != nil {
 		r.By, err = credOf(int(f.Slots[0].PID))
 		return r, err
 	}
@@ -97,6 +100,20 @@ func (s *Scene) describeSocket(f *Found) (*unixRec, error) {
 	return r, nil
 }
 
+// cutOff notes that the other end is outside the tree and will be closed.
+func (r *unixRec) cutOff(f *Found, u *unixInfo, s *Scene) {
+	at := s.waitsFor(f)
+	switch {
+	case u.HasPeer && u.Peer != 0 && s.peer(u) == nil:
+		r.Peer = 0
+	case at == 0 || s.socketByNumber(s.sockDev, at) != nil:
+		return
+	}
+	if r.Type != unix.SOCK_DGRAM {
+		r.Shutdown = 3
+	}
+}
+
 // unsendable tells why messages cannot be sent again.
 func (s *Scene) unsendable(r *unixRec, msgs []unixMsg) error {
 	var from []byte
@@ -116,6 +133,9 @@ func (s *Scene) unsendable(r *unixRec, msgs []unixMsg) error {
 		}
 		if pair && string(m.From) != string(from) {
 			return fmt.Errorf("a message waits in it from %s, which it is not connected to", showName(m.From))
+		}
+		if r.Reconnect && len(m.From) > 0 && !isPath(m.From) {
+			return fmt.Errorf("a message waits in it from %s, which is outside the tree", showName(m.From))
 		}
 		if m.Cred != nil && !s.stays(int(m.Cred.PID)) {
 			return fmt.Errorf("a message waits in it with the credentials of %s, which is not in the tree", processName(int(m.Cred.PID)))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"golang.org/x/sys/unix"
@@ -44,6 +45,7 @@ type unixRec struct {
 	Waiting   []uint64  `cbor:"18,keyasint,omitempty"` // numbers of those that connected to it and were not accepted yet
 	By        *unixCred `cbor:"19,keyasint,omitempty"` // who connected, of one that waits
 	PeerName  []byte    `cbor:"20,keyasint,omitempty"` // the name of the other end, if that was closed
+	Reconnect bool      `cbor:"22,keyasint,omitempty"` // a datagram socket that is connected to PeerName, outside the tree
 	Dead      []int32   `cbor:"21,keyasint,omitempty"` // processes of Cred and Msgs that had ended, ascending
 }
 
@@ -115,7 +117,7 @@ func (unixSock) Check(f *Found, s *Scene) []image.Finding {
 	case u.HasPeer && u.Peer == 0:
 		all = append(all, f.unaccepted(s)...)
 	case u.HasPeer && s.peer(u) == nil:
-		all = append(all, f.foreignPeer(u, s))
+		all = append(all, f.foreignPeer(u, s)...)
 	case u.HasPeer:
 		all = append(all, f.pairFindings(s.peer(u), name, s)...)
 	}
@@ -153,24 +155,37 @@ func (f *Found) waitingFindings(u *unixInfo, s *Scene) []image.Finding {
 	var all []image.Finding
 	for _, ino := range u.Waiting {
 		c := s.socketByNumber(f.Stat.Dev, ino)
-		if ino == 0 {
-			all = append(all, f.refuse("a connection waits to be accepted by it whose other end was closed, and what was sent cannot be looked at", remedy))
-			continue
-		}
-		if c == nil {
-			who := "a process that cannot be seen"
-			if pid := s.Outside(f.Stat.Dev, uint64(ino), unix.O_RDONLY); pid != 0 {
-				who = processName(pid)
+		switch {
+		case ino == 0:
+			all = append(all, f.cutOff(s, "a connection waits to be accepted by it whose other end was closed, and what was sent cannot be looked at", "it is not restored", remedy))
+		case c == nil:
+			all = append(all, f.cutOff(s, fmt.Sprintf("a connection of %s waits to be accepted by it", s.holderOutside(ino)), "it is not restored", remedy))
+		default:
+			if n, err := unix.IoctlGetInt(c.FD, unix.TIOCOUTQ); err != nil || n != 0 {
+				all = append(all, f.refuse("a connection waits to be accepted by it that data was sent on, and that cannot be looked at", remedy))
 			}
-			all = append(all, f.refuse(fmt.Sprintf("a connection of %s, which is outside the tree, waits to be accepted by it", who), remedy))
-			continue
-		}
-		if n, err := unix.IoctlGetInt(c.FD, unix.TIOCOUTQ); err != nil || n != 0 {
-			all = append(all, f.refuse("a connection waits to be accepted by it that data was sent on, and that cannot be looked at", remedy))
 		}
 	}
 	return all
 }
+
+// cutOff is a refusal, or with the policy unix=disconnect the loss of a connection.
+func (f *Found) cutOff(s *Scene, what, lost, remedy string) image.Finding {
+	if s.Policy.Get("unix") == "disconnect" {
+		return f.lose(what+": "+lost, remedy)
+	}
+	return f.refuse(what, remedy+", or choose --policy unix=disconnect")
+}
+
+// holderOutside names who has a socket that is not in the tree.
+func (s *Scene) holderOutside(ino uint32) string {
+	if pid := s.Outside(s.sockDev, uint64(ino), unix.O_RDONLY); pid != 0 {
+		return processName(pid) + ", which is outside the tree,"
+	}
+	return "a process that cannot be seen"
+}
+
+const readsEnd = "the restored one reads what waits in it and end of file, and writing gives EPIPE"
 
 // unaccepted refuses a connection that waits to be accepted outside the tree.
 func (f *Found) unaccepted(s *Scene) []image.Finding {
@@ -178,11 +193,7 @@ func (f *Found) unaccepted(s *Scene) []image.Finding {
 	if at == 0 || s.socketByNumber(f.Stat.Dev, at) != nil {
 		return nil
 	}
-	who := "a process that cannot be seen"
-	if pid := s.Outside(f.Stat.Dev, uint64(at), unix.O_RDONLY); pid != 0 {
-		who = processName(pid)
-	}
-	return []image.Finding{f.refuse(fmt.Sprintf("it waits to be accepted by %s, which is outside the tree", who), closeSocket)}
+	return []image.Finding{f.cutOff(s, fmt.Sprintf("it waits to be accepted by %s", strings.TrimSuffix(s.holderOutside(at), ",")), readsEnd, closeSocket)}
 }
 
 // waitsFor returns the number of the listening socket that has yet to accept f, or 0.
@@ -246,12 +257,42 @@ func (s *Scene) acceptedEnd(f *Found, name []byte, peer *Found, other []byte) *F
 }
 
 // foreignPeer refuses a connection to somebody outside the tree.
-func (f *Found) foreignPeer(u *unixInfo, s *Scene) image.Finding {
+func (f *Found) foreignPeer(u *unixInfo, s *Scene) []image.Finding {
+	if s.reconnects(f, u) {
+		return nil
+	}
 	pid := s.Outside(f.Stat.Dev, uint64(u.Peer), unix.O_RDONLY)
 	if pid == 0 {
-		return f.refuse("its other end is in no process that can be seen: it may be under way in a message, or have been closed just now", closeSocket)
+		return []image.Finding{f.refuse("its other end is in no process that can be seen: it may be under way in a message, or have been closed just now", closeSocket)}
 	}
-	return f.refuse(fmt.Sprintf("it is connected to %s, which is outside the tree", processName(pid)), closeSocket+", or checkpoint a tree that holds that process too")
+	lost := readsEnd
+	if u.Type == unix.SOCK_DGRAM {
+		lost = "the restored one reads what waits in it, and writing gives ECONNREFUSED"
+	}
+	return []image.Finding{f.cutOff(s, fmt.Sprintf("it is connected to %s, which is outside the tree", processName(pid)), lost,
+		closeSocket+", or checkpoint a tree that holds that process too")}
+}
+
+// reconnects reports whether a restored socket is connected to the same name again, whoever has it
+// then: a datagram socket such as syslog(3) has, which the other end knows nothing of.
+func (s *Scene) reconnects(f *Found, u *unixInfo) bool {
+	if u.Type != unix.SOCK_DGRAM || u.Peer == 0 || s.peer(u) != nil {
+		return false
+	}
+	if v := s.sockets[u.Peer]; v == nil || uint64(v.Peer) == f.Stat.Ino {
+		return false
+	}
+	cred, err := peerCred(f.FD)
+	name, nerr := socketAddr(f.FD, unix.SYS_GETPEERNAME)
+	if err != nil || nerr != nil || cred != nil || len(name) == 0 {
+		return false
+	}
+	if !isPath(name) {
+		return true
+	}
+	v := s.sockets[u.Peer]
+	var st unix.Stat_t
+	return name[0] == '/' && unix.Stat(under(s.Root, pathName(name)), &st) == nil && st.Dev == v.FileDev && st.Ino&0xffffffff == v.File
 }
 
 // peerCredFindings tells if SO_PEERCRED names a process that cannot be named again. One that has

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"golang.org/x/sys/unix"
 )
 
@@ -253,10 +254,94 @@ func TestUnixEmpty(t *testing.T) {
 	}
 }
 
+// TestUnixForeign has the other end outside the tree, refused or cut off.
 func TestUnixForeign(t *testing.T) {
-	a, _ := unixPair(t, unix.SOCK_STREAM)
-	s := newStage(t)
-	s.outside[unix.O_RDONLY] = 1
-	s.add(a)
-	refused(t, s.check(), "it is connected to pid 1 (")
+	for name, typ := range unixTypes {
+		t.Run(name, func(t *testing.T) {
+			a, b := unixPair(t, typ)
+			sendAll(t, b, []byte("left"))
+			s := newStage(t)
+			s.outside[unix.O_RDONLY] = 0
+			s.scene.Outside = func(_, ino uint64, _ int) int {
+				var st unix.Stat_t
+				must(t, unix.Fstat(b, &st))
+				if ino == st.Ino {
+					return 1
+				}
+				return 0
+			}
+			s.add(a)
+			refused(t, s.check(), "it is connected to pid 1 (", "unix=disconnect")
+			s.scene.Policy = policy.Set{"unix": "disconnect"}
+			wantFinding(t, s.check(), image.Lose, "it is connected to pid 1 (", "the restored one reads")
+			s.dump()
+			got, err := s.open()
+			must(t, err)
+			if n, err := unix.IoctlGetInt(got[0], unix.TIOCINQ); n != 4 || err != nil {
+				t.Errorf("%d bytes wait in it", n)
+			}
+			want := map[string]string{ // writing to a closed datagram socket empties the queue
+				"stream":    `write broken pipe, read "left" <nil>, read "" <nil>, read "" <nil>, read "" <nil>, error 0`,
+				"seqpacket": `write broken pipe, read "left" <nil>, read "" <nil>, read "" <nil>, read "" <nil>, error 0`,
+				"datagram":  `write connection refused, read "" resource temporarily unavailable, read "" resource temporarily unavailable, read "" resource temporarily unavailable, read "" resource temporarily unavailable, error 0`,
+			}
+			if use := unixUse(t, got[0]); use != want[name] {
+				t.Errorf("it gives %s, want %s", use, want[name])
+			}
+			if all := recvAll(t, a); !slices.Equal(all, []string{"left"}) {
+				t.Errorf("the old one has %q", all)
+			}
+		})
+	}
+}
+
+// TestUnixServerOutside is of a client of a server outside the tree.
+func TestUnixServerOutside(t *testing.T) {
+	for _, sort := range []string{"path", "abstract"} {
+		name := t.TempDir() + "/log"
+		if sort == "abstract" {
+			name = abstractName(t)
+		}
+		server := unixSocket(t, unix.SOCK_DGRAM, name)
+		c := dialTo(t, unix.SOCK_DGRAM, "", name)
+		_, got := closedTrip(t, c)
+		sendAll(t, got[0], []byte("a line"))
+		if all := recvAll(t, server); !slices.Equal(all, []string{"a line"}) {
+			t.Errorf("the server got %q", all)
+		}
+		s := newStage(t)
+		s.add(got[0])
+		s.dump()
+		must(t, unix.Dup3(open(t, "/dev/null", unix.O_RDONLY), server, unix.O_CLOEXEC))
+		again, err := s.open()
+		must(t, err)
+		if _, err := unix.Write(again[0], []byte("x")); err != unix.ECONNREFUSED || len(s.warned) != 1 || !strings.Contains(s.warned[0], "cannot be connected again") {
+			t.Errorf("without a server: %v, warned %q", err, s.warned)
+		}
+
+		l := listener(t, unix.SOCK_STREAM, abstractName(t)+sort)
+		d := dialTo(t, unix.SOCK_STREAM, "", abstractName(t)+sort)
+		s = newStage(t)
+		s.scene.Policy = policy.Set{"unix": "disconnect"}
+		s.add(d)
+		wantFinding(t, s.check(), image.Lose, "it waits to be accepted by a process that cannot be seen")
+		s.dump()
+		got, err = s.open()
+		must(t, err)
+		if n, err := unix.Read(got[0], make([]byte, 1)); n != 0 || err != nil {
+			t.Errorf("read %d %v", n, err)
+		}
+		s = newStage(t)
+		s.scene.Policy = policy.Set{"unix": "disconnect"}
+		s.add(l)
+		wantFinding(t, s.check(), image.Lose, "waits to be accepted by it: it is not restored")
+		s.dump()
+		must(t, unix.Dup3(open(t, "/dev/null", unix.O_RDONLY), l, unix.O_CLOEXEC))
+		must(t, unix.Dup3(open(t, "/dev/null", unix.O_RDONLY), d, unix.O_CLOEXEC))
+		got, err = s.open()
+		must(t, err)
+		if _, _, err := unix.Accept(got[0]); err != unix.EAGAIN {
+			t.Errorf("accept: %v", err)
+		}
+	}
 }

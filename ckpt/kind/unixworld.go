@@ -141,6 +141,10 @@ func (w *unixWorld) make(n *unixNode) error {
 	}
 	if err == nil && n.other >= 0 && len(n.PeerName) > 0 {
 		err = bindAway(n.other, n.PeerName)
+		if errors.Is(err, unix.EADDRINUSE) {
+			w.e.Warn("%s: the name %s of its other end, which was closed, is in use: getpeername tells none", n.path, showName(n.PeerName))
+			err = nil
+		}
 	}
 	return err
 }
@@ -202,6 +206,20 @@ func (w *unixWorld) connect(n *unixNode) error {
 	}
 	if n.Peer != 0 {
 		return w.connectOne(n)
+	}
+	if n.Reconnect {
+		addr := sockaddr(n.PeerName)
+		dial := func() error { return addressed(unix.SYS_CONNECT, n.fd, addr) }
+		var err error
+		if w.e.Help {
+			err = apartFS(w.root(), "/", dial)
+		} else {
+			err = dial()
+		}
+		if err == nil {
+			return nil
+		}
+		w.e.Warn("%s: it was connected to %s and cannot be connected again: %v; writing to it gives ECONNREFUSED", n.path, showName(n.PeerName), err)
 	}
 	gone, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

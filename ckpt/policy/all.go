@@ -32,4 +32,11 @@ var all = []Key{
 			{"refuse", "refuse the checkpoint"},
 		},
 	},
+	{
+		Name: "unix", About: "a unix socket that is connected to a process outside the tree", Dump: true,
+		Values: []Value{
+			{"refuse", "refuses the checkpoint, and names the process"},
+			{"disconnect", "is restored as if the other end had been closed: it reads what waits in it and end of file, and writing gives EPIPE"},
+		},
+	},
 }

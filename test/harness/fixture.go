@@ -82,6 +82,10 @@ func command(t testing.TB, name string, args []string) []string {
 		return append([]string{"/bin/bash", path}, args...)
 	case ".pl":
 		return append([]string{"/usr/bin/perl", path}, args...)
+	case ".js":
+		return append([]string{Tool(t, "node"), path}, args...)
+	case ".java":
+		return append([]string{Tool(t, "java"), "-XX:+UseSerialGC", "-Xmx64m", "-XX:-UsePerfData", path}, args...)
 	}
 	return append([]string{path}, args...)
 }

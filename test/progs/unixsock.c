@@ -1,7 +1,7 @@
 // Unix sockets: pairs within and between processes, what waits in them with its borders, credentials
 // of messages and of connections, ends that were closed or shut down.
 //
-//	unixsock READY RESULT GO [WHAT…]
+//	unixsock READY RESULT GO WHAT
 #include "prog.h"
 #include <grp.h>
 #include <poll.h>
@@ -346,17 +346,59 @@ static void servers(int after)
 	CHECK(status == 0, "client: %#x", status);
 }
 
+// outside is connected to a process that has left the tree.
+static void outside(int after)
+{
+	static int out;
+	static pid_t pid;
+	if (!after) {
+		int s[2], t[2];
+		pair(SOCK_STREAM, s);
+		MUST(pipe(t));
+		pid_t c = MUST(fork());
+		if (c == 0) {
+			if ((pid = MUST(fork()))) {
+				MUST(write(t[1], &pid, sizeof pid));
+				_exit(0);
+			}
+			close(s[0]);
+			close(t[0]);
+			close(t[1]);
+			for (;;)
+				nap(10);
+		}
+		MUST(waitpid(c, NULL, 0));
+		MUST(read(t[0], &pid, sizeof pid));
+		close(t[0]);
+		close(t[1]);
+		MUST(send(s[1], "left", 4, 0));
+		close(s[1]);
+		out = s[0];
+		return;
+	}
+	char b[8];
+	expect(out, "left", "outside");
+	if (restored()) {
+		CHECK(recv(out, b, 1, 0) == 0, "no end of file");
+		CHECK(send(out, "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE, "it can be written to");
+	} else {
+		empty(out, "outside");
+		MUST(send(out, "x", 1, 0));
+	}
+	kill(pid, SIGKILL);
+}
+
 static struct {
 	const char *name;
 	void (*f)(int after);
-} parts[] = {{"pairs", pairs}, {"processes", processes}, {"servers", servers}};
+} parts[] = {{"pairs", pairs}, {"processes", processes}, {"servers", servers}, {"outside", outside}};
 
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
 	for (int after = 0; after < 2; after++) {
 		for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-			if (argc < 5 || strcmp(argv[4], parts[i].name) == 0)
+			if (argc > 4 && strcmp(argv[4], parts[i].name) == 0)
 				parts[i].f(after);
 		if (!after) {
 			ready();
