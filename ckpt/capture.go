@@ -323,6 +323,7 @@ func (c *Checkpoint) readFiles(s *survey, pids []int) (got captured, err error) 
 	}
 	defer set.close()
 	sc := s.scene(set) // with the answers about other processes that the look has got
+	sc.Still = true
 	sc.Blob, sc.Segment, sc.Gone = c.blob, c.segs.ofFile, c.segs.ofGoneFile
 	got.lost = set.check(sc)
 	if err := image.Refusals(got.lost); err != nil {

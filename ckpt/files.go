@@ -65,6 +65,13 @@ func collectFiles(pids []int, frozen bool) (*fileSet, error) {
 		s.close()
 		return nil, err
 	}
+	if !frozen {
+		return s, nil
+	}
+	if err := s.addInFlight(); err != nil {
+		s.close()
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -340,12 +347,7 @@ func (s *fileSet) table(pid int) image.FDTable {
 func (s *fileSet) check(sc *kind.Scene) []image.Finding {
 	var out []image.Finding
 	for _, f := range s.found {
-		k := kind.Find(f)
-		if k == nil {
-			out = append(out, kind.Unsupported(f))
-			continue
-		}
-		out = append(out, k.Check(f, sc)...)
+		out = append(out, kind.Check(f, sc)...)
 	}
 	return out
 }
@@ -354,7 +356,7 @@ func (s *fileSet) check(sc *kind.Scene) []image.Finding {
 func (s *fileSet) dump(sc *kind.Scene, h *holders) ([]image.File, error) {
 	out := make([]image.File, 0, len(s.found))
 	for _, f := range s.found {
-		at := f.Slots[0]
+		at := f.Place()
 		k := kind.Find(f)
 		if k == nil {
 			return nil, &image.RefusedError{Findings: []image.Finding{kind.Unsupported(f)}}

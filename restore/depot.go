@@ -108,6 +108,16 @@ func (d *depot) take(ref image.ObjRef) (int, error) {
 	}
 }
 
+// borrow gives the caller a descriptor of a file that stays there.
+func (d *depot) borrow(ref image.ObjRef) (int, error) {
+	fd, err := d.take(ref)
+	if err != nil {
+		return -1, err
+	}
+	d.loose[ref], d.in[ref] = fd, true
+	return dupFD(fd)
+}
+
 // receive takes the oldest message out.
 func (d *depot) receive() error {
 	refs := d.messages[0]

@@ -52,6 +52,29 @@ func (j *job) planFiles() {
 			u.files = append(u.files, fd.File)
 		}
 	}
+	j.planCarried()
+}
+
+// planCarried adds the files that wait in the queue of another one: that user opens them, if no
+// process has them.
+func (j *job) planCarried() {
+	for k := range j.users {
+		u := &j.users[k]
+		for i := 0; i < len(u.files); i++ { // what is added may carry more
+			at := j.holder[u.files[i]]
+			refs, err := kind.Carried(&j.m.Files[u.files[i]-1])
+			if err != nil {
+				continue // opening it says so
+			}
+			for _, ref := range refs {
+				if _, ok := j.holder[ref]; ok || ref == 0 || int(ref) > len(j.m.Files) {
+					continue
+				}
+				j.holder[ref] = slot{at.pid, NoFD}
+				u.files = append(u.files, ref)
+			}
+		}
+	}
 }
 
 // sameAccess reports whether two threads open files alike.
@@ -112,7 +135,7 @@ func (j *job) openAll() error {
 // are about processes, or the others.
 func (j *job) openFiles(refs []image.ObjRef, late bool) error {
 	for _, ref := range refs {
-		if j.later(ref) != late {
+		if j.later(ref) != late || j.depot.holds(ref) {
 			continue
 		}
 		fd, err := j.openFile(ref)
@@ -163,6 +186,37 @@ func openRemedy(err error) string {
 		return "raise the limit of open files (ulimit -Hn) of ckptfs"
 	}
 	return ""
+}
+
+// ownFile is kind.Env.File: a file that is open already, or one about processes that is opened now.
+func (j *job) ownFile(ref image.ObjRef) (int, error) {
+	if fd, ok := j.ttys[ref]; ok && fd >= 0 {
+		return dupFD(fd)
+	}
+	if !j.depot.holds(ref) {
+		if _, ok := j.holder[ref]; !ok || !j.later(ref) {
+			return -1, fmt.Errorf("open file %d of the image cannot be had now", ref)
+		}
+		fd, err := j.openFile(ref)
+		if err != nil {
+			return -1, err
+		}
+		if err := j.depot.put(ref, fd); err != nil {
+			return -1, err
+		}
+	}
+	if err := j.depot.flush(); err != nil {
+		return -1, err
+	}
+	return j.depot.borrow(ref)
+}
+
+func dupFD(fd int) (int, error) {
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("restore: F_DUPFD_CLOEXEC: %w", err)
+	}
+	return n, nil
 }
 
 // fileError is an error about an open file, with the place where it was found.

@@ -86,7 +86,8 @@ func (j *job) openLateFiles() error {
 		requests <- r
 		return <-r.done
 	}
-	defer func() { j.env.In = nil }()
+	j.env.File = j.ownFile
+	defer func() { j.env.In, j.env.File = nil, nil }()
 	go func() {
 		opened <- j.eachUser(func(refs []image.ObjRef) error { return j.openFiles(refs, true) })
 	}()

@@ -102,6 +102,17 @@ type Found struct {
 	Owner image.FOwner  // who gets its SIGIO, see ReadOwner
 	Slots []Slot        // every descriptor of the tree that points at it; Slots[0] is where it was found
 	Ref   image.ObjRef  // its place in Manifest.Files
+	// Carrier is the socket in whose queue the file waits, if no process has it open (SCM_RIGHTS of
+	// unix(7)). Its only slot is one of our own.
+	Carrier *Found
+}
+
+// Place is where to tell the user to look for the file.
+func (f *Found) Place() Slot {
+	for f.Carrier != nil {
+		f = f.Carrier
+	}
+	return f.Slots[0]
 }
 
 // Slot is one descriptor of one process.
@@ -129,6 +140,8 @@ type Scene struct {
 	Maps func(dev, ino uint64) bool
 	// Member reports whether a process or thread id is one of the tree, zombies too; nil: none is.
 	Member func(id int) bool
+	// Still says that the tree stands still, and that Files has those that are under way, too.
+	Still bool
 	// Policy has the policies that were chosen for the checkpoint.
 	Policy policy.Set
 	// Root leads from here to the root directory of the tree: "/", or /proc/PID/root.
@@ -166,7 +179,11 @@ func (s *Scene) sharing(f *Found) []*Found {
 
 // Finding starts a finding about f with its first slot filled in.
 func (f *Found) Finding(sev image.Severity, kind, what, remedy string) image.Finding {
-	return image.Finding{Severity: sev, PID: f.Slots[0].PID, FD: f.Slots[0].Num, Kind: kind, What: what, Remedy: remedy}
+	at := f.Place()
+	if f.Carrier != nil {
+		kind += ", under way in " + f.Carrier.Link
+	}
+	return image.Finding{Severity: sev, PID: at.PID, FD: at.Num, Kind: kind, What: what, Remedy: remedy}
 }
 
 // Env is what Open has at hand during a restore.
@@ -185,6 +202,8 @@ type Env struct {
 	// In runs f with a process of the image or one of Dead, by its id, for Open of a Later kind. Nothing but the
 	// stub runs in it, with our own credentials, and it has no descriptors of its own yet.
 	In func(pid int, f func(p Process) error) error
+	// File returns a descriptor of our own of another file of the image, for Open of a Later kind.
+	File func(ref image.ObjRef) (fd int, err error)
 	// Help says that what a process could not do itself is done with our own credentials: who asked
 	// for the restore may do all that anyway. Otherwise an image must not get more by us than he could.
 	Help bool

@@ -94,6 +94,9 @@ func (w *unixWorld) checkListening(n *unixNode) error {
 	return nil
 }
 
+// maxRights is SCM_MAX_FD: how many files go with one message.
+const maxRights = 253
+
 // checkMsgs checks what waits in it.
 func (w *unixWorld) checkMsgs(n *unixNode) error {
 	if len(n.Msgs) > maxUnixMsgs {
@@ -103,6 +106,18 @@ func (w *unixWorld) checkMsgs(n *unixNode) error {
 		m := &n.Msgs[i]
 		if m.Len < 0 || m.Len > maxUnixQueue || len(m.From) > unixPathMax+1 || m.Mark > liveOOB {
 			return fmt.Errorf("a message of %d bytes from %q", m.Len, m.From)
+		}
+		if len(m.Files) > maxRights || len(m.Files) > 0 && n.Type == unix.SOCK_STREAM && m.Len == 0 ||
+			m.Mark != noMark && (n.Type != unix.SOCK_STREAM || len(m.Files) > 0) || m.Mark == liveOOB && m.Len == 0 {
+			return fmt.Errorf("a message of %d bytes with %d files and mark %d", m.Len, len(m.Files), m.Mark)
+		}
+		if n.Type == unix.SOCK_STREAM && m.Len == 0 && m.Mark == noMark {
+			return errors.New("an empty message in a stream")
+		}
+		for _, ref := range m.Files {
+			if ref == 0 || int(ref) > len(w.e.Manifest.Files) {
+				return fmt.Errorf("a file under way with number %d", ref)
+			}
 		}
 		if isPath(m.From) && pathName(m.From) == "" {
 			return fmt.Errorf("a message from %q", m.From)

@@ -79,7 +79,7 @@ func (s *Scene) describeSocket(f *Found) (*unixRec, error) {
 		return r, nil
 	}
 	if at := s.waitsFor(f); at != 0 && s.socketByNumber(s.sockDev, at) != nil {
-		r.By, err = credOf(int(f.Slots[0].PID))
+		r.By, err = credOf(int(f.Place().PID))
 		return r, err
 	}
 	if r.Type != unix.SOCK_DGRAM && u.HasPeer && len(r.Name) > 0 {
@@ -114,7 +114,7 @@ func (r *unixRec) cutOff(f *Found, u *unixInfo, s *Scene) {
 	}
 }
 
-// unsendable tells why messages cannot be sent again.
+// unsendable tells why messages cannot be sent again, and fills in the files that go with them.
 func (s *Scene) unsendable(r *unixRec, msgs []unixMsg) error {
 	var from []byte
 	pair := r.Type == unix.SOCK_DGRAM && r.Cred != nil && r.Peer != 0
@@ -128,8 +128,12 @@ func (s *Scene) unsendable(r *unixRec, msgs []unixMsg) error {
 	}
 	for i := range msgs {
 		m := &msgs[i]
-		if len(m.fds) > 0 {
-			return fmt.Errorf("open files are under way in it (SCM_RIGHTS)")
+		for _, fd := range m.fds {
+			ref, err := s.refOf(fd)
+			if err != nil {
+				return err
+			}
+			m.Files = append(m.Files, ref)
 		}
 		if pair && string(m.From) != string(from) {
 			return fmt.Errorf("a message waits in it from %s, which it is not connected to", showName(m.From))

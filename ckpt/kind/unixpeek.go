@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"unsafe"
 
+	"github.com/ckptfs/ckptfs/ckpt/image"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,9 +18,10 @@ type unixMsg struct {
 	Cred *unixCred `cbor:"2,keyasint,omitempty"` // SCM_CREDENTIALS; nil: it carries none
 	From []byte    `cbor:"3,keyasint,omitempty"` // name of the socket that sent it
 	// Mark: an out-of-band byte stands before it, see SIOCATMARK of unix(7).
-	Mark unixMark `cbor:"4,keyasint,omitempty"`
+	Mark  unixMark       `cbor:"4,keyasint,omitempty"`
+	Files []image.ObjRef `cbor:"5,keyasint,omitempty"` // SCM_RIGHTS
 
-	fds []int // SCM_RIGHTS, ours
+	fds []int // those files, ours
 }
 
 // unixMark is what is left of a byte that was sent with MSG_OOB.
@@ -50,8 +52,6 @@ const (
 	maxControl = 2048 // SCM_MAX_FD files, credentials, a pidfd and a security label
 )
 
-var errUnixMsgs = fmt.Errorf("more than %d messages wait in it", maxUnixMsgs)
-
 // peekQueue reads what waits in a unix socket and leaves it there. A message behind the first can be
 // seen only through SO_PEEK_OFF, and credentials only with SO_PASSCRED, so these are set and put back
 // by runApart. The processes of the tree must stand still. The files that are under way are
@@ -60,44 +60,49 @@ func peekQueue(fd int, typ uint8) (data []byte, all []unixMsg, err error) {
 	defer func() {
 		if err != nil {
 			closeMsgs(all)
+			all = nil
 		}
 	}()
-	if ready, err := polled(fd, unix.POLLIN); err != nil || ready&unix.POLLIN == 0 {
+	ready, err := polled(fd, unix.POLLIN|unix.POLLPRI)
+	if err != nil || ready&unix.POLLIN == 0 {
 		return nil, nil, err
 	}
 	p, err := newPeeker(fd, typ)
 	if err != nil {
 		return nil, nil, err
 	}
-	// Reading takes an error out that waits to be reported: first of all, or at the end of a stream.
-	wrong, err := polled(fd, 0)
-	if err != nil {
-		return nil, nil, err
+	if p.stream {
+		return p.stretch(ready&unix.POLLPRI != 0) // never beyond its end, which gives an error that waits
 	}
-	if wrong&unix.POLLERR != 0 && !p.stream {
+	if ready&unix.POLLERR != 0 { // reading would take the error out first
 		if p.queued > 0 {
 			return nil, nil, errors.New("messages wait in it behind an error (SO_ERROR), and cannot be looked at without taking it out")
 		}
 		return nil, nil, nil
 	}
-	for off := 0; !p.stream || off < p.queued; {
-		m, got, err := p.look(off)
-		if err == unix.EAGAIN || err == nil && p.ended(got) {
+	for {
+		m, got, err := p.look(len(data), p.buf, true)
+		if err == unix.EAGAIN || err == nil && len(got) == 0 && p.hdr.Controllen == 0 { // even an empty message has credentials
 			return data, all, nil
 		}
 		if err != nil {
-			return data, all, fmt.Errorf("look at what waits in it, at byte %d: %w", off, err)
+			return data, all, fmt.Errorf("look at message %d that waits in it: %w", len(all)+1, err)
 		}
 		data, all = append(data, got...), append(all, m)
-		off += len(got)
-		if len(all) > maxUnixMsgs {
-			return data, all, errUnixMsgs
-		}
-		if len(data) > maxUnixQueue {
-			return data, all, fmt.Errorf("more than %d bytes wait in it", maxUnixQueue)
+		if err := queueTooLong(data, all); err != nil {
+			return data, all, err
 		}
 	}
-	return data, all, nil
+}
+
+func queueTooLong(data []byte, all []unixMsg) error {
+	if len(all) > maxUnixMsgs {
+		return fmt.Errorf("more than %d messages wait in it", maxUnixMsgs)
+	}
+	if len(data) > maxUnixQueue {
+		return fmt.Errorf("more than %d bytes wait in it", maxUnixQueue)
+	}
+	return nil
 }
 
 func closeMsgs(all []unixMsg) {
@@ -159,7 +164,7 @@ func newPeeker(fd int, typ uint8) (*peeker, error) {
 	for _, o := range [...]struct {
 		opt  int
 		want int32
-	}{{unix.SO_PASSCRED, 1}, {unix.SO_PASSRIGHTS, 1}, {unix.SO_PASSSEC, 0}, {unix.SO_PASSPIDFD, 0}, {unix.SO_PEEK_OFF, 0}} {
+	}{{unix.SO_PASSCRED, 1}, {unix.SO_PASSRIGHTS, 1}, {unix.SO_PASSSEC, 0}, {unix.SO_PASSPIDFD, 0}, {unix.SO_OOBINLINE, 1}, {unix.SO_PEEK_OFF, 0}} {
 		have, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, o.opt)
 		if err == unix.ENOPROTOOPT {
 			continue
@@ -167,17 +172,22 @@ func newPeeker(fd int, typ uint8) (*peeker, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read its option %d: %w", o.opt, err)
 		}
-		if o.opt == unix.SO_PEEK_OFF || int32(have) != o.want {
+		if o.opt == unix.SO_PASSCRED || o.opt == unix.SO_PEEK_OFF || int32(have) != o.want {
 			p.opts, p.vals = append(p.opts, o.opt), append(p.vals, o.want, int32(have))
 		}
 	}
 	return p, nil
 }
 
-// look returns the message at an offset. Of a stream that is all up to the next border.
-func (p *peeker) look(off int) (m unixMsg, data []byte, err error) {
+// look returns the message at an offset. Of a stream that is all up to the next border; without
+// creds those of different senders are none. The kernel is told that to has room for everything.
+func (p *peeker) look(off int, to []byte, creds bool) (m unixMsg, data []byte, err error) {
+	p.vals[0] = 0 // SO_PASSCRED comes first
+	if creds {
+		p.vals[0] = 1
+	}
 	p.vals[len(p.vals)-2] = int32(off) // SO_PEEK_OFF comes last
-	p.iov.Base, p.iov.Len = &p.buf[0], uint64(len(p.buf))
+	p.iov.Base, p.iov.Len = &to[0], uint64(len(p.buf))
 	*p.hdr = unix.Msghdr{Name: &p.name[0], Namelen: uint32(len(p.name)), Iov: p.iov, Iovlen: 1, Control: &p.control[0]}
 	p.hdr.SetControllen(len(p.control))
 	var calls []call
@@ -208,7 +218,7 @@ func (p *peeker) look(off int) (m unixMsg, data []byte, err error) {
 		return m, nil, err
 	}
 	n := calls[recv].ret
-	if m, err = p.message(); err == nil && n > len(p.buf) || p.hdr.Flags&unix.MSG_CTRUNC != 0 {
+	if m, err = p.message(); err == nil && n > len(to) || p.hdr.Flags&unix.MSG_CTRUNC != 0 {
 		err = fmt.Errorf("a message of %d bytes is cut off: %w", n, unix.EMSGSIZE)
 	}
 	if err != nil {
@@ -216,13 +226,7 @@ func (p *peeker) look(off int) (m unixMsg, data []byte, err error) {
 		return m, nil, err
 	}
 	m.Len = int32(n)
-	return m, p.buf[:n], nil
-}
-
-// ended tells that there was nothing, although reading gave no error: the end of a socket that was
-// shut down. A message, even an empty one, comes with credentials.
-func (p *peeker) ended(data []byte) bool {
-	return len(data) == 0 && (p.stream || p.hdr.Controllen == 0)
+	return m, to[:n], nil
 }
 
 // message reads name and control data of what was received.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/ckptfs/ckptfs/ckpt/image"
 	"golang.org/x/sys/unix"
 )
 
@@ -72,21 +73,39 @@ func (s *unixSenders) send(m *unixMsg, data []byte) error {
 		return err
 	}
 	widen(from)
-	send := func() error { return sendTo(from, data, m.Cred) }
+	fds, err := s.w.files(m.Files)
+	defer closeOwn(fds)
+	if err != nil {
+		return err
+	}
+	p := parcel{from: from, control: credControl(m.Cred)}
+	if len(fds) > 0 {
+		p.control = append(p.control, unix.UnixRights(fds...)...)
+	}
+	send := func() error { return p.send(data, 0) }
 	switch {
 	case !connected: // one of the tree, which may be connected elsewhere
-		return s.w.e.In(s.w.first(), func(Process) error { return sendByName(from, s.to, data, m.Cred) })
-	case m.Cred == nil:
-		return send()
-	default: // to name another process takes our own credentials
-		return s.w.e.In(s.w.first(), func(Process) error { return send() })
+		return s.w.e.In(s.w.first(), func(Process) error { return p.sendTo(s.to, data) })
+	case m.Mark != noMark:
+		send = func() error { return p.mark(s.to.fd, m.Mark, data) }
 	}
+	if m.Cred == nil {
+		return send()
+	}
+	// To name another process takes our own credentials.
+	return s.w.e.In(s.w.first(), func(Process) error { return send() })
 }
 
-// sendTo sends everything on a connected socket.
-func sendTo(from int, data []byte, cred *unixCred) error {
+// parcel is what goes with data, and the socket that sends it.
+type parcel struct {
+	from    int
+	control []byte
+}
+
+// send sends everything on a connected socket. Files go with the first part.
+func (p *parcel) send(data []byte, flags int) error {
 	for {
-		n, err := unix.SendmsgN(from, data, credControl(cred), nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		n, err := unix.SendmsgN(p.from, data, p.control, nil, flags|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		if err == unix.EINTR {
 			continue
 		}
@@ -99,6 +118,44 @@ func sendTo(from int, data []byte, cred *unixCred) error {
 	}
 }
 
+// mark sends a run with the out-of-band byte before it: its first, or one that to has read already.
+func (p *parcel) mark(to int, mark unixMark, data []byte) error {
+	if mark == readOOB {
+		if err := p.send([]byte{0}, unix.MSG_OOB); err != nil {
+			return fmt.Errorf("MSG_OOB: %w", err)
+		}
+		if _, _, err := unix.Recvfrom(to, make([]byte, 1), unix.MSG_OOB|unix.MSG_DONTWAIT); err != nil {
+			return fmt.Errorf("MSG_OOB: %w", err)
+		}
+	} else {
+		if err := p.send(data[:1], unix.MSG_OOB); err != nil {
+			return fmt.Errorf("MSG_OOB: %w", err)
+		}
+		data = data[1:]
+	}
+	if len(data) == 0 {
+		return nil
+	}
+	return p.send(data, 0)
+}
+
+// files returns descriptors of ours of files that are under way.
+func (w *unixWorld) files(refs []image.ObjRef) (fds []int, err error) {
+	for _, ref := range refs {
+		fd := -1
+		if n := w.byRef[ref]; n != nil {
+			fd, err = dup(n.fd)
+		} else {
+			fd, err = w.e.File(ref)
+		}
+		if err != nil {
+			return fds, fmt.Errorf("a file that is under way in it: %w", err)
+		}
+		fds = append(fds, fd)
+	}
+	return fds, nil
+}
+
 // credControl is SCM_CREDENTIALS.
 func credControl(c *unixCred) []byte {
 	if c == nil {
@@ -107,8 +164,8 @@ func credControl(c *unixCred) []byte {
 	return unix.UnixCredentials(&unix.Ucred{Pid: c.PID, Uid: c.UID, Gid: c.GID})
 }
 
-// sendByName sends a datagram to a socket by its name, or by its file.
-func sendByName(from int, to *unixNode, data []byte, cred *unixCred) error {
+// sendTo sends a datagram to a socket by its name, or by its file.
+func (p *parcel) sendTo(to *unixNode, data []byte) error {
 	addr := "@" + string(to.Name)[min(1, len(to.Name)):]
 	if isPath(to.Name) {
 		file, err := fileOfSocket(to.fd)
@@ -118,7 +175,7 @@ func sendByName(from int, to *unixNode, data []byte, cred *unixCred) error {
 		defer unix.Close(file)
 		addr = fmt.Sprintf("/proc/self/fd/%d", file)
 	}
-	_, err := unix.SendmsgN(from, data, credControl(cred), &unix.SockaddrUnix{Name: addr}, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	_, err := unix.SendmsgN(p.from, data, p.control, &unix.SockaddrUnix{Name: addr}, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	return err
 }
 

@@ -15,6 +15,7 @@ import (
 type unixWorld struct {
 	e     *Env
 	nodes map[uint64]*unixNode // by inode number
+	byRef map[image.ObjRef]*unixNode
 	order []*unixNode
 	gate  *unixGate
 	waits map[uint64]bool // those that a listening one made: they wait to be accepted
@@ -88,7 +89,7 @@ func makeUnixWorld(e *Env) (*unixWorld, error) {
 
 // readUnixWorld reads the records.
 func readUnixWorld(e *Env) (*unixWorld, error) {
-	w := &unixWorld{e: e, nodes: map[uint64]*unixNode{}, waits: map[uint64]bool{}}
+	w := &unixWorld{e: e, nodes: map[uint64]*unixNode{}, byRef: map[image.ObjRef]*unixNode{}, waits: map[uint64]bool{}}
 	for i := range e.Manifest.Files {
 		rec := &e.Manifest.Files[i]
 		if rec.Kind != (unixSock{}).Name() {
@@ -101,7 +102,7 @@ func readUnixWorld(e *Env) (*unixWorld, error) {
 		if n.Ino == 0 || w.nodes[n.Ino] != nil {
 			return nil, fmt.Errorf("%s: the image has the unix socket %d twice", rec.Path, n.Ino)
 		}
-		w.nodes[n.Ino], w.order = n, append(w.order, n)
+		w.nodes[n.Ino], w.byRef[image.ObjRef(i+1)], w.order = n, n, append(w.order, n)
 	}
 	for _, n := range w.order {
 		for _, ino := range n.Waiting {

@@ -59,6 +59,7 @@ var programs = []program{
 	{"unix_processes", "unixsock", []string{"processes"}, true},
 	{"unix_servers", "unixsock", []string{"servers"}, true},
 	{"files_mqueue", "mqueue", nil, true},
+	{"unix_flight", "unixsock", []string{"flight"}, true},
 	{"files_owner", "files", []string{"owner"}, true},
 	{"files_all", "files", nil, true},
 	{"locks", "locks", nil, true},

@@ -9,6 +9,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <linux/sockios.h>
 #include <sys/un.h>
 
 #ifndef SO_PEERPIDFD
@@ -346,6 +347,59 @@ static void servers(int after)
 	CHECK(status == 0, "client: %#x", status);
 }
 
+// flight has files under way in messages: one that nobody has open, one that everybody has, and a socket
+// in whose queue are a pipe and that very socket. And an out-of-band byte.
+static void flight(int after)
+{
+	static int s[2], p[2], file, oob[2];
+	char b[64];
+	if (!after) {
+		pair(SOCK_STREAM, s);
+		int t[2], u[2];
+		pair(SOCK_DGRAM, t);
+		MUST(pipe(u));
+		MUST(write(u[1], "in the pipe", 11));
+		p[1] = u[1];
+		hand(t[0], u[0]);
+		close(u[0]);
+		hand(t[0], t[1]);
+		int gone = MUST(open("file", O_RDWR | O_CREAT | O_APPEND, 0600));
+		MUST(write(gone, "content", 7));
+		MUST(lseek(gone, 3, SEEK_SET));
+		file = MUST(open("file", O_RDONLY));
+		MUST(lseek(file, 5, SEEK_SET));
+		MUST(send(s[0], "plain", 5, 0));
+		hand(s[0], gone);
+		hand(s[0], file);
+		hand(s[0], t[1]);
+		close(gone);
+		close(t[1]);
+		close(t[0]);
+		pair(SOCK_STREAM, oob);
+		MUST(send(oob[0], "before", 6, 0));
+		MUST(send(oob[0], "!", 1, MSG_OOB));
+		MUST(send(oob[0], "after", 5, 0));
+		return;
+	}
+	CHECK(recv(s[1], b, 5, MSG_DONTWAIT) == 5 && memcmp(b, "plain", 5) == 0, "bytes before files");
+	int gone = take(s[1]), again = take(s[1]), sock = take(s[1]);
+	CHECK(fcntl(gone, F_GETFL) & O_APPEND && lseek(gone, 0, SEEK_CUR) == 3, "the file is at %ld", lseek(gone, 0, SEEK_CUR));
+	CHECK(lseek(again, 0, SEEK_CUR) == 5, "the other file is at %ld", lseek(again, 0, SEEK_CUR));
+	MUST(lseek(again, 1, SEEK_SET));
+	CHECK(lseek(file, 0, SEEK_CUR) == 1, "it is not shared any more");
+	p[0] = take(sock);
+	int itself = take(sock);
+	CHECK(syscall(SYS_kcmp, getpid(), getpid(), 0, sock, itself) == 0, "the socket in its own queue is another one");
+	CHECK(read(p[0], b, sizeof b) == 11 && memcmp(b, "in the pipe", 11) == 0, "pipe");
+	MUST(write(p[1], "more", 4));
+	CHECK(read(p[0], b, sizeof b) == 4, "pipe");
+	CHECK(recv(oob[1], b, sizeof b, 0) == 6, "up to the mark");
+	int mark;
+	MUST(ioctl(oob[1], SIOCATMARK, &mark));
+	CHECK(mark == 1 && recv(oob[1], b, 1, MSG_OOB) == 1 && b[0] == '!', "out-of-band byte");
+	expect(oob[1], "after", "behind the mark");
+}
+
 // outside is connected to a process that has left the tree.
 static void outside(int after)
 {
@@ -391,7 +445,7 @@ static void outside(int after)
 static struct {
 	const char *name;
 	void (*f)(int after);
-} parts[] = {{"pairs", pairs}, {"processes", processes}, {"servers", servers}, {"outside", outside}};
+} parts[] = {{"pairs", pairs}, {"processes", processes}, {"servers", servers}, {"flight", flight}, {"outside", outside}};
 
 int main(int argc, char **argv)
 {
