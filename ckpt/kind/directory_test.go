@@ -150,9 +150,9 @@ func TestCharDevChanged(t *testing.T) {
 func TestUnsupported(t *testing.T) {
 	netlink, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	must(t, err)
-	tcp, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	packet, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	must(t, err)
-	for _, fd := range []int{netlink, tcp} {
+	for _, fd := range []int{netlink, packet} {
 		defer unix.Close(fd)
 	}
 	for _, c := range []struct {
@@ -160,7 +160,7 @@ func TestUnsupported(t *testing.T) {
 		words []string
 	}{
 		{netlink, []string{"netlink raw socket", "sockets are not kept"}},
-		{tcp, []string{"IPv4 stream socket, protocol TCP", "close the connection"}},
+		{packet, []string{"packet datagram socket", "close the connection"}},
 		{open(t, "/proc/self/ns/net", unix.O_RDONLY), []string{"net:[", "stands for a namespace"}},
 		{open(t, "/dev/fuse", unix.O_RDWR), []string{"character device 10:229 /dev/fuse", "only its driver knows"}},
 	} {

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
-	"strings"
 	"unsafe"
 
-	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -119,32 +117,6 @@ func (r *inetRec) taken(err error) error {
 		e.pid = portHolder(r.Protocol, addrPort(r.Name).Port())
 	}
 	return e
-}
-
-// portHolder finds a process with a socket on a port, or 0.
-func portHolder(protocol int32, port uint16) int {
-	name := map[int32]string{unix.IPPROTO_UDP: "udp", ipprotoUDPLite: "udplite"}[protocol]
-	if name == "" {
-		name = "tcp"
-	}
-	inodes := map[string]bool{}
-	for _, file := range []string{name, name + "6"} {
-		text, err := quickread.File("/proc/self/net/" + file)
-		if err != nil {
-			continue
-		}
-		for line := range strings.Lines(string(text)) {
-			f := strings.Fields(line)
-			if len(f) < 10 || !strings.HasSuffix(f[1], fmt.Sprintf(":%04X", port)) || f[9] == "0" {
-				continue
-			}
-			inodes["socket:["+f[9]+"]"] = true
-		}
-	}
-	if len(inodes) == 0 {
-		return 0
-	}
-	return holderOfLink(inodes)
 }
 
 // ownSocket gives the inode of a socket its owner and mode.

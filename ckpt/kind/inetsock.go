@@ -1,8 +1,10 @@
 package kind
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"golang.org/x/sys/unix"
@@ -114,12 +116,10 @@ func set(fd int, o *optSpec) bool {
 	if err != nil || !ok {
 		return false
 	}
-	for _, b := range v {
-		if b != 0 && !(o.name == unix.IP_ROUTER_ALERT && o.level == unix.SOL_IP) {
-			return true
-		}
+	if o.text == "TCP_ULP" && bytes.HasPrefix(v, []byte("mptcp")) { // every socket of MPTCP has that
+		return false
 	}
-	return false
+	return slices.ContainsFunc(v, func(b byte) bool { return b != 0 })
 }
 
 // datagramFindings tells of what waits in a socket without connections.
@@ -162,7 +162,7 @@ func (r *inetRec) read(f *Found, s *Scene) error {
 	if err != nil {
 		return err
 	}
-	if r.Opts, _, err = dumpOpts(f.FD, fresh); err != nil {
+	if r.Opts, err = dumpOpts(f.FD, int(r.Type), fresh); err != nil {
 		return err
 	}
 	if r.Filter, err = socketFilter(f.FD); err != nil {
@@ -177,7 +177,11 @@ func (r *inetRec) read(f *Found, s *Scene) error {
 	if r.Type == unix.SOCK_STREAM {
 		return r.readTCP(f, s)
 	}
-	if r.Peer, err = sockName(f.FD, unix.SYS_GETPEERNAME); err != nil && !errors.Is(err, unix.ENOTCONN) {
+	r.Peer, err = sockName(f.FD, unix.SYS_GETPEERNAME)
+	if errors.Is(err, unix.ENOTCONN) {
+		r.Peer, err = r.rawPeer(f.Stat.Ino)
+	}
+	if err != nil {
 		return err
 	}
 	r.Groups, err = s.groups(f)
@@ -297,7 +301,7 @@ func (r *inetRec) bindNew() (int, error) {
 			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, r.reuses())
 		}
 		if err == nil {
-			err = addressed(unix.SYS_BIND, fd, r.Name)
+			err = r.bind(fd)
 		}
 	}
 	if err != nil {
@@ -305,6 +309,18 @@ func (r *inetRec) bindNew() (int, error) {
 		return -1, err
 	}
 	return fd, nil
+}
+
+// bind gives a socket its address.
+func (r *inetRec) bind(fd int) error {
+	err := addressed(unix.SYS_BIND, fd, r.Name)
+	if err != unix.EADDRINUSE || r.Type != unix.SOCK_STREAM || portHolder(r.Protocol, addrPort(r.Name).Port()) != 0 {
+		return err
+	}
+	if err2 := r.endLingering(); err2 != nil {
+		return errors.Join(err, err2)
+	}
+	return addressed(unix.SYS_BIND, fd, r.Name)
 }
 
 // reuses is the value of SO_REUSEADDR.

@@ -101,6 +101,8 @@ func (r *inetRec) readTCP(f *Found, s *Scene) error {
 		if s.Policy.Get("tcp") == "reset" {
 			r.Ended = endedReset
 		}
+	}
+	if r.Ended != 0 {
 		r.dropConnectionOpts()
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -138,27 +139,29 @@ func (d sockDefaults) of(family, typ, protocol int) ([][]byte, error) {
 	return all, nil
 }
 
-// dumpOpts returns the options of a socket that differ from those of a new one, and the texts of
-// those that cannot be set again.
-func dumpOpts(fd int, fresh [][]byte) (opts []sockOpt, refused []string, err error) {
+// dumpOpts returns the options of a socket that differ from those of a new one. Those that cannot be
+// set again have been refused before.
+func dumpOpts(fd, typ int, fresh [][]byte) (opts []sockOpt, err error) {
 	for i := range optSpecs {
 		s := &optSpecs[i]
-		if fresh[i] == nil {
+		if fresh[i] == nil || s.when == optRefuse || typ == unix.SOCK_STREAM && s.multicast() {
 			continue
 		}
 		v, ok, err := getOpt(fd, s)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		switch {
-		case !ok || bytes.Equal(v, fresh[i]):
-		case s.when == optRefuse:
-			refused = append(refused, s.text)
-		default:
+		if ok && !bytes.Equal(v, fresh[i]) {
 			opts = append(opts, sockOpt{int32(s.level), int32(s.name), v})
 		}
 	}
-	return opts, refused, nil
+	return opts, nil
+}
+
+// multicast reports whether an option is about sending to groups. One that came from accept(2) has
+// in its place something of the first packet, and nobody can set it.
+func (s *optSpec) multicast() bool {
+	return strings.Contains(s.text, "_MULTICAST_")
 }
 
 // checkOpts says what is wrong with options from an image.

@@ -2,11 +2,9 @@ package e2e
 
 import (
 	"bytes"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/ckptfs/ckptfs/test/harness"
@@ -24,33 +22,6 @@ func noise(t *testing.T, path string, n int) []byte {
 	}
 	write(t, path, b)
 	return b
-}
-
-// TestSSHAgent keeps the key in the agent, which is asked for it over its socket.
-func TestSSHAgent(t *testing.T) {
-	var dir string
-	sock := func() string { return filepath.Join(dir, "sock") }
-	list := func(t *testing.T) string {
-		t.Helper()
-		return harness.Must(t, "env", "SSH_AUTH_SOCK="+sock(), harness.Tool(t, "ssh-add"), "-l").Stdout
-	}
-	s := server{name: "ssh-agent", ready: func() bool { _, err := os.Stat(sock()); return err == nil },
-		start: func(t *testing.T, d string) string {
-			dir = d
-			return harness.Tool(t, "ssh-agent") + " -D -a " + sock()
-		},
-		work: func(t *testing.T, n int) {
-			key := filepath.Join(dir, fmt.Sprint("key", n))
-			harness.Must(t, harness.Tool(t, "ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", key)
-			harness.Must(t, "env", "SSH_AUTH_SOCK="+sock(), harness.Tool(t, "ssh-add"), "-q", key)
-		},
-		check: func(t *testing.T, n int) {
-			if got := strings.Count(list(t), "ED25519"); got != n {
-				t.Fatalf("the agent has %d keys, not %d: %s", got, n, list(t))
-			}
-		},
-	}
-	s.run(t)
 }
 
 // TestRsyncTransfer takes an rsync with its sender and receiver away in mid-transfer, twice.

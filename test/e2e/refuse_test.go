@@ -89,13 +89,16 @@ func remedies(t *testing.T, text string) {
 	}
 }
 
-// TestBlockedAccept has a thread wait in accept while a checkpoint is refused.
+// TestBlockedAccept has a thread wait in accept while checkpoints are taken, and after a restore.
 func TestBlockedAccept(t *testing.T) {
 	r := harness.Start(t, "accept")
+	image := ""
 	for range 3 {
-		fails(t, []string{harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null"}, "socket", "fd 3")
+		image = r.Dump()
 	}
 	r.Pass(false)
+	r.Restore(image)
+	r.Pass(true)
 }
 
 // TestTraced refuses a tree in which somebody traces somebody.

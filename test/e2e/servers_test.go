@@ -39,11 +39,13 @@ func (s *server) run(t *testing.T) {
 	harness.Eventually(t, s.name+" is ready", s.ready)
 	s.work(t, 1)
 	s.check(t, 1)
+	s.idle(t, r)
 	r.Dump(s.dump...)
 	s.check(t, 1)
 	r.Alive()
 	for n := 2; n <= 1+max(2, s.generations); n++ {
 		s.work(t, n)
+		s.idle(t, r)
 		image := r.Dump(append([]string{"--kill"}, s.dump...)...)
 		r.WaitGone()
 		r.Restore(image)
@@ -52,6 +54,17 @@ func (s *server) run(t *testing.T) {
 	}
 	s.work(t, 100) // it takes new work, too
 	r.Kill()
+}
+
+// idle waits until the server has closed the connections of clients that have gone.
+func (s *server) idle(t *testing.T, r *harness.Program) {
+	t.Helper()
+	if len(s.dump) > 0 { // a policy says what becomes of them
+		return
+	}
+	harness.Eventually(t, s.name+" has no connection", func() bool {
+		return !strings.Contains(harness.Run(t, harness.Binary(), "explain", fmt.Sprint(r.PID)).Stdout, "TCP connections are not kept")
+	})
 }
 
 // listens reports whether somebody accepts connections on a port.

@@ -3,7 +3,6 @@ package e2e
 import (
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -76,10 +75,9 @@ func TestSocat(t *testing.T) {
 	r.WaitFile("s")
 	ask := func(text string) {
 		t.Helper()
-		c := exec.Command(harness.Tool(t, "socat"), "-", "UNIX-CONNECT:"+sock)
-		c.Stdin = strings.NewReader(text)
-		if b, err := c.CombinedOutput(); err != nil || string(b) != text {
-			t.Errorf("cat said %q to %q: %v", b, text, err)
+		got := harness.RunIn(t, dir, strings.NewReader(text), harness.Tool(t, "socat"), "-", "UNIX-CONNECT:"+sock)
+		if got.Code != 0 || got.Stdout != text {
+			t.Errorf("cat said to %q: %v", text, got)
 		}
 	}
 	ask("before\n")

@@ -1,5 +1,4 @@
-// A thread blocked in accept on a listening socket. Sockets are refused in an image, so this
-// is for what a refused checkpoint leaves behind: nothing.
+// A thread blocked in accept on a listening socket, which goes on after checkpoints and a restore.
 #include "prog.h"
 #include <netinet/in.h>
 #include <sys/socket.h>

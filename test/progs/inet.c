@@ -1,0 +1,259 @@
+// Sockets of IPv4 and IPv6 with options, addresses and states. The argument says which: "listen",
+// "datagram", "raw", "connected" or "ended". After a restore with the policy tcp=reset or close,
+// "connected" finds its connection over.
+#include "prog.h"
+#include <arpa/inet.h>
+#include <linux/filter.h>
+#include <netinet/in.h>
+#include <netinet/ip_icmp.h>
+#include <netinet/tcp.h>
+#include <netinet/udp.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+
+static struct sockaddr_in any4(const char *addr)
+{
+	struct sockaddr_in a = {.sin_family = AF_INET};
+	inet_pton(AF_INET, addr, &a.sin_addr);
+	return a;
+}
+
+static int port_of(int s)
+{
+	struct sockaddr_storage a;
+	socklen_t n = sizeof a;
+	MUST(getsockname(s, (void *)&a, &n));
+	return ntohs(((struct sockaddr_in *)&a)->sin_port);
+}
+
+static int get(int s, int level, int name)
+{
+	int v = -12345;
+	socklen_t n = sizeof v;
+	MUST(getsockopt(s, level, name, &v, &n));
+	return v;
+}
+
+static void set(int s, int level, int name, int v) { MUST(setsockopt(s, level, name, &v, sizeof v)); }
+
+static int bound(int type, int proto)
+{
+	int s = MUST(socket(AF_INET, type, proto));
+	struct sockaddr_in a = any4("127.0.0.1");
+	MUST(bind(s, (void *)&a, sizeof a));
+	return s;
+}
+
+// listening sockets, of which one is in an epoll set
+static void listeners(void)
+{
+	int fresh = MUST(socket(AF_INET, SOCK_STREAM, 0)), just_bound = bound(SOCK_STREAM, 0);
+	int l = bound(SOCK_STREAM, 0), six = MUST(socket(AF_INET6, SOCK_STREAM, 0)), mp = socket(AF_INET, SOCK_STREAM, 262);
+	set(l, SOL_SOCKET, SO_RCVBUF, 100000);
+	set(l, SOL_SOCKET, SO_KEEPALIVE, 1);
+	set(l, IPPROTO_TCP, TCP_KEEPIDLE, 77);
+	set(l, IPPROTO_TCP, TCP_NODELAY, 1);
+	set(l, IPPROTO_TCP, TCP_DEFER_ACCEPT, 5);
+	set(l, IPPROTO_TCP, TCP_FASTOPEN, 33);
+	set(l, IPPROTO_TCP, TCP_MAXSEG, 900);
+	set(l, IPPROTO_IP, IP_TOS, 0x10);
+	MUST(setsockopt(l, IPPROTO_TCP, TCP_CONGESTION, "reno", 4));
+	struct timeval tv = {3, 500000};
+	MUST(setsockopt(l, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof tv));
+	struct linger li = {1, 9};
+	MUST(setsockopt(l, SOL_SOCKET, SO_LINGER, &li, sizeof li));
+	MUST(listen(l, 77));
+	set(six, IPPROTO_IPV6, IPV6_V6ONLY, 1);
+	set(six, SOL_SOCKET, SO_REUSEADDR, 1);
+	struct sockaddr_in6 a6 = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+	MUST(bind(six, (void *)&a6, sizeof a6));
+	MUST(listen(six, 5));
+	int group[2];
+	group[0] = MUST(socket(AF_INET, SOCK_STREAM, 0));
+	set(group[0], SOL_SOCKET, SO_REUSEPORT, 1);
+	struct sockaddr_in g = any4("127.0.0.1");
+	MUST(bind(group[0], (void *)&g, sizeof g));
+	g.sin_port = htons(port_of(group[0]));
+	group[1] = MUST(socket(AF_INET, SOCK_STREAM, 0));
+	set(group[1], SOL_SOCKET, SO_REUSEPORT, 1);
+	MUST(bind(group[1], (void *)&g, sizeof g));
+	MUST(listen(group[0], 3));
+	MUST(listen(group[1], 4));
+	if (mp >= 0) {
+		struct sockaddr_in m = any4("127.0.0.1");
+		MUST(bind(mp, (void *)&m, sizeof m));
+		MUST(listen(mp, 11));
+	}
+	int ep = MUST(epoll_create1(0));
+	struct epoll_event ev = {.events = EPOLLIN, .data.u32 = 5};
+	MUST(epoll_ctl(ep, EPOLL_CTL_ADD, l, &ev));
+	int lport = port_of(l), bport = port_of(just_bound), gport = port_of(group[0]), mport = mp >= 0 ? port_of(mp) : 0, sixport = port_of(six);
+	set(l, IPPROTO_TCP, TCP_DEFER_ACCEPT, 0);
+	set(l, IPPROTO_TCP, TCP_DEFER_ACCEPT, 5);
+	int defer = get(l, IPPROTO_TCP, TCP_DEFER_ACCEPT), rcvbuf = get(l, SOL_SOCKET, SO_RCVBUF);
+	ready();
+	wait_go();
+	CHECK(port_of(fresh) == 0 && port_of(just_bound) == bport && port_of(l) == lport && port_of(six) == sixport, "ports");
+	CHECK(port_of(group[0]) == gport && port_of(group[1]) == gport, "ports of the group");
+	CHECK(get(l, SOL_SOCKET, SO_RCVBUF) == rcvbuf && get(l, SOL_SOCKET, SO_KEEPALIVE) == 1 && get(l, IPPROTO_TCP, TCP_KEEPIDLE) == 77, "options");
+	CHECK(get(l, IPPROTO_TCP, TCP_NODELAY) == 1 && get(l, IPPROTO_TCP, TCP_FASTOPEN) == 33 && get(l, IPPROTO_TCP, TCP_MAXSEG) == 900, "TCP options");
+	CHECK(get(l, IPPROTO_TCP, TCP_DEFER_ACCEPT) == defer && get(l, IPPROTO_IP, IP_TOS) == 0x10 && get(l, SOL_SOCKET, SO_ACCEPTCONN) == 1, "more options");
+	CHECK(get(l, SOL_SOCKET, SO_REUSEADDR) == 0 && get(six, SOL_SOCKET, SO_REUSEADDR) == 1 && get(six, IPPROTO_IPV6, IPV6_V6ONLY) == 1, "SO_REUSEADDR");
+	CHECK(get(just_bound, SOL_SOCKET, SO_REUSEADDR) == 0 && get(group[1], SOL_SOCKET, SO_REUSEPORT) == 1, "of bound ones");
+	char cc[16] = "";
+	socklen_t n = sizeof cc;
+	MUST(getsockopt(l, IPPROTO_TCP, TCP_CONGESTION, cc, &n));
+	CHECK(strcmp(cc, "reno") == 0, "congestion control %s", cc);
+	n = sizeof tv;
+	MUST(getsockopt(l, SOL_SOCKET, SO_RCVTIMEO, &tv, &n));
+	CHECK(tv.tv_sec == 3 && tv.tv_usec == 500000, "SO_RCVTIMEO %ld.%06ld", (long)tv.tv_sec, (long)tv.tv_usec);
+	n = sizeof li;
+	MUST(getsockopt(l, SOL_SOCKET, SO_LINGER, &li, &n));
+	CHECK(li.l_onoff == 1 && li.l_linger == 9, "SO_LINGER %d %d", li.l_onoff, li.l_linger);
+	struct tcp_info in;
+	n = sizeof in;
+	MUST(getsockopt(l, IPPROTO_TCP, TCP_INFO, &in, &n));
+	CHECK(in.tcpi_state == TCP_LISTEN && in.tcpi_sacked == 77, "backlog %u", in.tcpi_sacked);
+	// They work.
+	int fds[] = {l, six, mp};
+	for (int i = 0; i < 3; i++) {
+		if (fds[i] < 0)
+			continue;
+		struct sockaddr_storage to;
+		socklen_t len = sizeof to;
+		MUST(getsockname(fds[i], (void *)&to, &len));
+		int c = MUST(socket(to.ss_family, SOCK_STREAM, 0));
+		MUST(connect(c, (void *)&to, len));
+		CHECK(write(c, "hello", 5) == 5, "write");
+		if (i == 0)
+			CHECK(epoll_wait(ep, &ev, 1, 5000) == 1 && ev.data.u32 == 5, "epoll");
+		char b[8];
+		int s = MUST(accept(fds[i], NULL, NULL));
+		CHECK(read(s, b, sizeof b) == 5 && memcmp(b, "hello", 5) == 0, "read");
+		CHECK(i != 0 || get(s, IPPROTO_TCP, TCP_NODELAY) == 1, "an accepted socket inherits options");
+		close(s);
+		close(c);
+	}
+	if (mp >= 0)
+		CHECK(port_of(mp) == mport && get(mp, SOL_SOCKET, SO_PROTOCOL) == 262, "MPTCP");
+	MUST(listen(just_bound, 1));
+}
+
+static void datagrams(void)
+{
+	int a = bound(SOCK_DGRAM, 0), b = bound(SOCK_DGRAM, 0), fresh = MUST(socket(AF_INET6, SOCK_DGRAM, 0));
+	struct sockaddr_in to = any4("127.0.0.1");
+	to.sin_port = htons(port_of(b));
+	MUST(connect(a, (void *)&to, sizeof to));
+	set(a, SOL_SOCKET, SO_BROADCAST, 1);
+	set(b, IPPROTO_IP, IP_PKTINFO, 1);
+	set(b, IPPROTO_UDP, UDP_GRO, 1);
+	set(b, SOL_SOCKET, SO_PEEK_OFF, 0);
+	struct sock_filter code[] = {BPF_STMT(BPF_RET | BPF_K, 0xffff)};
+	struct sock_fprog prog = {1, code};
+	MUST(setsockopt(b, SOL_SOCKET, SO_ATTACH_FILTER, &prog, sizeof prog));
+	set(b, SOL_SOCKET, SO_LOCK_FILTER, 1);
+	int m = MUST(socket(AF_INET, SOCK_DGRAM, 0));
+	struct ip_mreqn mreq = {.imr_ifindex = 1};
+	inet_pton(AF_INET, "239.1.2.3", &mreq.imr_multiaddr);
+	MUST(setsockopt(m, IPPROTO_IP, IP_ADD_MEMBERSHIP, &mreq, sizeof mreq));
+	struct sockaddr_in ma = any4("0.0.0.0");
+	MUST(bind(m, (void *)&ma, sizeof ma));
+	set(m, IPPROTO_IP, IP_MULTICAST_TTL, 7);
+	int aport = port_of(a), bport = port_of(b), mport = port_of(m);
+	ready();
+	wait_go();
+	CHECK(port_of(a) == aport && port_of(b) == bport && port_of(m) == mport && port_of(fresh) == 0, "ports");
+	CHECK(get(a, SOL_SOCKET, SO_BROADCAST) == 1 && get(b, IPPROTO_IP, IP_PKTINFO) == 1 && get(b, SOL_SOCKET, SO_PEEK_OFF) == 0, "options");
+	CHECK(get(b, IPPROTO_UDP, UDP_GRO) == 1 && get(b, SOL_SOCKET, SO_LOCK_FILTER) == 1 && get(m, IPPROTO_IP, IP_MULTICAST_TTL) == 7, "more options");
+	socklen_t n = 0;
+	MUST(getsockopt(b, SOL_SOCKET, SO_GET_FILTER, NULL, &n));
+	CHECK(n == 1, "a filter of %u instructions", n);
+	CHECK(setsockopt(m, IPPROTO_IP, IP_ADD_MEMBERSHIP, &mreq, sizeof mreq) == -1 && errno == EADDRINUSE, "it is not in the group any more");
+	CHECK(write(a, "hello", 5) == 5, "write to a connected one");
+	char buf[16];
+	struct sockaddr_in from;
+	n = sizeof from;
+	CHECK(recvfrom(b, buf, sizeof buf, 0, (void *)&from, &n) == 5 && ntohs(from.sin_port) == aport, "recvfrom");
+	n = sizeof from;
+	MUST(getpeername(a, (void *)&from, &n));
+	CHECK(ntohs(from.sin_port) == bport, "getpeername");
+}
+
+static void raw(void)
+{
+	int icmp = MUST(socket(AF_INET, SOCK_RAW, IPPROTO_ICMP)), ping = socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP);
+	struct icmp_filter {
+		unsigned data;
+	} f = {~(1u << ICMP_ECHOREPLY)};
+	MUST(setsockopt(icmp, SOL_RAW, 1, &f, sizeof f));
+	struct sockaddr_in to = any4("127.0.0.1");
+	MUST(connect(icmp, (void *)&to, sizeof to));
+	ready();
+	wait_go();
+	socklen_t n = sizeof f;
+	f.data = 0;
+	MUST(getsockopt(icmp, SOL_RAW, 1, &f, &n));
+	CHECK(f.data == ~(1u << ICMP_ECHOREPLY), "ICMP_FILTER %#x", f.data);
+	CHECK(send(icmp, "12345678", 8, 0) == 8, "send of a raw socket without an address: %s", strerror(errno));
+	if (ping >= 0)
+		CHECK(get(ping, SOL_SOCKET, SO_PROTOCOL) == IPPROTO_ICMP, "a ping socket");
+}
+
+static void connections(int ended)
+{
+	int l = bound(SOCK_STREAM, 0);
+	MUST(listen(l, 5));
+	int c = MUST(socket(AF_INET, SOCK_STREAM, 0));
+	struct sockaddr_in to = any4("127.0.0.1");
+	to.sin_port = htons(port_of(l));
+	MUST(connect(c, (void *)&to, sizeof to));
+	int s = MUST(accept(l, NULL, NULL));
+	char b[8];
+	if (ended) { // it has been reset, and that has been reported
+		struct linger li = {1, 0};
+		MUST(setsockopt(s, SOL_SOCKET, SO_LINGER, &li, sizeof li));
+		close(s);
+		struct pollfd p = {c, POLLRDHUP, 0};
+		while (poll(&p, 1, 100) >= 0 && !(p.revents & POLLERR))
+			;
+		CHECK(read(c, b, sizeof b) == -1 && errno == ECONNRESET, "read of a reset connection");
+	} else
+		CHECK(write(s, "hello", 5) == 5, "write");
+	int cport = port_of(c), lport = port_of(l);
+	ready();
+	wait_go();
+	signal(SIGPIPE, SIG_IGN);
+	CHECK(port_of(l) == lport, "the port of the listening one");
+	if (!ended && !restored()) {
+		CHECK(read(c, b, sizeof b) == 5, "the connection is harmed");
+		CHECK(write(c, "x", 1) == 1 && read(s, b, sizeof b) == 1, "the other way");
+		return;
+	}
+	CHECK(port_of(c) == cport, "the port of an ended connection: %d, was %d", port_of(c), cport);
+	ssize_t n = read(c, b, sizeof b);
+	CHECK(n == 0 || (!ended && n == -1 && errno == ECONNRESET), "read gives %zd %d", n, errno);
+	CHECK(read(c, b, sizeof b) == 0, "the second read");
+	CHECK(write(c, "x", 1) == -1 && errno == EPIPE, "write");
+	// New ones come in.
+	int c2 = MUST(socket(AF_INET, SOCK_STREAM, 0));
+	MUST(connect(c2, (void *)&to, sizeof to));
+	MUST(accept(l, NULL, NULL));
+}
+
+int main(int argc, char **argv)
+{
+	begin(argc, argv);
+	const char *what = argc > 4 ? argv[4] : "listen";
+	if (strcmp(what, "listen") == 0)
+		listeners();
+	else if (strcmp(what, "datagram") == 0)
+		datagrams();
+	else if (strcmp(what, "raw") == 0)
+		raw();
+	else
+		connections(strcmp(what, "ended") == 0);
+	pass();
+}
