@@ -37,6 +37,9 @@ func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
 		defer closeMsgs(msgs)
 		err = s.unsendable(r, msgs)
 	}
+	if err == nil {
+		err = s.hidden(r, msgs)
+	}
 	if err != nil {
 		return &image.RefusedError{Findings: []image.Finding{f.refuse(err.Error(), "try again when the program has read what waits in it")}}
 	}
@@ -144,6 +147,51 @@ func (s *Scene) unsendable(r *unixRec, msgs []unixMsg) error {
 		if m.Cred != nil && !s.stays(int(m.Cred.PID)) {
 			return fmt.Errorf("a message waits in it with the credentials of %s, which is not in the tree", processName(int(m.Cred.PID)))
 		}
+	}
+	return nil
+}
+
+// hidden tells of empty messages that cannot be seen. A look by SO_PEEK_OFF, of ours or of the program,
+// marks an empty message, and the next passes over it. So what the sender has used of its buffer is
+// compared with what the messages need that were seen.
+func (s *Scene) hidden(r *unixRec, msgs []unixMsg) error {
+	peer := s.socketByNumber(s.sockDev, uint32(r.Peer))
+	if r.Type == unix.SOCK_STREAM || r.Peer == 0 || peer == nil || len(msgs) == 0 {
+		return nil
+	}
+	if u, err := s.socket(peer); err != nil || uint64(u.Peer) != r.Ino {
+		return err
+	}
+	used, err := unix.IoctlGetInt(peer.FD, unix.TIOCOUTQ)
+	if err != nil {
+		return fmt.Errorf("SIOCOUTQ of its other end: %w", err)
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, int(r.Type)|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socketpair: %w", err)
+	}
+	defer closeOwn(pair[:])
+	if unix.SetsockoptInt(pair[0], unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, maxUnixQueue) != nil {
+		return nil // some message may not fit, and nothing can be told
+	}
+	for i := range msgs {
+		if _, err := unix.SendmsgN(pair[0], make([]byte, msgs[i].Len), nil, nil, unix.MSG_DONTWAIT); err != nil {
+			return nil
+		}
+	}
+	need, err := unix.IoctlGetInt(pair[0], unix.TIOCOUTQ)
+	if err != nil {
+		return fmt.Errorf("SIOCOUTQ: %w", err)
+	}
+	if _, err := unix.SendmsgN(pair[0], nil, nil, nil, unix.MSG_DONTWAIT); err != nil {
+		return nil
+	}
+	more, err := unix.IoctlGetInt(pair[0], unix.TIOCOUTQ)
+	if err != nil {
+		return fmt.Errorf("SIOCOUTQ: %w", err)
+	}
+	if used >= more && used-need < 64*(more-need) && (used-need)%(more-need) == 0 {
+		return fmt.Errorf("%d empty messages wait in it that a look before has hidden", (used-need)/(more-need))
 	}
 	return nil
 }

@@ -80,8 +80,8 @@ func peekQueue(fd int, typ uint8) (data []byte, all []unixMsg, err error) {
 		}
 		return nil, nil, nil
 	}
-	for {
-		m, got, err := p.look(len(data), p.buf, true)
+	for off := -1; ; off = len(data) {
+		m, got, err := p.look(off, p.buf, true)
 		if err == unix.EAGAIN || err == nil && len(got) == 0 && p.hdr.Controllen == 0 { // even an empty message has credentials
 			return data, all, nil
 		}
@@ -179,7 +179,7 @@ func newPeeker(fd int, typ uint8) (*peeker, error) {
 	return p, nil
 }
 
-// look returns the message at an offset. Of a stream that is all up to the next border; without
+// look returns the message at an offset, or the first if that is -1. Of a stream that is all up to the next border; without
 // creds those of different senders are none. The kernel is told that to has room for everything.
 func (p *peeker) look(off int, to []byte, creds bool) (m unixMsg, data []byte, err error) {
 	p.vals[0] = 0 // SO_PASSCRED comes first
