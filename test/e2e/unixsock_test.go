@@ -26,6 +26,29 @@ func TestUnixOutside(t *testing.T) {
 	r.Pass(true)
 }
 
+// TestUnixFlightRefused has an epoll instance in a message, and no process has it open. Only the freeze
+// shows that.
+func TestUnixFlightRefused(t *testing.T) {
+	r := harness.Start(t, "refuse", "unixepoll")
+	before := r.Look()
+	fails(t, []string{harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null"}, "fd 5", "eventpoll", "under way in socket:[", "no process has it open")
+	r.Same(before, "after a refused checkpoint")
+	r.Pass(false)
+}
+
+// TestUnixExplain has explain say nothing of what is kept, and change nothing.
+func TestUnixExplain(t *testing.T) {
+	for _, what := range []string{"pairs", "processes", "servers", "flight"} {
+		r := harness.Start(t, "unixsock", what)
+		before := r.Look()
+		if got := harness.Must(t, harness.Binary(), "explain", itoa(r.PID)); got.Stdout != "" {
+			t.Errorf("explain of %s says %q", what, got.Stdout)
+		}
+		r.Same(before, "after explain")
+		r.Pass(false)
+	}
+}
+
 // TestUnixNameTaken restores a server whose name somebody else has by now: nothing is made, and the
 // refusal names him.
 func TestUnixNameTaken(t *testing.T) {

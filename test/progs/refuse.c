@@ -10,7 +10,9 @@
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/ptrace.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 
 static int lockfile(void) { return MUST(open("lock", O_RDWR | O_CREAT | O_TRUNC, 0644)); }
 
@@ -47,6 +49,24 @@ static void make(const char *what)
 		orphan = *shared;
 		MUST(munmap(shared, 4096));
 		close(s[1]);
+	} else if (strcmp(what, "unixwaiting") == 0) {
+		// A connection that was not accepted, with data.
+		struct sockaddr_un a = {.sun_family = AF_UNIX, .sun_path = "sock"};
+		int s = MUST(socket(AF_UNIX, SOCK_STREAM, 0)), c = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
+		MUST(bind(s, (void *)&a, sizeof a));
+		MUST(listen(s, 1));
+		MUST(connect(c, (void *)&a, sizeof a));
+		MUST(write(c, "x", 1));
+	} else if (strcmp(what, "unixepoll") == 0) {
+		// A file under way in a message that only a process that has it could give back.
+		int s[2], ep = MUST(epoll_create1(0));
+		MUST(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, s));
+		char control[CMSG_SPACE(sizeof(int))];
+		struct msghdr m = {.msg_iov = &(struct iovec){"x", 1}, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+		*CMSG_FIRSTHDR(&m) = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&m)), &ep, sizeof ep);
+		MUST(sendmsg(s[0], &m, 0));
+		close(ep);
 	} else if (strcmp(what, "clonevm") == 0) {
 		// Two processes with one memory. The child only naps, by a system call of its own.
 		static char stack[65536] __attribute__((aligned(16)));
