@@ -144,7 +144,7 @@ func (g *group) join(fd int) error {
 	binary.NativeEndian.PutUint32(req, g.Index)
 	copy(req[8:], groupAddr(g.Addr))
 	a, _ := netip.AddrFromSlice(g.Addr)
-	if err := setRaw(fd, level, mcastJoinGroup, req); err != nil {
+	if err := rawSetOpt(fd, level, mcastJoinGroup, req); err != nil {
 		return fmt.Errorf("join the multicast group %s on the network interface %d: %w", a, g.Index, err)
 	}
 	if !g.Include && len(g.Sources) == 0 {
@@ -161,15 +161,8 @@ func (g *group) join(fd int) error {
 	for i, s := range g.Sources {
 		copy(f[filterHead+i*sockaddrStorage:], groupAddr(s))
 	}
-	if err := setRaw(fd, level, mcastFilter, f); err != nil {
+	if err := rawSetOpt(fd, level, mcastFilter, f); err != nil {
 		return fmt.Errorf("set the sources of the multicast group %s: %w", a, err)
-	}
-	return nil
-}
-
-func setRaw(fd, level, name int, b []byte) error {
-	if _, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0); errno != 0 {
-		return errno
 	}
 	return nil
 }

@@ -218,11 +218,11 @@ func inetRecord(rec *image.File) (*inetRec, error) {
 
 // valid checks what the record says, before anything of it is used.
 func (r *inetRec) valid() error {
-	const mostFilter, mostGroups = 4096 * 8, 10000 // BPF_MAXINSNS of linux/bpf_common.h
+	const mostGroups = 10000
 	switch {
 	case !inetKnown(int(r.Family), int(r.Type), int(r.Protocol)):
 		return fmt.Errorf("there is no socket of family %d, type %d and protocol %d", r.Family, r.Type, r.Protocol)
-	case len(r.Filter) > mostFilter || len(r.Filter)%8 != 0:
+	case len(r.Filter) > maxFilter*filterSize || len(r.Filter)%filterSize != 0:
 		return fmt.Errorf("its filter has %d bytes", len(r.Filter))
 	case len(r.Groups) > mostGroups:
 		return fmt.Errorf("it is in %d groups", len(r.Groups))

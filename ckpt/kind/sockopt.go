@@ -56,15 +56,33 @@ func (s *optSpec) bytes() int {
 	return s.size
 }
 
+// rawGetOpt is getsockopt(2) of a value of at most size bytes.
+func rawGetOpt(fd, level, name, size int) ([]byte, unix.Errno) {
+	b := make([]byte, size)
+	n := uint32(size)
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
+		uintptr(unsafe.Pointer(&b[0])), uintptr(unsafe.Pointer(&n)), 0)
+	return b[:min(int(n), size)], errno
+}
+
+// rawSetOpt is setsockopt(2).
+func rawSetOpt(fd, level, name int, value []byte) error {
+	at := unsafe.Pointer(nil)
+	if len(value) > 0 {
+		at = unsafe.Pointer(&value[0])
+	}
+	if _, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(at), uintptr(len(value)), 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
 // getOpt reads an option; ok is false if sockets of this kind do not have it.
 func getOpt(fd int, s *optSpec) (value []byte, ok bool, err error) {
-	b := make([]byte, s.bytes())
-	n := uint32(len(b))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(s.level), uintptr(s.name),
-		uintptr(unsafe.Pointer(&b[0])), uintptr(unsafe.Pointer(&n)), 0)
+	b, errno := rawGetOpt(fd, s.level, s.name, s.bytes())
 	switch errno {
 	case 0:
-		return b[:min(int(n), len(b))], true, nil
+		return b, true, nil
 	case unix.ENOPROTOOPT, unix.EOPNOTSUPP, unix.EINVAL, unix.ENOTCONN, unix.ENOENT:
 		return nil, false, nil
 	}
@@ -76,14 +94,7 @@ func setOpt(fd int, s *optSpec, value []byte) error {
 	if s.set != nil {
 		return s.set(fd, value)
 	}
-	at := unsafe.Pointer(nil)
-	if len(value) > 0 {
-		at = unsafe.Pointer(&value[0])
-	}
-	if _, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(s.level), uintptr(s.name), uintptr(at), uintptr(len(value)), 0); errno != 0 {
-		return errno
-	}
-	return nil
+	return rawSetOpt(fd, s.level, s.name, value)
 }
 
 // setBuffer sets the size of a buffer, which getsockopt(2) tells as twice what was asked for. The

@@ -20,9 +20,12 @@ func (w *unixWorld) check(n *unixNode) error {
 		return errors.New("a unix socket with an error that it cannot have")
 	}
 	for _, o := range n.Opts {
-		if !slices.Contains(unixOpts[:], o.Opt) {
-			return fmt.Errorf("an option %d of a unix socket, which this version does not know", o.Opt)
+		if size, ok := unixOpts[o.Opt]; !ok || len(o.Value) != size {
+			return fmt.Errorf("an option %d of a unix socket with %d bytes, which this version does not know", o.Opt, len(o.Value))
 		}
+	}
+	if len(n.Filter)%filterSize != 0 || len(n.Filter)/filterSize > maxFilter {
+		return fmt.Errorf("a unix socket with a filter of %d bytes", len(n.Filter))
 	}
 	for _, f := range [...]func(n *unixNode) error{w.checkPeer, w.checkName, w.checkListening, w.checkMsgs} {
 		if err := f(n); err != nil {

@@ -18,15 +18,11 @@ func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.Link, err)
 	}
-	for _, opt := range unixOpts {
-		v, err := unix.GetsockoptInt(f.FD, unix.SOL_SOCKET, int(opt))
-		if err == unix.ENOPROTOOPT || err == unix.EOPNOTSUPP {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("%s: read its option %d: %w", f.Link, opt, err)
-		}
-		r.Opts = append(r.Opts, unixOpt{opt, int32(v)})
+	if r.Opts, err = readUnixOpts(f.FD, int(r.Type)); err != nil {
+		return fmt.Errorf("%s: %w", f.Link, err)
+	}
+	if r.Filter, err = socketFilter(f.FD); err != nil {
+		return fmt.Errorf("%s: %w", f.Link, err)
 	}
 	if r.Listening || r.By != nil {
 		r.addDead(s)

@@ -45,18 +45,10 @@ type unixRec struct {
 	Waiting   []uint64  `cbor:"18,keyasint,omitempty"` // numbers of those that connected to it and were not accepted yet
 	By        *unixCred `cbor:"19,keyasint,omitempty"` // who connected, of one that waits
 	PeerName  []byte    `cbor:"20,keyasint,omitempty"` // the name of the other end, if that was closed
+	Filter    []byte    `cbor:"23,keyasint,omitempty"` // SO_ATTACH_FILTER: struct sock_filter
 	Reconnect bool      `cbor:"22,keyasint,omitempty"` // a datagram socket that is connected to PeerName, outside the tree
 	Dead      []int32   `cbor:"21,keyasint,omitempty"` // processes of Cred and Msgs that had ended, ascending
 }
-
-// unixOpt is an option of SOL_SOCKET.
-type unixOpt struct {
-	Opt   int32 `cbor:"1,keyasint"`
-	Value int32 `cbor:"2,keyasint"`
-}
-
-// unixOpts are the options that only unix sockets have, in the order in which they are set.
-var unixOpts = [...]int32{unix.SO_PASSCRED, unix.SO_PASSSEC, unix.SO_PASSPIDFD, unix.SO_PASSRIGHTS, unix.SO_PEEK_OFF, unix.SO_OOBINLINE, unix.SO_SNDBUF, unix.SO_RCVBUF}
 
 const closeSocket = "close the connection before the checkpoint and open it again afterwards"
 
@@ -123,6 +115,9 @@ func (unixSock) Check(f *Found, s *Scene) []image.Finding {
 	}
 	if ready, err := polled(f.FD, 0); err == nil && ready&unix.POLLERR != 0 && (u.Type == unix.SOCK_DGRAM || u.Peer != 0) {
 		all = append(all, f.refuse("an error waits to be reported by it (SO_ERROR), and only the program may look at that", "let the program use it once, then try again"))
+	}
+	if _, err := socketFilter(f.FD); err != nil {
+		all = append(all, f.refuse(err.Error(), "detach it (SO_DETACH_FILTER) before the checkpoint"))
 	}
 	return append(all, f.peerCredFindings(s)...)
 }

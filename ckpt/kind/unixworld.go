@@ -313,8 +313,19 @@ func (w *unixWorld) settle(n *unixNode) error {
 // setOptions sets the options, and the owner of the inode.
 func (w *unixWorld) setOptions(n *unixNode) error {
 	for _, o := range n.Opts {
-		if err := setUnixOpt(n.fd, o); err != nil {
+		if err := o.set(n.fd, w.e); err != nil {
 			return err
+		}
+	}
+	if err := attachFilter(n.fd, n.Filter); err != nil {
+		return err
+	}
+	for _, o := range n.Opts {
+		if o.Opt != unix.SO_LOCK_FILTER {
+			continue
+		}
+		if err := setUnixOpt(n.fd, o.Opt, o.Value); err != nil {
+			return fmt.Errorf("SO_LOCK_FILTER: %w", err)
 		}
 	}
 	return w.e.In(w.first(), func(Process) error {
@@ -323,32 +334,4 @@ func (w *unixWorld) setOptions(n *unixNode) error {
 		}
 		return unix.Fchmod(n.fd, n.Mode)
 	})
-}
-
-// setUnixOpt sets an option that is another one now.
-func setUnixOpt(fd int, o unixOpt) error {
-	have, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, int(o.Opt))
-	if err == nil && have == int(o.Value) {
-		return nil
-	}
-	value, force := int(o.Value), 0
-	switch o.Opt { // these are told twice as large as they are set
-	case unix.SO_SNDBUF:
-		value, force = value/2, unix.SO_SNDBUFFORCE
-	case unix.SO_RCVBUF:
-		value, force = value/2, unix.SO_RCVBUFFORCE
-	}
-	if err == nil {
-		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, int(o.Opt), value)
-	}
-	if err == nil {
-		have, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, int(o.Opt))
-	}
-	if err == nil && have != int(o.Value) && force != 0 {
-		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, value)
-	}
-	if err != nil {
-		return fmt.Errorf("set its option %d to %d: %w", o.Opt, o.Value, err)
-	}
-	return nil
 }
