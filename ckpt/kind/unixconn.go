@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,10 +16,12 @@ import (
 // unixGate is a socket that listens for the time.
 type unixGate struct {
 	name  []byte
+	typ   int32
 	cred  *unixCred // whose listen(2) it was
 	fd    int
 	stage *unixStage
-	addr  []byte // where the processes reach it
+	root  string // of the processes that connect to it
+	addr  []byte // where they reach it
 }
 
 // join makes a connection by connect(2) and accept(2), if n is an end of one that nobody else makes:
@@ -47,7 +48,7 @@ func (w *unixWorld) join(n *unixNode) error {
 
 // accept connects client to a socket with that name, and makes n of what accept(2) returns.
 func (w *unixWorld) accept(n, client *unixNode, name []byte) error {
-	g, err := w.gateFor(name, n.Type, client.Cred)
+	g, err := w.gateFor(name, n.Type, client.Cred, w.rootOf(w.maker(n.Cred)))
 	if err != nil {
 		return err
 	}
@@ -66,9 +67,10 @@ func (w *unixWorld) gateFits(name []byte) bool {
 	return isPath(name) || w.gate != nil && slices.Equal(w.gate.name, name) || abstractTaken(name) == nil
 }
 
-// gateFor returns a listening socket with that name, the one of before if it will do.
-func (w *unixWorld) gateFor(name []byte, typ int32, cred *unixCred) (*unixGate, error) {
-	if g := w.gate; g != nil && slices.Equal(g.name, name) && g.cred.equal(cred) {
+// gateFor returns a listening socket with that name for processes with that root directory, the one
+// of before if it will do.
+func (w *unixWorld) gateFor(name []byte, typ int32, cred *unixCred, root string) (*unixGate, error) {
+	if g := w.gate; g != nil && slices.Equal(g.name, name) && g.typ == typ && g.root == root && g.cred.equal(cred) {
 		return g, nil
 	}
 	if err := w.closeGate(); err != nil {
@@ -78,23 +80,23 @@ func (w *unixWorld) gateFor(name []byte, typ int32, cred *unixCred) (*unixGate, 
 	if err != nil {
 		return nil, err
 	}
-	g := &unixGate{name: name, cred: cred, fd: r.fd, addr: sockaddr(name)}
+	g := &unixGate{name: name, typ: typ, cred: cred, root: root, fd: r.fd, addr: sockaddr(name)}
 	w.gate = g
 	if !isPath(name) {
 		if err := addressed(unix.SYS_BIND, g.fd, g.addr); err != nil {
 			return nil, fmt.Errorf("bind to %s: %w", showName(name), err)
 		}
-	} else if err := g.enter(w.root()); err != nil {
+	} else if err := g.enter(); err != nil {
 		return nil, err
 	}
 	return g, w.listenIn(r, cred, 1)
 }
 
 // enter gives the socket its name in a folder, which the processes can reach.
-func (g *unixGate) enter(root string) (err error) {
+func (g *unixGate) enter() (err error) {
 	parent := ""
-	if root != "/" {
-		parent = root
+	if g.root != "/" {
+		parent = g.root
 	}
 	if g.stage, err = newUnixStage(parent); err != nil {
 		return err
@@ -103,7 +105,7 @@ func (g *unixGate) enter(root string) (err error) {
 	if err != nil {
 		return err
 	}
-	g.addr = append(sockaddr([]byte(strings.TrimPrefix(at, strings.TrimSuffix(root, "/")))), 0)
+	g.addr = append(sockaddr([]byte(inside(g.root, at))), 0)
 	return nil
 }
 
@@ -198,11 +200,12 @@ func (w *unixWorld) listen(n *unixNode) error {
 // queueUp connects those that wait to be accepted, in their order.
 func (w *unixWorld) queueUp(n *unixNode) error {
 	addr := sockaddr(n.Name)
-	if isPath(n.Name) {
-		addr = append(sockaddr(n.File.Path), 0)
-	}
 	for _, ino := range n.Waiting {
 		c := w.nodes[ino]
+		if isPath(n.Name) {
+			root := w.rootOf(w.maker(c.By))
+			addr = append(sockaddr([]byte(inside(root, string(n.File.Path)))), 0)
+		}
 		if err := w.dial(c, c.By, addr); err != nil {
 			return err
 		}

@@ -18,7 +18,7 @@ func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.Link, err)
 	}
-	if r.Opts, err = readUnixOpts(f.FD, int(r.Type)); err != nil {
+	if r.Opts, err = s.unixOptions(f.FD, int(r.Type)); err != nil {
 		return fmt.Errorf("%s: %w", f.Link, err)
 	}
 	if r.Filter, err = socketFilter(f.FD); err != nil {
@@ -194,17 +194,24 @@ func (s *Scene) hidden(r *unixRec, msgs []unixMsg) error {
 
 // addDead notes the processes that had ended.
 func (r *unixRec) addDead(s *Scene) {
-	seen := map[int32]bool{}
+	dead := map[int32]bool{}
 	add := func(c *unixCred) {
-		if c != nil && !s.member(int(c.PID)) && !alive(int(c.PID)) {
-			seen[c.PID] = true
+		if c == nil {
+			return
+		}
+		if _, known := dead[c.PID]; !known {
+			dead[c.PID] = !s.member(int(c.PID)) && !alive(int(c.PID))
 		}
 	}
 	add(r.Cred)
 	for i := range r.Msgs {
 		add(r.Msgs[i].Cred)
 	}
-	r.Dead = slices.Sorted(maps.Keys(seen))
+	for _, pid := range slices.Sorted(maps.Keys(dead)) {
+		if dead[pid] {
+			r.Dead = append(r.Dead, pid)
+		}
+	}
 }
 
 // credOf is what SO_PEERCRED would tell of a process now.

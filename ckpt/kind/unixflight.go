@@ -1,12 +1,9 @@
 package kind
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"golang.org/x/sys/unix"
@@ -18,7 +15,7 @@ import (
 // InFlight returns descriptors of ours of the files that wait in the queue of f, if it is a unix
 // socket. The processes of the tree must stand still.
 func InFlight(f *Found) ([]int, error) {
-	if !(unixSock{}).Match(f) || scmFiles(f.FD) == 0 {
+	if !(unixSock{}).Match(f) || f.Info.SCMFDs == 0 {
 		return nil, nil
 	}
 	typ, err := unix.GetsockoptInt(f.FD, unix.SOL_SOCKET, unix.SO_TYPE)
@@ -33,27 +30,9 @@ func InFlight(f *Found) ([]int, error) {
 	return fds, err
 }
 
-// scmFiles is how many files wait in a unix socket, or in those that wait to be accepted by it.
-func scmFiles(fd int) int {
-	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(fd))
-	if err != nil {
-		return 0
-	}
-	lines := bufio.NewScanner(bytes.NewReader(b))
-	for lines.Scan() {
-		if v, ok := bytes.CutPrefix(lines.Bytes(), []byte("scm_fds:")); ok {
-			n, err := strconv.Atoi(string(bytes.TrimSpace(v)))
-			if err == nil {
-				return n
-			}
-		}
-	}
-	return 0
-}
-
 // flying reports whether any file may be under way in the tree.
 func (s *Scene) flying() bool {
-	return slices.ContainsFunc(s.Files, func(f *Found) bool { return (unixSock{}).Match(f) && scmFiles(f.FD) > 0 })
+	return slices.ContainsFunc(s.Files, func(f *Found) bool { return (unixSock{}).Match(f) && f.Info.SCMFDs > 0 })
 }
 
 // sameFile reports whether two descriptors of ours are of one open file description.

@@ -219,48 +219,71 @@ func bindAway(fd int, name []byte) error {
 // bindFile binds a socket to its file, in the place of one that nobody has bound.
 func (w *unixWorld) bindFile(n *unixNode) error {
 	at, name := string(n.File.Path), pathName(n.Name)
-	dir, direct := "/", name == at
-	if name[0] != '/' {
-		dir, direct = strings.CutSuffix(at, "/"+name)
-		dir = path.Join("/", dir)
-	}
-	root := w.root()
-	switch {
-	case !direct && !w.e.Help:
+	root, dir, direct := w.bindFrom(at, name)
+	if !direct && !w.e.Help {
 		return fmt.Errorf("its file %s has another path than its name %s, which only root can restore", at, name)
-	case !direct:
-		at = under(root, at)
-		root, dir = "/", "/"
 	}
 	act := func() error {
 		if err := clearPlace(at); err != nil {
 			return err
 		}
 		if !direct {
-			if err := bindRenamed(n.fd, n.Name, at); err != nil {
-				return err
+			return bindRenamed(n.fd, n.Name, at)
+		}
+		return enterFS(root, dir, func() error {
+			umask := unix.Umask(int(0o777 &^ n.File.Mode & 0o777))
+			defer unix.Umask(umask)
+			if err := addressed(unix.SYS_BIND, n.fd, sockaddr(n.Name)); err != nil {
+				return fmt.Errorf("bind to %s in %s: %w", name, dir, err)
 			}
-			return dressFile(at, n.File)
-		}
-		umask := unix.Umask(int(0o777 &^ n.File.Mode & 0o777))
-		defer unix.Umask(umask)
-		if err := addressed(unix.SYS_BIND, n.fd, sockaddr(n.Name)); err != nil {
-			return fmt.Errorf("bind to %s in %s: %w", name, dir, err)
-		}
-		return dressFile(at, n.File)
+			return nil
+		})
 	}
-	if w.e.Help {
-		return apartFS(root, dir, act)
+	run := apartFS
+	if !w.e.Help {
+		run = enterFS // with the rights of the user; the thread that opens files ends with that
 	}
-	return enterFS(root, dir, act) // the thread that opens ends with that
+	if err := run("/", "/", act); err != nil {
+		return err
+	}
+	return dressFile(at, n.File)
 }
 
-// root is the root directory of the tree.
-func (w *unixWorld) root() string {
-	if m := w.e.Manifest; len(m.FSs) > 0 && m.FSs[0].Root != "" {
-		return m.FSs[0].Root
+// bindFrom finds the root and the working directory from which a name leads to a path of ours.
+func (w *unixWorld) bindFrom(at, name string) (root, dir string, ok bool) {
+	if name[0] != '/' {
+		dir, ok = strings.CutSuffix(at, "/"+name)
+		return "/", path.Join("/", dir), ok
+	}
+	for i := range w.e.Manifest.FSs {
+		if root = w.e.Manifest.FSs[i].Root; under(root, name) == at {
+			return path.Join("/", root), "/", true
+		}
+	}
+	return "/", "/", name == at
+}
+
+// rootOf is the root directory of a process, as seen from here.
+func (w *unixWorld) rootOf(pid int) string {
+	m := w.e.Manifest
+	for i := range m.Tasks {
+		t := &m.Tasks[i]
+		if int(t.PID) != pid || len(t.Threads) == 0 {
+			continue
+		}
+		if fs := t.Threads[0].FS; fs > 0 && int(fs) <= len(m.FSs) && m.FSs[fs-1].Root != "" {
+			return m.FSs[fs-1].Root
+		}
 	}
 	return "/"
+}
+
+// inside is a path of ours as somebody with that root directory sees it.
+func inside(root, at string) string {
+	if root == "/" {
+		return at
+	}
+	return strings.TrimPrefix(at, strings.TrimSuffix(root, "/"))
 }
 
 // bindRenamed gives a socket a name, and its file another.

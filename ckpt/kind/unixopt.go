@@ -55,29 +55,50 @@ func setUnixOpt(fd int, opt int32, value []byte) error {
 	return rawSetOpt(fd, unix.SOL_SOCKET, int(opt), value)
 }
 
-// readUnixOpts reads the options that are not those of a new socket, and the sizes in any case.
-func readUnixOpts(fd, typ int) ([]unixOpt, error) {
-	fresh, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("socket to compare with: %w", err)
-	}
-	defer unix.Close(fresh)
-	order := slices.DeleteFunc(slices.Sorted(maps.Keys(unixOpts)), func(o int32) bool { return slices.Contains(lastOpts, o) })
-	var all []unixOpt
-	for _, opt := range append(order, lastOpts...) {
+// optOrder is the order in which options are set.
+var optOrder = append(slices.DeleteFunc(slices.Sorted(maps.Keys(unixOpts)), func(o int32) bool { return slices.Contains(lastOpts, o) }), lastOpts...)
+
+// allUnixOpts reads every option.
+func allUnixOpts(fd int) ([]unixOpt, error) {
+	all := make([]unixOpt, 0, len(optOrder))
+	for _, opt := range optOrder {
 		value, err := getUnixOpt(fd, opt, unixOpts[opt])
 		if err != nil {
 			return nil, err
 		}
-		usual, err := getUnixOpt(fresh, opt, unixOpts[opt])
+		all = append(all, unixOpt{opt, value})
+	}
+	return all, nil
+}
+
+// unixOptions reads the options that are not those of a new socket, and the sizes in any case.
+func (s *Scene) unixOptions(fd, typ int) ([]unixOpt, error) {
+	if s.freshes[typ] == nil {
+		fresh, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("socket to compare with: %w", err)
+		}
+		usual, err := allUnixOpts(fresh)
+		unix.Close(fresh)
 		if err != nil {
 			return nil, err
 		}
-		if len(value) == unixOpts[opt] && (!bytes.Equal(value, usual) || slices.Contains(lastOpts[:3], opt)) {
-			all = append(all, unixOpt{opt, value})
+		if s.freshes == nil {
+			s.freshes = map[int][]unixOpt{}
+		}
+		s.freshes[typ] = usual
+	}
+	all, err := allUnixOpts(fd)
+	if err != nil {
+		return nil, err
+	}
+	var out []unixOpt
+	for i, o := range all {
+		if len(o.Value) == unixOpts[o.Opt] && (!bytes.Equal(o.Value, s.freshes[typ][i].Value) || slices.Contains(lastOpts[:3], o.Opt)) {
+			out = append(out, o)
 		}
 	}
-	return all, nil
+	return out, nil
 }
 
 // set sets an option if it is another one now.

@@ -193,14 +193,16 @@ func (f *Found) unaccepted(s *Scene) []image.Finding {
 
 // waitsFor returns the number of the listening socket that has yet to accept f, or 0.
 func (s *Scene) waitsFor(f *Found) uint32 {
-	for ino, u := range s.sockets {
-		for _, w := range u.Waiting {
-			if uint64(w) == f.Stat.Ino {
-				return ino
+	if s.waits == nil {
+		s.waits = map[uint32]uint32{}
+		for ino, u := range s.sockets {
+			for _, w := range u.Waiting {
+				s.waits[w] = ino
 			}
 		}
+		delete(s.waits, 0)
 	}
-	return 0
+	return s.waits[uint32(f.Stat.Ino)]
 }
 
 // pairFindings refuses a pair that cannot be made again.
@@ -310,8 +312,13 @@ func (f *Found) peerCredFindings(s *Scene) []image.Finding {
 // stays reports whether a process can be named by a restored socket: one of the tree that runs, or
 // one that is not there any more.
 func (s *Scene) stays(pid int) bool {
-	if s.member(pid) {
-		return alive(pid)
+	stays, known := s.staying[pid]
+	if !known {
+		if s.staying == nil {
+			s.staying = map[int]bool{}
+		}
+		stays = pid > 0 && s.member(pid) == alive(pid)
+		s.staying[pid] = stays
 	}
-	return pid > 0 && !alive(pid)
+	return stays
 }

@@ -28,7 +28,7 @@ func (unixSock) CheckOpen(rec *image.File, e *Env) (string, error) {
 	case !isPath(n.Name):
 		err = abstractTaken(n.Name)
 	case !n.away():
-		err = checkSocketPlace(under(w.root(), string(n.File.Path)))
+		err = checkSocketPlace(string(n.File.Path))
 	}
 	var taken *nameTakenError
 	if errors.As(err, &taken) && holds(e.Manifest, taken.pid) {

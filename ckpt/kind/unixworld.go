@@ -213,7 +213,7 @@ func (w *unixWorld) connect(n *unixNode) error {
 		dial := func() error { return addressed(unix.SYS_CONNECT, n.fd, addr) }
 		var err error
 		if w.e.Help {
-			err = apartFS(w.root(), "/", dial)
+			err = apartFS(w.rootOf(w.first()), "/", dial)
 		} else {
 			err = dial()
 		}

@@ -18,6 +18,7 @@ type FDInfo struct {
 	TimerFD *TimerFD     // timerfd only
 	SigMask *uint64      // signalfd only: bit n-1 is signal n
 	Epoll   []EpollEntry // epoll only
+	SCMFDs  uint32       // unix sockets only: files that are under way in it, or in those that it has yet to accept
 	Locks   []string     // "lock:" lines, raw
 	Other   []string     // every other line, raw
 }
@@ -99,6 +100,10 @@ func (f *FDInfo) parseLine(line []byte) (common, ok bool) {
 		mask, ok := whole(value, 16)
 		f.SigMask = &mask
 		return false, ok
+	case "scm_fds":
+		n, ok := whole(value, 10)
+		f.SCMFDs = uint32(n)
+		return false, ok && n <= math.MaxUint32
 	case "lock":
 		f.Locks = append(f.Locks, string(line))
 		return false, true

@@ -70,6 +70,7 @@ func FuzzParseStatus(f *testing.F) {
 
 func FuzzParseFDInfo(f *testing.F) {
 	seed(f, []string{"/proc/self/fdinfo/0"},
+		fdHead+"scm_fds: 3\n",
 		fdHead+"eventfd-count:               1f\neventfd-id: 12\neventfd-semaphore: 1\n",
 		fdHead+"tfd:        5 events:       19 data:     7f4400000005  pos:0 ino:26b9 sdev:f\n",
 		fdHead+"lock:\t1: FLOCK  ADVISORY  WRITE 6056 fe:00:9977884 0 EOF\n")

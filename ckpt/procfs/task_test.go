@@ -137,6 +137,7 @@ func TestParseFDInfo(t *testing.T) {
 		{"eventfd-count:               1f\neventfd-id: 12\neventfd-semaphore: 1\n", func(f *FDInfo) {
 			f.EventFD = &EventFD{Count: 31, ID: 12, Semaphore: true, HasSemaphore: true}
 		}},
+		{"scm_fds: 12\n", func(f *FDInfo) { f.SCMFDs = 12 }},
 		{"eventfd-count: fffffffffffffffe\neventfd-id: 1\n", func(f *FDInfo) {
 			f.EventFD = &EventFD{Count: 1<<64 - 2, ID: 1}
 		}},
@@ -144,7 +145,7 @@ func TestParseFDInfo(t *testing.T) {
 			f.Epoll = []EpollEntry{{FD: 5, Events: 0x19, Data: 0x7f4400000005, Ino: 0x26b9, Dev: unix.Mkdev(0, 15)},
 				{FD: 3, Events: 0x80000019, Data: 3, Pos: -1, Ino: 0x40e, Dev: unix.Mkdev(0xfe, 1)}}
 		}},
-		{"scm_fds: 2\nno colon", func(f *FDInfo) { f.Other = []string{"scm_fds: 2", "no colon"} }},
+		{"no_such: 2\nno colon", func(f *FDInfo) { f.Other = []string{"no_such: 2", "no colon"} }},
 		{"clockid: 7\nticks: 12\nsettime flags: 03\nit_value: (6, 999894699)\nit_interval: (3, 5)\n", func(f *FDInfo) {
 			f.TimerFD = &TimerFD{Clock: 7, Ticks: 12, Flags: 3, Value: 6999894699, Interval: 3000000005}
 		}},
@@ -162,7 +163,7 @@ func TestParseFDInfo(t *testing.T) {
 	}
 	for _, text := range []string{
 		"", "pos:\t0\n", strings.Replace(fdHead, "02100001", "0210000x", 1), strings.Replace(fdHead, "10000\n", "-\n", 1),
-		fdHead + "eventfd-count: g\n", fdHead + "eventfd-semaphore: 2\n", fdHead + "eventfd-id:\n",
+		fdHead + "scm_fds: -1\n", fdHead + "eventfd-count: g\n", fdHead + "eventfd-semaphore: 2\n", fdHead + "eventfd-id:\n",
 		fdHead + "tfd: 1\n", fdHead + "tfd: x events: 1 data: 1 pos:0 ino:1 sdev:1\n", fdHead + "tfd: 1 events: 1 data: 1 pos:0 ino:1\n",
 		fdHead + "it_value: (1, 1000000000)\n", fdHead + "it_interval: 1, 2\n", fdHead + "it_value: (99999999999999, 0)\n", fdHead + "settime flags: 8\n",
 		fdHead + "ticks: -1\n", fdHead + "sigmask: x\n",

@@ -63,6 +63,7 @@ var programs = []program{
 	{"inet_raw", "inet", []string{"raw"}, true},
 	{"inet_ended", "inet", []string{"ended"}, true},
 	{"files_mqueue", "mqueue", nil, true},
+	{"unix_chroot", "unixsock", []string{"servers", "chroot"}, true},
 	{"unix_flight", "unixsock", []string{"flight"}, true},
 	{"files_owner", "files", []string{"owner"}, true},
 	{"files_all", "files", nil, true},

@@ -1,7 +1,7 @@
 // Unix sockets: pairs within and between processes, what waits in them with its borders, credentials
 // of messages and of connections, ends that were closed or shut down.
 //
-//	unixsock READY RESULT GO WHAT
+//	unixsock READY RESULT GO WHAT [chroot]
 #include "prog.h"
 #include <grp.h>
 #include <poll.h>
@@ -271,20 +271,24 @@ static void client(const char *names[], int n)
 // servers listens under names of all sorts, with a client of another user.
 static void servers(int after)
 {
-	static const char *names[3] = {"sock", "dir/deep", NULL};
-	static int l[3], a[3], gone, moved, dgram, log, dead, waiting;
-	static char abstract[64];
+	static const char *names[4] = {"sock", "dir/deep", NULL, NULL};
+	static int l[4], a[4], gone, moved, dgram, log, dead, waiting;
+	static char abstract[64], absolute[80];
 	static pid_t pid;
 	char b[64];
 	if (!after) {
 		snprintf(abstract, sizeof abstract, "@ckptfs test %d", (int)getpid());
 		names[2] = abstract;
+		MUST((long)getcwd(absolute, 64) ? 0 : -1);
+		strcat(absolute, "/abs");
+		names[3] = absolute;
 		MUST(mkdir("dir", 0755));
-		for (int i = 0; i < 3; i++) {
+		for (int i = 0; i < 4; i++) {
 			l[i] = bound(SOCK_STREAM, names[i]);
 			MUST(listen(l[i], 5));
 		}
 		MUST(chmod("sock", 0666));
+		MUST(chmod(absolute, 0666));
 		MUST(chmod("dir/deep", 0777));
 		MUST(chown("dir/deep", 1234, 99));
 		MUST(chmod(".", 0755));
@@ -293,12 +297,12 @@ static void servers(int after)
 		if (!(pid = MUST(fork()))) {
 			close(t[0]);
 			close(t[1]);
-			client(names, 3);
+			client(names, 4);
 		}
 		close(t[0]);
 		close(t[1]);
 		close(a[0] = MUST(accept(l[0], NULL, NULL)));
-		for (int i = 0; i < 3; i++)
+		for (int i = 0; i < 4; i++)
 			a[i] = MUST(accept4(l[i], NULL, NULL, SOCK_CLOEXEC));
 		waiting = dial(SOCK_STREAM, "sock");
 		gone = bound(SOCK_SEQPACKET, "gone");
@@ -314,7 +318,7 @@ static void servers(int after)
 		dead = dial(SOCK_DGRAM, "log");
 		return;
 	}
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < 4; i++) {
 		peer(a[i], pid, 1234, 1235, names[i]);
 		peer(l[i], getpid(), 0, 0, names[i]);
 		named(l[i], 0, names[i]);
@@ -447,9 +451,23 @@ static struct {
 	void (*f)(int after);
 } parts[] = {{"pairs", pairs}, {"processes", processes}, {"servers", servers}, {"flight", flight}, {"outside", outside}};
 
+static const char *base(const char *path)
+{
+	static char buf[3][256];
+	static int n;
+	snprintf(buf[n], sizeof buf[n], "/%s", strrchr(path, '/') + 1);
+	return buf[n++];
+}
+
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
+	if (argc > 5) { // in a root directory of its own
+		MUST(chroot("."));
+		ready_path = base(ready_path);
+		result_path = base(result_path);
+		go_path = base(go_path);
+	}
 	for (int after = 0; after < 2; after++) {
 		for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
 			if (argc > 4 && strcmp(argv[4], parts[i].name) == 0)
