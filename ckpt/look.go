@@ -257,6 +257,9 @@ func (s *survey) lookAtFiles() error {
 	if err := s.checkSysV(); err != nil {
 		return err
 	}
+	if err := s.checkIPC(); err != nil {
+		return err
+	}
 	s.checkSessions(set.found)
 	return nil
 }

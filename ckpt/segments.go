@@ -61,6 +61,9 @@ func (c *Checkpoint) captureSegments(s *survey) error {
 	if err := c.captureSysV(c.shm); err != nil {
 		return err
 	}
+	if err := c.captureIPC(); err != nil {
+		return err
+	}
 	if !c.snapshots() {
 		return nil // the tree writes nothing before all is read
 	}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
@@ -107,7 +106,7 @@ func checkLoose(shm *sysv.Shm, made func(pid int, ctime int64) bool) []image.Fin
 			f.Remedy = "wait until the program has it attached, or set kernel.shm_rmid_forced to 0"
 			return []image.Finding{f}
 		}
-	case made(shm.LPID, shm.CTime) && !alive(shm.CPID):
+	case made(shm.LPID, shm.CTime) && !sysv.Lives(shm.CPID, shm.CTime):
 		f.PID, f.Severity = int32(shm.LPID), image.Lose
 		f.What = fmt.Sprintf("it was the last to use the segment %d (key %#x), which pid %d made that is gone, and which nobody has attached", shm.ID, uint32(shm.Key), shm.CPID)
 		f.Remedy = "let it attach the segment, or see to it that the segment is there at the restore"
@@ -116,22 +115,10 @@ func checkLoose(shm *sysv.Shm, made func(pid int, ctime int64) bool) []image.Fin
 	return nil
 }
 
-func alive(pid int) bool {
-	_, err := readStat(pid)
-	return err == nil
-}
-
 // madeBy reports whether a process id is one of the tree that was there at a time, in seconds.
 func (s *survey) madeBy(pid int, at int64) bool {
 	l := s.find(pid)
-	return l != nil && !l.zombie() && startedBefore(&l.stat, at)
-}
-
-// startedBefore reports whether a process was there at a time, give or take a second.
-func startedBefore(st *procfs.Stat, at int64) bool {
-	const ticks = 100 // USER_HZ
-	boot := time.Now().UnixNano() - clock(unix.CLOCK_BOOTTIME)
-	return (boot+int64(st.StartTime)*int64(time.Second)/ticks)/int64(time.Second) <= at+1
+	return l != nil && !l.zombie() && sysv.StartedBefore(&l.stat, at)
 }
 
 // sysv returns the pid of another process that has a segment attached, or 0.
@@ -166,7 +153,7 @@ func (c *Checkpoint) captureSysV(all []sysv.Shm) error {
 
 func (c *Checkpoint) madeBy(pid int, at int64) bool {
 	i := slices.IndexFunc(c.procs, func(p *proc) bool { return p.pid == pid })
-	return i >= 0 && startedBefore(&c.procs[i].stat, at)
+	return i >= 0 && sysv.StartedBefore(&c.procs[i].stat, at)
 }
 
 // captureAttached copies a segment by way of the first mapping of it.

@@ -51,7 +51,10 @@ func (j *job) checkAll(ctx context.Context, deadline time.Time) error {
 	if err != nil {
 		return err
 	}
-	return j.checkSysV() // now that what was killed has let go of it
+	if err := j.checkSysV(); err != nil { // now that what was killed has let go of it
+		return err
+	}
+	return j.checkIPC()
 }
 
 // checkSharing checks that objects are shared only as processes made by fork and threads

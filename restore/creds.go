@@ -31,7 +31,11 @@ func checkCaller(m *image.Manifest, uid int) error {
 			}
 		}
 	}
-	if what := exceedsSysV(m, uint32(uid), groups); what != "" {
+	what := exceedsSysV(m, uint32(uid), groups)
+	if what == "" {
+		what = exceedsIPC(m, uint32(uid), groups)
+	}
+	if what != "" {
 		return &AccessError{int(m.Tasks[0].PID), int(m.Tasks[0].PID), uid, what}
 	}
 	return nil

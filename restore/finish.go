@@ -26,6 +26,9 @@ func (j *job) finish(alive []*proc) error {
 	if err := j.settleSysV(); err != nil {
 		return err
 	}
+	if err := j.makeIPC(); err != nil {
+		return err
+	}
 	for _, s := range []stage{{"locks", j.takeLocks}, {"limits", j.writeLimits}, {"credentials", j.writeCreds}} {
 		if err := j.each(s.name, alive, s.f); err != nil {
 			return err

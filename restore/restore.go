@@ -112,6 +112,8 @@ type job struct {
 	users    []fileUser            // who opens which files
 	holder   map[image.ObjRef]slot // where each file is found first
 	sysv     map[image.ObjRef]*sysvSegment
+	ipc      []*object               // semaphore sets and message queues
+	standIns int                     // processes that stood for those that used them last
 	segs     []int                   // our descriptors of m.Segments, for reading and writing
 	lockers  func() (lockers, error) // what other processes lock, as it was when a file with locks was opened first
 	readable map[image.ObjRef]int    // and those that can only be read, for mappings that could not be written
@@ -203,7 +205,7 @@ func (j *job) run(ctx context.Context) error {
 		defer j.tr.Lend()()
 		err := j.build(ctx, p)
 		if err != nil {
-			_ = j.step("undo:kill", func() error { j.killAll(); j.closeSysV(); j.dropSysV(); return nil })
+			_ = j.step("undo:kill", func() error { j.killAll(); j.closeSysV(); j.dropSysV(); j.dropIPC(); return nil })
 		}
 		return err
 	})

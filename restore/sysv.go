@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
@@ -191,15 +190,6 @@ func exceedsSysV(m *image.Manifest, uid uint32, groups []uint32) string {
 		}
 	}
 	return ""
-}
-
-// numberOf is the process id that an entry of /proc is named after, or 0.
-func numberOf(name string) int {
-	n, err := strconv.Atoi(name)
-	if err != nil {
-		return 0
-	}
-	return n
 }
 
 // mapsSysV reports whether a process has a segment attached.

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -335,12 +334,8 @@ func segmentsThere(m *image.Manifest) map[image.ObjRef]bool {
 
 // attacher returns a process that has a segment attached, or 0.
 func attacher(id int32) int {
-	names, err := os.ReadDir("/proc")
-	if err != nil {
-		return 0
-	}
-	for _, n := range names {
-		if pid := numberOf(n.Name()); pid != 0 && mapsSysV(pid, id) {
+	for _, pid := range sysv.Numbers("/proc") {
+		if mapsSysV(pid, id) {
 			return pid
 		}
 	}

@@ -41,7 +41,7 @@ var mayImport = map[string][]string{
 	"ckpt/steplog":   {},
 	"ckpt/image":     {"store"},
 	"ckpt/policy":    {},
-	"ckpt/sysv":      {},
+	"ckpt/sysv":      {"ckpt/procfs"},
 	"ckpt/kind":      {"ckpt/image", "ckpt/policy", "ckpt/procfs", "ckpt/quickread"},
 	"ckpt/task":      {"ckpt/image", "ckpt/procfs", "ckpt/ptrace", "ckpt/quickread"},
 	"ckpt":           {"ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/policy", "ckpt/quickread", "ckpt/task", "ckpt/steplog", "ckpt/sysv", "store"},

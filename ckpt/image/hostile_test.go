@@ -33,6 +33,9 @@ func TestValidate(t *testing.T) {
 		m.Segments[0].SysV = &image.SysVShm{Key: 5, Made: 5, Size: uint64(m.Segments[0].Size)}
 		return &m.Segments[0]
 	}
+	sem := func(id, key int32) image.SemSet {
+		return image.SemSet{Perm: image.IPCPerm{ID: id, Key: key}, Sems: make([]image.Semaphore, 2)}
+	}
 	for _, c := range []struct {
 		path  string
 		spoil func(m *M)
@@ -190,6 +193,22 @@ func TestValidate(t *testing.T) {
 		}},
 		{"mms[0].vmas[2].flags", func(m *M) { shm(m); m.MMs[0].VMAs[2].Flags = 2 }},
 		{"mms[0].vmas[2].offset", func(m *M) { shm(m); m.MMs[0].VMAs[2].Offset = 4096 }},
+		{"sem_sets[0].perm.id", func(m *M) { m.SemSets = []image.SemSet{sem(-1, 0)} }},
+		{"sem_sets[1].perm.id", func(m *M) { m.SemSets = []image.SemSet{sem(1, 0), sem(1, 0)} }},
+		{"sem_sets[1].perm.key", func(m *M) { m.SemSets = []image.SemSet{sem(1, 7), sem(2, 7)} }},
+		{"sem_sets[0].perm.mode", func(m *M) { s := sem(1, 0); s.Perm.Mode = 0o4000; m.SemSets = []image.SemSet{s} }},
+		{"sem_sets[0].sems", func(m *M) { m.SemSets = []image.SemSet{{}} }},
+		{"sem_sets[0].sems", func(m *M) { m.SemSets = []image.SemSet{{Sems: make([]image.Semaphore, 32001)}} }},
+		{"sem_sets[0].sems[0].value", func(m *M) { s := sem(1, 0); s.Sems[0].Value = 32768; m.SemSets = []image.SemSet{s} }},
+		{"sem_sets[0].sems[0].pid", func(m *M) { s := sem(1, 0); s.Sems[0].PID = -1; m.SemSets = []image.SemSet{s} }},
+		{"msg_queues[0].perm.id", func(m *M) { m.MsgQueues = []image.MsgQueue{{Perm: image.IPCPerm{ID: -1}}} }},
+		{"msg_queues[1].perm.id", func(m *M) { m.MsgQueues = make([]image.MsgQueue, 2) }},
+		{"msg_queues[0].count", func(m *M) { m.MsgQueues = []image.MsgQueue{{Count: 1 << 21, Blob: 1}} }},
+		{"msg_queues[0].blob", func(m *M) { m.MsgQueues = []image.MsgQueue{{Count: 1}} }},
+		{"msg_queues[0].blob", func(m *M) { m.MsgQueues = []image.MsgQueue{{Count: 1, Blob: 3}} }},
+		{"msg_queues[0].qbytes", func(m *M) { m.MsgQueues = []image.MsgQueue{{QBytes: 1 << 31}} }},
+		{"msg_queues[0].lspid", func(m *M) { m.MsgQueues = []image.MsgQueue{{LSPID: -1}} }},
+		{"msg_queues[0].lrpid", func(m *M) { m.MsgQueues = []image.MsgQueue{{LRPID: 1 << 30}} }},
 		{"segments[0].size", func(m *M) { m.Segments[0].Size = -1 }},
 		{"segments[0].size", func(m *M) { m.Segments[0].Size = 1<<62 + 1 }},
 		{"blobs[1].len", func(m *M) { m.Blobs[1].Len = -1 }},

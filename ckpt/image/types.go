@@ -29,6 +29,9 @@ type Manifest struct {
 	Lost     []Finding `cbor:"13,keyasint,omitempty" json:"lost,omitempty"`     // what a restore will not bring back, by which policy
 
 	Policies []string `cbor:"14,keyasint,omitempty" json:"policies,omitempty"` // chosen at the checkpoint, other than the defaults: KEY=VALUE (package policy)
+
+	SemSets   []SemSet   `cbor:"15,keyasint,omitempty" json:"sem_sets,omitempty"`   // of System V
+	MsgQueues []MsgQueue `cbor:"16,keyasint,omitempty" json:"msg_queues,omitempty"` // of System V
 }
 
 // Host tells where and on what an image was taken.

@@ -53,7 +53,7 @@ func (m *Manifest) Validate() error {
 			return at(err, "tasks[%d]", i)
 		}
 	}
-	for _, check := range [...]func() error{m.validMMs, m.validFiles, m.validTables, m.validLost, m.validPolicies} {
+	for _, check := range [...]func() error{m.validMMs, m.validFiles, m.validTables, m.validLost, m.validPolicies, m.validIPC} {
 		if err := check(); err != nil {
 			return err
 		}

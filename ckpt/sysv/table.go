@@ -45,8 +45,12 @@ type Msg struct {
 	Perm
 	Bytes, Count uint64
 	LSPID, LRPID int // who sent and who received last
+	STime, RTime int64
 	CTime        int64
 }
+
+// At is when a queue was used or changed last, in seconds.
+func (m *Msg) At() int64 { return max(m.STime, m.RTime, m.CTime) }
 
 // ReadShm reads /proc/sysvipc/shm. A kernel without System V IPC has none.
 func ReadShm() ([]Shm, error) { return read("shm", ParseShm) }
@@ -103,9 +107,7 @@ func ParseMsg(b []byte) ([]Msg, error) {
 	return parse(b, func(l *line) Msg {
 		m := Msg{Perm: l.perm(), Bytes: l.number(), Count: l.number(), LSPID: int(l.signed(32)), LRPID: int(l.signed(32))}
 		l.owners(&m.Perm)
-		l.signed(64)
-		l.signed(64)
-		m.CTime = l.signed(64)
+		m.STime, m.RTime, m.CTime = l.signed(64), l.signed(64), l.signed(64)
 		return m
 	})
 }

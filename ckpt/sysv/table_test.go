@@ -26,7 +26,7 @@ func TestParse(t *testing.T) {
 		t.Errorf("%+v, %v", sem, err)
 	}
 	msg, err := ParseMsg([]byte(msgText))
-	if want := (Msg{Perm{4, -1, 0o622, 10, 11, 12, 13}, 100, 2, 21, 22, 16}); err != nil || len(msg) != 1 || msg[0] != want {
+	if want := (Msg{Perm{4, -1, 0o622, 10, 11, 12, 13}, 100, 2, 21, 22, 14, 15, 16}); err != nil || len(msg) != 1 || msg[0] != want {
 		t.Errorf("%+v, %v", msg, err)
 	}
 	for _, s := range []string{"title\n1 2 3\n", "title\n0 -1 600 1 1 1 1 1 1 1 1 1 1 1\n", "title\n0 1 800 1 1 1 1 1 1 1 1 1 1 1\n"} {
@@ -50,6 +50,34 @@ func TestMapped(t *testing.T) {
 			t.Errorf("%+v is taken", c)
 		}
 	}
+}
+
+func TestPack(t *testing.T) {
+	all := []Message{{1, []byte("one")}, {1 << 40, nil}, {3, make([]byte, 5000)}}
+	b := Pack(all)
+	got, err := Unpack(b, 3)
+	if err != nil || len(got) != 3 || got[0].Type != 1 || string(got[0].Text) != "one" || got[1].Type != 1<<40 || len(got[1].Text) != 0 || len(got[2].Text) != 5000 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, bad := range [][]byte{b[:len(b)-1], b[:10], Pack([]Message{{0, nil}})} {
+		if _, err := Unpack(bad, 3); err == nil {
+			t.Errorf("%d bytes are taken", len(bad))
+		}
+	}
+	if _, err := Unpack(b, 2); err == nil {
+		t.Error("three messages are taken for two")
+	}
+}
+
+func FuzzUnpack(f *testing.F) {
+	f.Add(Pack([]Message{{1, []byte("one")}, {2, nil}}), 2)
+	f.Add([]byte{1, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255}, 1)
+	f.Fuzz(func(t *testing.T, b []byte, n int) {
+		all, err := Unpack(b, n)
+		if err == nil && string(Pack(all)) != string(b) {
+			t.Errorf("%q unpacked is %+v", b, all)
+		}
+	})
 }
 
 func FuzzParse(f *testing.F) {

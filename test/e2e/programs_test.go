@@ -25,6 +25,7 @@ var programs = []program{
 	{"mem_shared", "mem_shared", nil, true},
 	{"sysv_shm", "sysvshm", nil, true},
 	{"sysv_shm_huge", "sysvshm", []string{"huge"}, true},
+	{"sysv_ipc", "sysvipc", nil, true},
 	{"mem_flags", "mem_flags", nil, true},
 	{"mem_hugetlb", "mem_hugetlb", nil, true},
 	{"mem_hugeshared", "mem_hugeshared", nil, true},

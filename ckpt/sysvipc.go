@@ -1,0 +1,195 @@
+package ckpt
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/sysv"
+)
+
+// Semaphore sets and message queues of System V know no maker. One belongs to a tree if a living
+// process of the tree was the last to change a semaphore of it (semop(2), SETVAL, SETALL), or to send or
+// receive a message, or waits in it. If a living process outside of the tree did or does any of that too, it is
+// refused. What nobody who lives has used is nobody's, and not kept; if it was made since the tree began, by a user
+// of whom only the tree has processes, that is on the list of losses.
+//
+// SEM_UNDO adjustments are shown to nobody: package task refuses processes that may have some.
+
+// ipcUse is who used an object of System V last, or waits in it.
+type ipcUse struct {
+	pids  []int32
+	at    int64 // when it was used or changed last, in seconds
+	calls []int64
+}
+
+// objects are the semaphore sets and message queues of this machine.
+type objects struct {
+	sems []sysv.Sem
+	msgs []sysv.Msg
+}
+
+func readObjects() (o objects, err error) {
+	if o.sems, err = sysv.ReadSem(); err == nil {
+		o.msgs, err = sysv.ReadMsg()
+	}
+	return o, err
+}
+
+func semUse(s *sysv.Sem) (ipcUse, error) {
+	pids, err := sysv.LastPIDs(s.ID, s.N)
+	slices.Sort(pids)
+	return ipcUse{slices.Compact(pids), max(s.OTime, s.CTime), sysv.SemCalls}, err
+}
+
+func msgUse(q *sysv.Msg) ipcUse {
+	return ipcUse{[]int32{int32(q.LSPID), int32(q.LRPID)}, q.At(), sysv.MsgCalls}
+}
+
+// checkIPC finds what of the tree's semaphore sets and message queues cannot be kept.
+func (s *survey) checkIPC() error {
+	o, err := readObjects()
+	if err != nil {
+		return err
+	}
+	for i := range o.sems {
+		if u, err := semUse(&o.sems[i]); err == nil { // or it has been removed
+			s.checkObject("SysV semaphore set", &o.sems[i].Perm, u, o.sems[i].CTime)
+		}
+	}
+	for i := range o.msgs {
+		s.checkObject("SysV message queue", &o.msgs[i].Perm, msgUse(&o.msgs[i]), o.msgs[i].CTime)
+	}
+	return nil
+}
+
+func (s *survey) checkObject(kind string, p *sysv.Perm, u ipcUse, ctime int64) {
+	mine, theirs := 0, 0
+	for _, pid := range u.pids {
+		switch {
+		case s.madeBy(int(pid), u.at):
+			mine = int(pid)
+		case sysv.Lives(int(pid), u.at) && s.find(int(pid)) == nil:
+			theirs = int(pid)
+		}
+	}
+	if mine == 0 {
+		mine = sysv.Waits(s.pids(), u.calls, p.ID)
+	}
+	f := image.Finding{PID: int32(mine), FD: image.NoFD, Kind: kind}
+	if mine == 0 {
+		if theirs == 0 && s.mayHaveMade(p, ctime) && sysv.Waits(s.out.others(), u.calls, p.ID) == 0 {
+			f.PID, f.Severity = int32(s.root), image.Lose
+			f.What = fmt.Sprintf("number %d (key %#x) was made by uid %d since the tree began, and nobody who lives has used it, so that it is not known whose it is", p.ID, uint32(p.Key), p.CUID)
+			f.Remedy = "none is needed if it is another program's, or is there at the restore"
+			s.findings = append(s.findings, f)
+		}
+		return
+	}
+	if theirs == 0 {
+		theirs = sysv.Waits(s.out.others(), u.calls, p.ID)
+	}
+	if theirs != 0 {
+		f.Severity = image.Refuse
+		f.What = fmt.Sprintf("pid %d, which is outside the tree, uses number %d (key %#x) too", theirs, p.ID, uint32(p.Key))
+		f.Remedy = fmt.Sprintf("checkpoint a tree that holds pid %d too", theirs)
+		s.findings = append(s.findings, f)
+	}
+}
+
+// mayHaveMade reports whether an object was made by a process of the tree, as far as anybody can tell.
+func (s *survey) mayHaveMade(p *sysv.Perm, ctime int64) bool {
+	if !sysv.StartedBefore(&s.procs[0].stat, ctime-1) {
+		return false
+	}
+	if !slices.ContainsFunc(s.procs, func(l *looked) bool { return !l.zombie() && l.status.Uid[1] == p.CUID }) {
+		return false
+	}
+	return !slices.ContainsFunc(s.out.others(), func(pid int) bool {
+		st, err := readStatus(pid)
+		return err == nil && st.Uid[1] == p.CUID
+	})
+}
+
+// waitsFrozen reports whether a thread of the frozen tree was in such a call with that id.
+func (c *Checkpoint) waitsFrozen(calls []int64, id int32) bool {
+	for _, p := range c.procs {
+		for _, th := range p.threads {
+			r := &th.state.Regs
+			if slices.Contains(calls, int64(r.Orig_rax)) && int32(r.Rdi) == id {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// owns reports whether an object belongs to the frozen tree.
+func (c *Checkpoint) owns(u ipcUse, id int32) bool {
+	return slices.ContainsFunc(u.pids, func(pid int32) bool { return c.madeBy(int(pid), u.at) }) || c.waitsFrozen(u.calls, id)
+}
+
+// captureIPC reads the semaphore sets and message queues of the tree.
+func (c *Checkpoint) captureIPC() error {
+	o, err := readObjects()
+	if err != nil {
+		return err
+	}
+	for i := range o.sems {
+		s := &o.sems[i]
+		u, err := semUse(s)
+		if err != nil || !c.owns(u, s.ID) {
+			continue // or it has just been removed, by somebody outside
+		}
+		set, err := captureSem(s)
+		if err != nil {
+			return fmt.Errorf("pid %d: %w", c.procs[0].pid, err)
+		}
+		c.m.SemSets = append(c.m.SemSets, set)
+	}
+	for i := range o.msgs {
+		q := &o.msgs[i]
+		if !c.owns(msgUse(q), q.ID) {
+			continue
+		}
+		queue, err := c.captureMsg(q)
+		if err != nil {
+			return fmt.Errorf("pid %d: %w", c.procs[0].pid, err)
+		}
+		c.m.MsgQueues = append(c.m.MsgQueues, queue)
+	}
+	return nil
+}
+
+func captureSem(s *sysv.Sem) (image.SemSet, error) {
+	set := image.SemSet{Perm: permOf(&s.Perm), Used: s.OTime != 0, Sems: make([]image.Semaphore, s.N)}
+	values, err := sysv.Values(s.ID, s.N)
+	if err != nil {
+		return set, err
+	}
+	pids, err := sysv.LastPIDs(s.ID, s.N)
+	if err != nil {
+		return set, err
+	}
+	for i := range set.Sems {
+		set.Sems[i] = image.Semaphore{Value: uint32(values[i]), PID: pids[i]}
+	}
+	return set, nil
+}
+
+func (c *Checkpoint) captureMsg(q *sysv.Msg) (image.MsgQueue, error) {
+	queue := image.MsgQueue{Perm: permOf(&q.Perm), Count: uint32(q.Count), LSPID: int32(q.LSPID), LRPID: int32(q.LRPID)}
+	var err error
+	if queue.QBytes, err = sysv.QBytes(q.ID); err != nil || q.Count == 0 {
+		return queue, err
+	}
+	all, err := sysv.Copy(q)
+	if err == nil {
+		queue.Blob = c.blob(sysv.Pack(all))
+	}
+	return queue, err
+}
+
+func permOf(p *sysv.Perm) image.IPCPerm {
+	return image.IPCPerm{ID: p.ID, Key: p.Key, Mode: p.Mode & 0o777, UID: p.UID, GID: p.GID, CUID: p.CUID, CGID: p.CGID}
+}
