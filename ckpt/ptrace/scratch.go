@@ -37,9 +37,10 @@ func (r *Remote) mapScratch() error {
 	if err := r.setNote(addr); err != nil {
 		return err
 	}
-	_, err = r.Syscall(unix.SYS_MMAP, addr, scratchSize, unix.PROT_READ|unix.PROT_WRITE,
-		unix.MAP_SHARED|unix.MAP_ANONYMOUS|unix.MAP_FIXED_NOREPLACE, ^uint64(0), 0)
-	if err != nil {
+	if err := r.mmapUnlimited(addr); errors.Is(err, unix.EAGAIN) {
+		return fmt.Errorf("pid %d: map %d bytes of scratch memory: %w: mlockall(MCL_FUTURE) locks it, and the limit of locked memory does not allow that (prlimit --pid %d --memlock=...)",
+			r.pid, scratchSize, err, r.pid)
+	} else if err != nil {
 		return fmt.Errorf("pid %d: map %d bytes of scratch memory: %w (limits: ulimit -v, vm.max_map_count)", r.pid, scratchSize, err)
 	}
 	r.scratch = scratch{addr: addr, size: scratchSize, data: addr + scratchHead,
@@ -56,6 +57,28 @@ func (r *Remote) mapScratch() error {
 		return err
 	}
 	return nil // refused (PR_SET_MDWE, SELinux): batches go call by call
+}
+
+// mmapUnlimited maps it, and lifts the target's limit of locked memory for the moment if that is in the way.
+func (r *Remote) mmapUnlimited(addr uint64) error {
+	mmap := func() error {
+		_, err := r.Syscall(unix.SYS_MMAP, addr, scratchSize, unix.PROT_READ|unix.PROT_WRITE,
+			unix.MAP_SHARED|unix.MAP_ANONYMOUS|unix.MAP_FIXED_NOREPLACE, ^uint64(0), 0)
+		return err
+	}
+	err := mmap()
+	if !errors.Is(err, unix.EAGAIN) {
+		return err
+	}
+	old, ok := r.liftLimit(unix.RLIMIT_MEMLOCK)
+	if !ok {
+		return err
+	}
+	err = mmap()
+	if e := unix.Prlimit(r.pid, unix.RLIMIT_MEMLOCK, &old, nil); e != nil {
+		err = errors.Join(err, fmt.Errorf("pid %d: set RLIMIT_MEMLOCK back to %d: %w", r.pid, old.Cur, e))
+	}
+	return err
 }
 
 // writeCode writes batchCode, with its mark before it.

@@ -165,7 +165,7 @@ func (r *Remote) cloneUnlimited(flags uint64, deadline time.Time) (*Thread, int,
 	if !errors.Is(err, unix.EAGAIN) {
 		return h, nspid, err
 	}
-	old, ok := r.liftLimit()
+	old, ok := r.liftLimit(unix.RLIMIT_NPROC)
 	if !ok {
 		return nil, 0, err // pids.max, or not allowed: the first error says it
 	}
@@ -176,14 +176,14 @@ func (r *Remote) cloneUnlimited(flags uint64, deadline time.Time) (*Thread, int,
 	return h, nspid, err
 }
 
-// liftLimit lifts the target's RLIMIT_NPROC as far as we may and returns what it was.
-func (r *Remote) liftLimit() (old unix.Rlimit, ok bool) {
-	if unix.Prlimit(r.pid, unix.RLIMIT_NPROC, nil, &old) != nil {
+// liftLimit lifts a limit of the target as far as we may and returns what it was.
+func (r *Remote) liftLimit(resource int) (old unix.Rlimit, ok bool) {
+	if unix.Prlimit(r.pid, resource, nil, &old) != nil {
 		return old, false
 	}
 	for _, most := range []uint64{unix.RLIM_INFINITY, old.Max} { // beyond Max it takes CAP_SYS_RESOURCE
 		l := unix.Rlimit{Cur: most, Max: most}
-		if most > old.Cur && unix.Prlimit(r.pid, unix.RLIMIT_NPROC, &l, nil) == nil {
+		if most > old.Cur && unix.Prlimit(r.pid, resource, &l, nil) == nil {
 			return old, true
 		}
 	}
