@@ -252,7 +252,10 @@ func (c *Checkpoint) captureMemory(p *proc, locked uint64) (err error) {
 	if step != nil {
 		defer func() { step.Count("vmas", int64(len(p.mem.areas))).Count("copied", p.mem.copied()).End(err) }()
 	}
-	if err := p.readAreas(!c.snapshots()); err != nil || !c.snapshots() {
+	if err := p.readAreas(!c.snapshots()); err != nil {
+		return err
+	}
+	if err := p.readPolicies(); err != nil || !c.snapshots() {
 		return err
 	}
 	if locked > 0 && !p.locksKnown(locked) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"golang.org/x/sys/unix"
@@ -19,6 +20,8 @@ type proc struct {
 	threads []*thread   // the leader first
 	remote  *ptrace.Remote
 	mem     memory
+
+	policies map[uint64]*image.MemPolicy // NUMA policies of mappings, by where they start
 }
 
 // thread is one stopped thread.

@@ -239,6 +239,7 @@ func mapVMA(b *ptrace.Batch, v *image.VMA, fd func() uint64) {
 
 // adviseEarly queues what comes before a VMA is filled.
 func adviseEarly(b *ptrace.Batch, v *image.VMA) {
+	task.WritePolicy(b, v)        // this where they lie
 	for _, f := range v.VMFlags { // these decide whether the pages to come are huge
 		switch f {
 		case "hg":

@@ -120,6 +120,8 @@ type Thread struct {
 	Blocked    *Blocked  `cbor:"16,keyasint,omitempty" json:"blocked,omitempty"`
 	SUD        []byte    `cbor:"17,keyasint,omitempty" json:"sud,omitempty"`     // struct ptrace_sud_config, if syscall user dispatch is on
 	Seccomp    []Seccomp `cbor:"18,keyasint,omitempty" json:"seccomp,omitempty"` // oldest filter first
+
+	MemPolicy *MemPolicy `cbor:"30,keyasint,omitempty" json:"mem_policy,omitempty"` // set_mempolicy(2); nil: the default
 }
 
 // Blocked tells of a timed syscall that a thread was asleep in and that only the kernel's
@@ -279,6 +281,8 @@ type VMA struct {
 	THP     bool       `cbor:"12,keyasint,omitempty" json:"thp,omitempty"`    // held huge pages: refilled with huge pages
 	Guards  []Extent   `cbor:"13,keyasint,omitempty" json:"guards,omitempty"` // guard regions (MADV_GUARD_INSTALL)
 	Was     string     `cbor:"14,keyasint,omitempty" json:"was,omitempty"`    // the deleted name that maps showed, if File was found under another one
+
+	MemPolicy *MemPolicy `cbor:"15,keyasint,omitempty" json:"mem_policy,omitempty"` // mbind(2); nil: that of the thread
 }
 
 // Extent is a run of pages that the image holds. Start and Len are multiples of the

@@ -50,3 +50,9 @@ type MsgQueue struct {
 	LSPID  int32   `cbor:"5,keyasint,omitempty" json:"lspid"` // who sent last, perhaps gone; 0: nobody
 	LRPID  int32   `cbor:"6,keyasint,omitempty" json:"lrpid"` // who received last
 }
+
+// MemPolicy is a NUMA policy (mbind(2)).
+type MemPolicy struct {
+	Mode  uint32 `cbor:"1,keyasint" json:"mode"`            // MPOL_* and MPOL_F_*
+	Nodes []byte `cbor:"2,keyasint,omitempty" json:"nodes"` // bits, little endian
+}

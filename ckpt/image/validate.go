@@ -329,6 +329,7 @@ func (v *validator) thread(th *Thread, leader bool) error {
 		within("prctl.pdeathsig", int64(th.Prctl.PDeathSig), 0, maxSignal),
 		within("sud", int64(len(th.SUD)), 0, 256),
 		filters(th.Seccomp),
+		th.MemPolicy.validate("mem_policy"),
 	)
 }
 

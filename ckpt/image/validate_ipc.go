@@ -84,3 +84,22 @@ func (q *MsgQueue) validate(blobs int) error {
 	}
 	return err
 }
+
+const (
+	maxPolicy   = 6       // MPOL_WEIGHTED_INTERLEAVE
+	policyFlags = 7 << 13 // MPOL_F_NUMA_BALANCING, MPOL_F_RELATIVE_NODES, MPOL_F_STATIC_NODES
+	maxNodes    = 128     // bytes
+)
+
+// validate checks a NUMA policy; nil is the default.
+func (p *MemPolicy) validate(field string) error {
+	switch {
+	case p == nil:
+		return nil
+	case p.Mode&^policyFlags == 0 || p.Mode&^policyFlags > maxPolicy:
+		return bad(field, "has the mode %#x", p.Mode)
+	case len(p.Nodes) > maxNodes:
+		return bad(field, "has nodes in %d bytes", len(p.Nodes))
+	}
+	return nil
+}

@@ -114,6 +114,7 @@ func (v *VMA) validate(after uint64, m *Manifest) error {
 		v.backing(m),
 		validExtents("extents", v.Extents, v.Start, v.End),
 		v.validGuards(),
+		v.MemPolicy.validate("mem_policy"),
 	)
 }
 

@@ -32,6 +32,7 @@ type Status struct {
 	SeccompFilters               int
 	SpeculationStoreBypass       string
 	SpeculationIndirectBranch    string
+	MemsAllowed                  string // Mems_allowed_list: NUMA nodes, such as "0-1"
 }
 
 // statusNeeded is how many of the keys are counted by parseLine as those no reader can do
@@ -194,6 +195,8 @@ func (s *Status) parseMisc(key string, v []byte) (known, ok bool) {
 	switch key {
 	case "Kthread":
 		s.Kthread, ok = flag(v)
+	case "Mems_allowed_list":
+		s.MemsAllowed, ok = string(v), true
 	case "Seccomp":
 		s.Seccomp, ok = smallInt(v)
 	case "Seccomp_filters":

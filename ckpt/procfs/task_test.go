@@ -56,7 +56,7 @@ func TestParseStatus(t *testing.T) {
 		NStgid: []int{pid}, NSpid: []int{pid}, NSpgid: s.NSpgid, NSsid: s.NSsid,
 		VmRSS: s.VmRSS, VmLck: 4 << 10, THPEnabled: true, UntagMask: 1<<64 - 1, Threads: 1, SigQMax: s.SigQMax, SigIgn: s.SigIgn,
 		CapPrm: 0x1fffeffffff, CapEff: 0x1fffeffffff, CapBnd: 0x1fffeffffff,
-		SpeculationStoreBypass: "vulnerable", SpeculationIndirectBranch: "always enabled"}
+		SpeculationStoreBypass: "vulnerable", SpeculationIndirectBranch: "always enabled", MemsAllowed: "0"}
 	if !reflect.DeepEqual(s, want) || s.VmRSS == 0 {
 		t.Errorf("got %+v\nwant %+v", s, want)
 	}

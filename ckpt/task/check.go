@@ -9,7 +9,6 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/quickread"
-	"golang.org/x/sys/unix"
 )
 
 // checker collects the findings about one process.
@@ -26,8 +25,8 @@ type checker struct {
 // Check lists what of a process and its threads cannot be kept: kernel threads, zombies whose
 // threads live, namespaces unlike ours, seccomp filters, security labels, directories and
 // executables that are gone, threads with directories or descriptors of their own, io_uring and
-// vhost workers, asynchronous I/O contexts, SysV semaphore undo, timers of dead threads, NUMA
-// policies, scheduling that has no place in an image, shadow stacks, 32-bit programs; and as
+// vhost workers, asynchronous I/O contexts, SysV semaphore undo, timers of dead threads,
+// scheduling that has no place in an image, shadow stacks, 32-bit programs; and as
 // losses, by policy, cgroup, audit login id and a Landlock sandbox that there may be. It changes
 // nothing, works on running processes and needs the right to ptrace them.
 func Check(pid int, findings func(image.Finding)) error {
@@ -72,7 +71,7 @@ func (c *checker) check() (err error) {
 	if c.personality, err = readPersonality(c.pid, 0); err != nil {
 		return err
 	}
-	for _, f := range []func() error{c.namespaces, c.labels, c.dirs, c.program, c.aio, c.mempolicy, c.undo, c.timers, c.losses} {
+	for _, f := range []func() error{c.namespaces, c.labels, c.dirs, c.program, c.aio, c.undo, c.timers, c.losses} {
 		if err := f(); err != nil {
 			return err
 		}
@@ -126,45 +125,6 @@ func (c *checker) aio() error {
 		}
 	}
 	return nil
-}
-
-// mempolicy finds NUMA policies, of the leader or of single mappings.
-func (c *checker) mempolicy() error {
-	b, err := quickread.File(taskPath(c.pid, 0, "numa_maps"))
-	if errors.Is(err, unix.ENOENT) {
-		return nil // a kernel without NUMA
-	}
-	if err != nil {
-		return err
-	}
-	if addr, policy := findPolicy(b); policy != "" {
-		c.findings(image.Finding{Severity: image.Refuse, PID: int32(c.pid), FD: image.NoFD, Addr: addr, Kind: "memory policy",
-			What: fmt.Sprintf("the NUMA policy %q is set, which is not kept", policy), Remedy: remedyMempolicy})
-	}
-	return nil
-}
-
-// findPolicy returns the first mapping of /proc/PID/numa_maps with a policy other than "default".
-func findPolicy(b []byte) (addr uint64, policy string) {
-	for line := range bytes.Lines(b) {
-		var p string
-		if n, _ := fmt.Sscanf(string(firstFields(line)), "%x %s", &addr, &p); n == 2 && p != "default" {
-			return addr, p
-		}
-	}
-	return 0, ""
-}
-
-// firstFields cuts a line of numa_maps behind its first two words, so that the common case stays cheap.
-func firstFields(line []byte) []byte {
-	i := bytes.IndexByte(line, ' ')
-	if i < 0 {
-		return nil
-	}
-	if j := bytes.IndexByte(line[i+1:], ' '); j >= 0 {
-		return line[:i+1+j]
-	}
-	return line
 }
 
 func (c *checker) timers() error {

@@ -32,7 +32,6 @@ func TestCheckRefuses(t *testing.T) {
 	for piece, words := range map[string][]string{
 		"seccomp":                {"(seccomp)", "--security-opt seccomp=unconfined"},
 		"aio":                    {" at 0x", "(AIO context)", "io_setup(2)"},
-		"policy":                 {"(memory policy)", `"bind:0"`, "numactl"},
 		"deadline":               {"(SCHED_DEADLINE)", "chrt -o -p 0 "},
 		"uring":                  {" thread ", "(io_uring worker)", "the kernel runs"},
 		"thread=own-fs":          {" thread ", "(own working directory)", "CLONE_FS"},

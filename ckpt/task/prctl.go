@@ -135,17 +135,3 @@ func readKeyrings(q *queue, tid int32) {
 		})
 	}
 }
-
-// readMempolicy queues a look at the thread's NUMA policy.
-func readMempolicy(q *queue, tid int32) {
-	buf := q.b.Alloc(8)
-	r := q.b.Call(unix.SYS_GET_MEMPOLICY, buf.Addr(), 0, 0, 0, 0).Label("read the memory policy").Ignore()
-	q.then(func() error {
-		if mode := le.Uint32(buf.Bytes()); r.Err() == nil && mode != 0 { // ENOSYS: no NUMA here
-			return q.refused(tid, "memory policy", fmt.Sprintf("a NUMA policy is set (mode %#x), which is not kept", mode), remedyMempolicy)
-		}
-		return nil
-	})
-}
-
-const remedyMempolicy = "start the program without numactl or set_mempolicy(2), mbind(2)"

@@ -200,7 +200,7 @@ func CheckRestore(t *image.Task, mm *image.MM) error {
 	}
 	errs := []error{checkRlimits(int(t.PID), t.Rlimits, own), checkTimerIDs(t, exactTimerIDs()), checkPending(t)}
 	if mm != nil {
-		errs = append(errs, checkMM(t.PID, mm))
+		errs = append(errs, checkMM(t.PID, mm), checkPolicies(t, mm))
 	}
 	for i := range t.Threads {
 		th := &t.Threads[i]

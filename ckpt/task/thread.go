@@ -72,7 +72,7 @@ func ReadThreadInside(b *ptrace.Batch, th *image.Thread) (done func() error) {
 	readPrctl(q, th)
 	readCPUID(q, th)
 	readKeyrings(q, th.TID)
-	readMempolicy(q, th.TID)
+	readMempolicy(q, th)
 	return q.done
 }
 
@@ -90,6 +90,7 @@ func WriteThread(b *ptrace.Batch, th *image.Thread) {
 	}
 	writePrctl(b, th)
 	writeCPUID(b, th)
+	writeMempolicy(b, th)
 }
 
 // WriteThreadOutside sets the scheduling of a thread from outside. warn is for what

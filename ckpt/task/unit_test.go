@@ -76,16 +76,24 @@ func TestAffinityError(t *testing.T) {
 	}
 }
 
-func TestFindPolicy(t *testing.T) {
-	const plain = "55cf94e62000 default file=/usr/bin/head mapped=2 N0=2\n7ffc5d8fe000 default stack anon=3\n"
-	if addr, p := findPolicy([]byte(plain)); p != "" {
-		t.Errorf("got %x %q", addr, p)
-	}
-	if addr, p := findPolicy([]byte(plain + "7f0000000000 interleave:0-1 anon=3\n")); addr != 0x7f0000000000 || p != "interleave:0-1" {
-		t.Errorf("got %x %q", addr, p)
-	}
-	if addr, p := findPolicy([]byte("7f0000000000 bind:0\n")); addr != 0x7f0000000000 || p != "bind:0" {
-		t.Errorf("got %x %q", addr, p)
+// TestPolicyNodes: a node that this machine lacks is named, as the kernel would leave it out.
+func TestPolicyNodes(t *testing.T) {
+	here := &image.MemPolicy{Mode: 2, Nodes: []byte{1}}
+	far := &image.MemPolicy{Mode: 3, Nodes: []byte{1, 0, 2}}
+	folded := &image.MemPolicy{Mode: 3 | mpolRelativeNodes, Nodes: []byte{1, 0, 2}}
+	local := &image.MemPolicy{Mode: 4}
+	for _, c := range []struct {
+		thread, vma *image.MemPolicy
+		want        string
+	}{
+		{nil, nil, ""}, {here, folded, ""}, {local, local, ""},
+		{far, nil, "thread 8 has a memory policy (mode 0x3) with the NUMA nodes 0,17, and this machine lets us have memory of 0"},
+		{here, far, "pid 7: the memory at 0x1000 has a memory policy (mode 0x3) with the NUMA nodes 0,17"},
+	} {
+		err := checkPolicies(&image.Task{PID: 7, Threads: []image.Thread{{TID: 8, MemPolicy: c.thread}}}, &image.MM{VMAs: []image.VMA{{Start: 0x1000, MemPolicy: c.vma}}})
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v", c, err)
+		}
 	}
 }
 

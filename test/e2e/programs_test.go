@@ -26,6 +26,7 @@ var programs = []program{
 	{"sysv_shm", "sysvshm", nil, true},
 	{"sysv_shm_huge", "sysvshm", []string{"huge"}, true},
 	{"sysv_ipc", "sysvipc", nil, true},
+	{"numa", "numa", nil, true},
 	{"mem_locked", "mem_locked", nil, true},
 	{"mem_locked_future", "mem_locked", []string{"future"}, true},
 	{"mem_locked_all", "mem_locked", []string{"all"}, true},

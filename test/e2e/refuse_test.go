@@ -102,6 +102,13 @@ func TestBlockedAccept(t *testing.T) {
 	r.Pass(true)
 }
 
+// TestPolicyPart refuses memory with a NUMA policy that only another mapping tells the borders of.
+func TestPolicyPart(t *testing.T) {
+	r := harness.Start(t, "refuse", "numapart")
+	fails(t, []string{harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null"}, "pid "+itoa(r.PID), "(memory policy)", "NUMA policy in one part and not in another", "mbind(2)")
+	r.Pass(false)
+}
+
 // TestTraced refuses a tree in which somebody traces somebody.
 func TestTraced(t *testing.T) {
 	r := harness.Start(t, "refuse", "traced")

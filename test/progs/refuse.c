@@ -119,6 +119,13 @@ static void make(const char *what)
 			MUST(mq_send(q, "hi", 2, 0));
 		else
 			MUST(mq_notify(q, &ev));
+	} else if (strcmp(what, "numapart") == 0) {
+		// A policy of a part of shared memory, made through another mapping.
+		int m = MUST(memfd_create("numa", 0));
+		MUST(ftruncate(m, 8 * 4096));
+		void *whole = mmap(NULL, 8 * 4096, PROT_READ, MAP_SHARED, m, 0), *part = mmap(NULL, 4096, PROT_READ, MAP_SHARED, m, 0);
+		CHECK(whole != MAP_FAILED && part != MAP_FAILED, "mmap");
+		MUST(syscall(SYS_mbind, part, 4096, 2, &(unsigned long){1}, 64, 0));
 	} else if (strcmp(what, "brokenlease") == 0) {
 		signal(SIGIO, SIG_IGN);
 		MUST(fcntl(lockfile(), F_SETLEASE, F_WRLCK));
