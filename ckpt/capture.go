@@ -255,7 +255,7 @@ func (c *Checkpoint) captureMemory(p *proc, locked uint64) (err error) {
 	if err := p.readAreas(!c.snapshots()); err != nil {
 		return err
 	}
-	if err := p.readPolicies(); err != nil || !c.snapshots() {
+	if err := p.readPolicies(c.o.policies || !c.snapshots()); err != nil || !c.snapshots() {
 		return err
 	}
 	if locked > 0 && !p.locksKnown(locked) {
@@ -284,6 +284,9 @@ func (c *Checkpoint) captureMemory(p *proc, locked uint64) (err error) {
 	c.log("pid %d: no copy-on-write snapshot (%v): its memory is copied while it is frozen", p.pid, err)
 	p.mem.free()
 	if err := p.readAreas(true); err != nil {
+		return err
+	}
+	if err := p.readPolicies(true); err != nil {
 		return err
 	}
 	return p.copyFrozen(true)

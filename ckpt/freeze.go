@@ -22,6 +22,7 @@ type proc struct {
 	mem     memory
 
 	policies map[uint64]*image.MemPolicy // NUMA policies of mappings, by where they start
+	asked    bool                        // for all of them
 }
 
 // thread is one stopped thread.

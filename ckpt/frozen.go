@@ -74,6 +74,7 @@ func (z *Frozen) Take(ctx context.Context, o Options) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
+	o.policies = true // it is still anyway
 	c := newCheckpoint(o, op, z.tr)
 	if c.m.Host, err = hostInfo(s.root); err != nil {
 		return c.complete(s, err)

@@ -22,6 +22,9 @@ func (c *Checkpoint) finishManifest(s *survey) error {
 			if err := p.refine(); err != nil {
 				return err
 			}
+			if err := p.checkPolicies(); err != nil {
+				return err
+			}
 		}
 		if err := c.addVMAs(&c.m.MMs[i], p); err != nil {
 			return err

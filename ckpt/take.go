@@ -60,6 +60,8 @@ type Options struct {
 	Log     func(string) // a line for NAME.log; may be nil
 	Steps   *steplog.Log // gets a line about each step; may be nil
 	Policy  policy.Set   // what was chosen, and goes into the image; may be nil
+
+	policies bool // ask about the NUMA policies of mappings
 }
 
 // Checkpoint is a checkpoint whose state is captured and whose pages wait to be streamed.
@@ -117,6 +119,9 @@ func Take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 		switch {
 		case err == nil:
 			return c, nil
+		case errors.Is(err, errPolicies) && !o.policies:
+			o.policies = true
+			continue
 		case errors.Is(err, errRaced) && try < retries:
 		case inVfork(err) && time.Since(start) < o.Timeout:
 		default:

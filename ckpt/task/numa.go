@@ -36,9 +36,16 @@ func readMempolicy(q *queue, th *image.Thread) {
 
 // policyOf is the policy that a call has read, nil for the default.
 func policyOf(r *ptrace.Ret, buf ptrace.Buf) *image.MemPolicy {
-	b := buf.Bytes()
+	if r.Err() != nil { // ENOSYS: no NUMA here
+		return nil
+	}
+	return decodePolicy(buf.Bytes())
+}
+
+// decodePolicy takes a mode and, 8 bytes on, the nodes.
+func decodePolicy(b []byte) *image.MemPolicy {
 	mode := le.Uint32(b)
-	if r.Err() != nil || mode == 0 { // ENOSYS: no NUMA here
+	if mode == 0 {
 		return nil
 	}
 	return &image.MemPolicy{Mode: mode, Nodes: trim(append([]byte(nil), b[8:]...))}
@@ -48,8 +55,8 @@ func policyOf(r *ptrace.Ret, buf ptrace.Buf) *image.MemPolicy {
 // not in the result. batch begins a batch in the process.
 func ReadPolicies(batch func() (*ptrace.Batch, error), addrs []uint64) (map[uint64]*image.MemPolicy, error) {
 	var found []uint64
-	err := eachPolicy(batch, addrs, 8, func(addr uint64, r *ptrace.Ret, buf ptrace.Buf) {
-		if r.Err() == nil && le.Uint32(buf.Bytes()) != 0 {
+	err := eachPolicy(batch, addrs, 4, func(addr uint64, b []byte) {
+		if le.Uint32(b) != 0 {
 			found = append(found, addr)
 		}
 	})
@@ -57,37 +64,41 @@ func ReadPolicies(batch func() (*ptrace.Batch, error), addrs []uint64) (map[uint
 		return nil, err
 	}
 	out := map[uint64]*image.MemPolicy{}
-	return out, eachPolicy(batch, found, 8+nodesBytes, func(addr uint64, r *ptrace.Ret, buf ptrace.Buf) { out[addr] = policyOf(r, buf) })
+	return out, eachPolicy(batch, found, 8+nodesBytes, func(addr uint64, b []byte) { out[addr] = decodePolicy(b) })
 }
 
 // eachPolicy asks about each address, with room for the mode and perhaps the nodes.
-func eachPolicy(batch func() (*ptrace.Batch, error), addrs []uint64, room int, f func(addr uint64, r *ptrace.Ret, buf ptrace.Buf)) error {
+func eachPolicy(batch func() (*ptrace.Batch, error), addrs []uint64, room int, f func(addr uint64, b []byte)) error {
+	const callSize = 72 // in a batch
 	for len(addrs) > 0 {
 		b, err := batch()
 		if err != nil {
 			return err
 		}
-		var rets []*ptrace.Ret
-		var bufs []ptrace.Buf
-		for len(rets) < len(addrs) && (len(rets) == 0 || b.Room() > 256+room) {
-			buf := b.Alloc(room)
-			nodes, maxNodes := uint64(0), uint64(0)
-			if room > 8 {
-				nodes, maxNodes = buf.Addr()+8, maxNode
+		now := addrs[:min(len(addrs), max(1, (b.Room()-1024)/(callSize+room)))]
+		buf := b.Alloc(room * len(now))
+		nodes, maxNodes := uint64(0), uint64(0)
+		if room > 8 {
+			nodes, maxNodes = 8, maxNode
+		}
+		var last *ptrace.Ret
+		for i, addr := range now {
+			at := buf.Addr() + uint64(i*room)
+			if nodes != 0 {
+				nodes = at + 8
 			}
-			rets = append(rets, b.Call(unix.SYS_GET_MEMPOLICY, buf.Addr(), nodes, maxNodes, addrs[len(rets)], mpolFAddr).Ignore())
-			bufs = append(bufs, buf)
+			last = b.Call(unix.SYS_GET_MEMPOLICY, at, nodes, maxNodes, addr, mpolFAddr).Ignore()
 		}
 		if err := b.Run(); err != nil {
 			return err
 		}
-		for i, r := range rets {
-			if errors.Is(r.Err(), unix.ENOSYS) {
-				return nil // no NUMA here
-			}
-			f(addrs[i], r, bufs[i])
+		if errors.Is(last.Err(), unix.ENOSYS) {
+			return nil // no NUMA here
 		}
-		addrs = addrs[len(rets):]
+		for i, addr := range now {
+			f(addr, buf.Bytes()[i*room:(i+1)*room]) // zeros, which is the default, if the call failed
+		}
+		addrs = addrs[len(now):]
 	}
 	return nil
 }
