@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"github.com/ckptfs/ckptfs/ckpt/task"
 )
 
@@ -23,7 +24,7 @@ func (p *proc) checkPolicies() error {
 	if p.mem.snap == nil || p.asked {
 		return nil
 	}
-	b, err := readFile(procPath(p.mem.pid, "numa_maps"))
+	b, err := quickread.File(procPath(p.mem.pid, "numa_maps"))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // a kernel without NUMA
 	}

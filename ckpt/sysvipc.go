@@ -14,7 +14,7 @@ import (
 // refused. What nobody who lives has used is nobody's, and not kept; if it was made since the tree began, by a user
 // of whom only the tree has processes, that is on the list of losses.
 //
-// SEM_UNDO adjustments are shown to nobody: package task refuses processes that may have some.
+// A process with SEM_UNDO adjustments in a set uses it, whoever was the last.
 
 // ipcUse is who used an object of System V last, or waits in it.
 type ipcUse struct {
@@ -135,16 +135,24 @@ func (c *Checkpoint) captureIPC() error {
 	if err != nil {
 		return err
 	}
+	undo, err := c.readUndo(o.sems)
+	if err != nil {
+		return err
+	}
 	for i := range o.sems {
 		s := &o.sems[i]
 		u, err := semUse(s)
-		if err != nil || !c.owns(u, s.ID) {
+		if err != nil || !c.owns(u, s.ID) && undo[s.ID] == nil {
 			continue // or it has just been removed, by somebody outside
+		}
+		if err := c.checkUndo(s, u, undo[s.ID]); err != nil {
+			return err
 		}
 		set, err := captureSem(s)
 		if err != nil {
 			return fmt.Errorf("pid %d: %w", c.procs[0].pid, err)
 		}
+		set.Undo = undo[s.ID]
 		c.m.SemSets = append(c.m.SemSets, set)
 	}
 	for i := range o.msgs {
@@ -157,6 +165,16 @@ func (c *Checkpoint) captureIPC() error {
 			return fmt.Errorf("pid %d: %w", c.procs[0].pid, err)
 		}
 		c.m.MsgQueues = append(c.m.MsgQueues, queue)
+	}
+	return nil
+}
+
+// checkUndo refuses a set in which the tree has adjustments and that somebody outside used last.
+func (c *Checkpoint) checkUndo(s *sysv.Sem, u ipcUse, undo []image.SemUndo) error {
+	for _, pid := range u.pids {
+		if len(undo) > 0 && sysv.Lives(int(pid), u.at) && !slices.ContainsFunc(c.procs, func(p *proc) bool { return p.pid == int(pid) }) {
+			return undoRefused(int(undo[0].PID), fmt.Sprintf("it has an adjustment (SEM_UNDO) in the set %d, which pid %d outside the tree uses too", s.ID, pid))
+		}
 	}
 	return nil
 }

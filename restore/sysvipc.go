@@ -162,7 +162,7 @@ func (j *job) makeSem(o *object, set *image.SemSet) error {
 		return err
 	}
 	if set.Used {
-		if err := j.useSem(set); err != nil {
+		if err := j.useSem(o, set); err != nil {
 			return err
 		}
 	}
@@ -193,21 +193,17 @@ func (j *job) makeSem(o *object, set *image.SemSet) error {
 			return err
 		}
 	}
+	if err := j.makeUndo(o, set); err != nil {
+		return err
+	}
 	return sysv.Set("sem", permOf(o.perm))
 }
 
 // useSem calls semop(2), so that sem_otime tells that somebody has; programs wait for that. The call waits for a
 // semaphore to be 0, which all are yet.
-func (j *job) useSem(set *image.SemSet) error {
+func (j *job) useSem(o *object, set *image.SemSet) error {
 	i := max(slices.IndexFunc(set.Sems, func(s image.Semaphore) bool { return s.PID != 0 }), 0)
-	p := j.alive()[0]
-	op := []byte{byte(i), byte(i >> 8), 0, 0, 0, sysv.IPCNoWait >> 8} // struct sembuf
-	at, err := j.put(p, 0, op)
-	if err != nil {
-		return err
-	}
-	_, err = p.call("semop", unix.SYS_SEMOP, uint64(set.Perm.ID), at, 1)
-	return err
+	return j.semop(j.alive()[0], o, []sysv.SemOp{{Num: uint16(i)}})
 }
 
 // maxStandIns is how many processes are made for those that used objects last and are gone.

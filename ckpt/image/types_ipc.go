@@ -33,6 +33,14 @@ type SemSet struct {
 	Perm IPCPerm     `cbor:"1,keyasint" json:"perm"`
 	Sems []Semaphore `cbor:"2,keyasint" json:"sems"`
 	Used bool        `cbor:"3,keyasint,omitempty" json:"used"` // semop(2) has been called: sem_otime is not 0
+	Undo []SemUndo   `cbor:"4,keyasint,omitempty" json:"undo,omitempty"`
+}
+
+// SemUndo is what the kernel adds to a semaphore when a process ends (SEM_UNDO).
+type SemUndo struct {
+	PID int32  `cbor:"1,keyasint" json:"pid"`
+	Num uint32 `cbor:"2,keyasint,omitempty" json:"num"` // of the semaphore in its set
+	Adj int32  `cbor:"3,keyasint" json:"adj"`
 }
 
 // Semaphore is one of a set.

@@ -16,6 +16,9 @@ func (m *Manifest) validIPC() error {
 		if err := s.validate(); err != nil {
 			return at(err, "sem_sets[%d]", i)
 		}
+		if err := s.undo(m.Tasks); err != nil {
+			return at(err, "sem_sets[%d]", i)
+		}
 		perms = append(perms, &s.Perm)
 	}
 	if err := distinct("sem_sets", perms); err != nil {
@@ -64,6 +67,31 @@ func (s *SemSet) validate() error {
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// undo checks adjustments: each is of a living task, and there is one for a semaphore.
+func (s *SemSet) undo(tasks []Task) error {
+	alive := map[int32]bool{}
+	for i := range tasks {
+		alive[tasks[i].PID] = tasks[i].State != TaskZombie
+	}
+	seen := map[SemUndo]bool{}
+	for i, u := range s.Undo {
+		key := SemUndo{PID: u.PID, Num: u.Num}
+		field := fmt.Sprintf("undo[%d]", i)
+		switch {
+		case !alive[u.PID]:
+			return bad(field+".pid", "%d is no task that lives", u.PID)
+		case u.Num >= uint32(len(s.Sems)):
+			return bad(field+".num", "is %d of %d semaphores", u.Num, len(s.Sems))
+		case u.Adj == 0 || u.Adj < -maxSemaphore-1 || u.Adj > maxSemaphore:
+			return bad(field+".adj", "is %d", u.Adj)
+		case seen[key]:
+			return bad(field, "is there twice")
+		}
+		seen[key] = true
 	}
 	return nil
 }

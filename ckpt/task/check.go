@@ -25,7 +25,7 @@ type checker struct {
 // Check lists what of a process and its threads cannot be kept: kernel threads, zombies whose
 // threads live, namespaces unlike ours, seccomp filters, security labels, directories and
 // executables that are gone, threads with directories or descriptors of their own, io_uring and
-// vhost workers, asynchronous I/O contexts, SysV semaphore undo, timers of dead threads,
+// vhost workers, asynchronous I/O contexts, timers of dead threads,
 // scheduling that has no place in an image, shadow stacks, 32-bit programs; and as
 // losses, by policy, cgroup, audit login id and a Landlock sandbox that there may be. It changes
 // nothing, works on running processes and needs the right to ptrace them.
@@ -71,7 +71,7 @@ func (c *checker) check() (err error) {
 	if c.personality, err = readPersonality(c.pid, 0); err != nil {
 		return err
 	}
-	for _, f := range []func() error{c.namespaces, c.labels, c.dirs, c.program, c.aio, c.undo, c.timers, c.losses} {
+	for _, f := range []func() error{c.namespaces, c.labels, c.dirs, c.program, c.aio, c.timers, c.losses} {
 		if err := f(); err != nil {
 			return err
 		}

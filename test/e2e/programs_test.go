@@ -25,6 +25,7 @@ var programs = []program{
 	{"mem_shared", "mem_shared", nil, true},
 	{"sysv_shm", "sysvshm", nil, true},
 	{"sysv_shm_huge", "sysvshm", []string{"huge"}, true},
+	{"sysv_semundo", "semundo", nil, true},
 	{"sysv_ipc", "sysvipc", nil, true},
 	{"numa", "numa", nil, true},
 	{"mem_locked", "mem_locked", nil, true},

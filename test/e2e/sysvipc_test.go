@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/sysv"
 	"github.com/ckptfs/ckptfs/test/harness"
@@ -143,6 +144,51 @@ func TestSysVIPCShared(t *testing.T) {
 	for _, id := range msgs {
 		remove(t, "msg", id)
 	}
+}
+
+// semSetOf finds the set that has the key of a test program.
+func semSetOf(t *testing.T, pid int) sysv.Sem {
+	t.Helper()
+	all, err := sysv.ReadSem()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(all, func(s sysv.Sem) bool { return s.Key == int32(0x5d000000|pid<<4) })
+	if i < 0 {
+		t.Fatalf("pid %d has no set", pid)
+	}
+	return all[i]
+}
+
+// TestSemUndoGone brings back adjustments with a set that has been removed since.
+func TestSemUndoGone(t *testing.T) {
+	r := harness.Start(t, "semundo")
+	image := r.Dump("--kill")
+	r.WaitGone()
+	remove(t, "sem", semSetOf(t, r.PID).ID)
+	r.Restore(image)
+	r.Pass(true)
+}
+
+// TestSemUndoShared has somebody outside use a set in which the tree has adjustments.
+func TestSemUndoShared(t *testing.T) {
+	r := harness.Start(t, "semundo")
+	set := semSetOf(t, r.PID)
+	values, err := sysv.Values(set.ID, set.N)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, v := range values {
+		ops := sysv.Touch(uint16(i), v)
+		b := sysv.Encode(ops)
+		if _, _, errno := unix.Syscall(unix.SYS_SEMOP, uintptr(set.ID), uintptr(unsafe.Pointer(&b[0])), uintptr(len(ops))); errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+	fails(t, []string{harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null"}, "(SysV semaphore undo)",
+		"it has an adjustment (SEM_UNDO) in the set "+itoa(int(set.ID))+", which pid "+itoa(os.Getpid())+" outside the tree uses too")
+	r.Kill()
+	remove(t, "sem", set.ID)
 }
 
 // TestSysVIPCLost says of a set that nobody has used that it is lost.
