@@ -3,6 +3,7 @@ package restore
 import (
 	"errors"
 	"fmt"
+	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"golang.org/x/sys/unix"
@@ -23,6 +24,8 @@ var memoryTrials = [...]memoryTrial{
 		"guard pages (MADV_GUARD_INSTALL) in a mapped file or in shared memory", func() error { return tryGuard(unix.MAP_SHARED) }, "restore it under Linux 6.15 or newer"},
 	{func(v *image.VMA) bool { return v.Flags&unix.MAP_TYPE == unix.MAP_DROPPABLE },
 		"droppable memory (MAP_DROPPABLE)", tryDroppable, "restore it under Linux 6.11 or newer"},
+	{func(v *image.VMA) bool { _, named := anonName(v.Name); return named },
+		"memory with a name (PR_SET_VMA_ANON_NAME)", tryName, "restore it under a kernel with CONFIG_ANON_VMA_NAME"},
 }
 
 // checkMemory asks whether this kernel can make memory of the kinds that the image has, by
@@ -71,6 +74,19 @@ func tryGuard(typ int) error {
 		return fmt.Errorf("mmap: %w", err)
 	}
 	return errors.Join(unix.Madvise(b, madvGuardInstall), unix.Munmap(b))
+}
+
+func tryName() error {
+	b, err := unix.Mmap(-1, 0, image.PageSize, unix.PROT_READ, unix.MAP_ANONYMOUS|unix.MAP_PRIVATE)
+	if err != nil {
+		return fmt.Errorf("mmap: %w", err)
+	}
+	name := []byte("ckptfs\x00")
+	_, _, errno := unix.Syscall6(unix.SYS_PRCTL, prSetVMA, prSetVMAName, uintptr(unsafe.Pointer(&b[0])), image.PageSize, uintptr(unsafe.Pointer(&name[0])), 0)
+	if errno != 0 {
+		return errors.Join(errno, unix.Munmap(b))
+	}
+	return unix.Munmap(b)
 }
 
 func tryDroppable() error {

@@ -38,6 +38,17 @@ func (j *job) asMaker(pid int, what string, f func(p *proc) error) error {
 	return err
 }
 
+// makeError adds what to do to the error of making an object of System V.
+func makeError(err error, limits string) error {
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return &HostError{What: "the kernel does not let us choose its id", Err: err, Remedy: "restore needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN, and /proc/sys must be writable: run it as root"}
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.ENOMEM):
+		return &HostError{What: "the limits of this machine do not allow it", Err: err, Remedy: "raise " + limits}
+	}
+	return err
+}
+
 // member returns the process of the tree with that id, if it is not a zombie.
 func (j *job) member(pid int) *proc {
 	for _, p := range j.alive() {

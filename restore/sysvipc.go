@@ -146,7 +146,7 @@ func (j *job) get(o *object, nr uintptr, args ...uint64) error {
 			return int32(id), err
 		}, func(id int32) error { return sysv.Remove(o.name, id) })
 		o.made = err == nil
-		return err
+		return makeError(err, map[string]string{"sem": "kernel.sem", "msg": "kernel.msgmni"}[o.name])
 	})
 }
 

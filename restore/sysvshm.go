@@ -179,7 +179,7 @@ func (j *job) shmget(p *proc, seg *image.Segment, s *sysvSegment) error {
 		err = get(0)
 	}
 	s.made = err == nil
-	return err
+	return makeError(err, "kernel.shmmax, kernel.shmall and kernel.shmmni, or give it memory")
 }
 
 // fillSysV writes the image's pages into a segment.

@@ -23,6 +23,7 @@ func Print(w io.Writer, r *Reader) error {
 	p.tables()
 	p.files()
 	p.segments()
+	p.ipc()
 	p.lost()
 	return p.Flush() // reports the first error of all writes
 }
@@ -176,6 +177,26 @@ func (p *printer) segments() {
 			name = "deleted file " + quote(s.Path)
 		}
 		p.line("  segment %d: %s, %s, %s stored", i+1, name, bytesText(s.Size), bytesText(int64(stored64(s.Extents))))
+	}
+}
+
+// ipc lists semaphore sets and message queues.
+func (p *printer) ipc() {
+	if len(p.m.SemSets)+len(p.m.MsgQueues) == 0 {
+		return
+	}
+	p.line("\nSysV semaphores and message queues")
+	for i := range p.m.SemSets {
+		s := &p.m.SemSets[i]
+		text := fmt.Sprintf("semaphore set %d, key %#x, %s", s.Perm.ID, uint32(s.Perm.Key), count(len(s.Sems), "semaphore"))
+		if n := len(s.Undo); n > 0 {
+			text += ", " + count(n, "adjustment")
+		}
+		p.line("  %s", text)
+	}
+	for i := range p.m.MsgQueues {
+		q := &p.m.MsgQueues[i]
+		p.line("  message queue %d, key %#x, %s", q.Perm.ID, uint32(q.Perm.Key), count(int(q.Count), "message"))
 	}
 }
 

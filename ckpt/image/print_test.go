@@ -18,6 +18,9 @@ func TestPrint(t *testing.T) {
 	m.Segments = append(m.Segments, image.Segment{Memfd: true, Name: "a name", Size: 5 << 30})
 	m.Files[0].Segment = 2
 	m.Lost[0].What = "a bell \a"
+	m.Segments = append(m.Segments, image.Segment{Size: 100, SysV: &image.SysVShm{ID: 9, Key: 18, Made: 18, Size: 100}})
+	m.SemSets = []image.SemSet{{Perm: image.IPCPerm{ID: 4, Key: -1}, Sems: make([]image.Semaphore, 3), Undo: []image.SemUndo{{PID: 1000, Adj: 1}}}}
+	m.MsgQueues = []image.MsgQueue{{Perm: image.IPCPerm{ID: 5}}}
 	r := imagetest.Open(t, imagetest.Bytes(t, m, nil))
 	var out bytes.Buffer
 	if err := image.Print(&out, r); err != nil {
@@ -39,6 +42,9 @@ func TestPrint(t *testing.T) {
 		`"lost: pid 1000 fd 0 (terminal): a bell \a;`,
 		"memory in segment 2",
 		"segment 2: memfd a name, 5.0 GiB, 0 B stored",
+		"segment 3: SysV shared memory 9, key 0x12, 100 B, 0 B stored",
+		"semaphore set 4, key 0xffffffff, 3 semaphores, 1 adjustment",
+		"message queue 5, key 0x0, 0 messages",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, out.String())

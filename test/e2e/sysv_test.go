@@ -69,6 +69,37 @@ func TestSysVGone(t *testing.T) {
 	r.Pass(true)
 }
 
+// TestSysVHugeGone does so with huge pages.
+func TestSysVHugeGone(t *testing.T) {
+	r := harness.Start(t, "sysvshm", "huge")
+	image := r.Dump("--kill")
+	r.WaitGone()
+	removeAll(t, r.PID)
+	r.Restore(image)
+	r.Pass(true)
+}
+
+// TestSysVZero brings back the segment with the id 0, which is its inode number too. That may be taken, by a segment or its slot.
+func TestSysVZero(t *testing.T) {
+	all, err := sysv.ReadShm()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.ContainsFunc(all, func(s sysv.Shm) bool { return s.ID&(1<<15-1) == 0 }) {
+		t.Log("the slot 0 is taken")
+		return
+	}
+	if err := os.WriteFile("/proc/sys/kernel/shm_next_id", []byte("0"), 0); err != nil {
+		t.Fatal(err)
+	}
+	r := harness.Start(t, "sysvshm")
+	image := r.Dump()
+	r.Kill()
+	removeAll(t, r.PID)
+	r.Restore(image)
+	r.Pass(true)
+}
+
 // TestSysVChanged brings back shared memory that is still there and has another content by now.
 func TestSysVChanged(t *testing.T) {
 	r := harness.Start(t, "sysvshm")
