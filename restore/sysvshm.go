@@ -53,9 +53,10 @@ func sysvName(v *image.SysVShm) string {
 	return fmt.Sprintf("SysV shared memory %d (key %#x)", v.ID, uint32(v.Made))
 }
 
-// sameSegment reports whether a segment is the one of the image.
+// sameSegment reports whether a segment is the one of the image. One that is marked for removal goes with its processes, but not
+// before it has been marked.
 func sameSegment(v *image.SysVShm, is *sysv.Shm) bool {
-	return is.ID == v.ID && is.Key == v.Key && is.Size == v.Size && is.CUID == v.CUID && is.CGID == v.CGID && is.CPID == int(v.CPID) && is.Mode&sysv.ShmDest == 0
+	return is.ID == v.ID && (is.Key == v.Key || v.Dest && is.Key == v.Made) && is.Size == v.Size && is.CUID == v.CUID && is.CGID == v.CGID && is.CPID == int(v.CPID) && is.Mode&sysv.ShmDest == 0
 }
 
 // checkSysV finds segments that are still there, or that others have under the same id or key.

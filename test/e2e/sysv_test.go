@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"math/rand/v2"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/sysv"
 	"github.com/ckptfs/ckptfs/test/harness"
@@ -98,6 +101,55 @@ func TestSysVZero(t *testing.T) {
 	removeAll(t, r.PID)
 	r.Restore(image)
 	r.Pass(true)
+}
+
+// TestSysVKilled kills `ckptfs dump` at random moments: attachments, semaphores and queues are as they were.
+func TestSysVKilled(t *testing.T) {
+	for _, prog := range []string{"sysvshm", "sysvipc", "semundo", "numa", "mqueue"} {
+		t.Run(prog, func(t *testing.T) {
+			r := harness.Start(t, prog)
+			full := timeOf(func() { r.DumpTo("/dev/null") })
+			rng := rand.New(rand.NewPCG(7, 7))
+			for range soak(t, 12) {
+				c := exec.Command(harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null")
+				harness.RunKilled(t, c, time.Duration(rng.Int64N(int64(full))))
+				r.Alive()
+			}
+			r.Dump()
+			r.Pass(false)
+		})
+	}
+}
+
+// TestSysVRestoreKilled kills `ckptfs restore` at random moments. What that leaves the next one takes up.
+func TestSysVRestoreKilled(t *testing.T) {
+	for _, prog := range []string{"sysvshm", "sysvipc", "semundo"} {
+		t.Run(prog, func(t *testing.T) {
+			r := harness.Start(t, prog)
+			image := r.Dump("--kill")
+			r.WaitGone()
+			removeAll(t, r.PID)
+			full := timeOf(func() { harness.Run(t, harness.Binary(), "show", image) })
+			rng := rand.New(rand.NewPCG(8, 8))
+			for range soak(t, 25) {
+				c := exec.Command(harness.Binary(), "restore", image)
+				harness.RunKilled(t, c, full/2+time.Duration(rng.Int64N(int64(full+60*time.Millisecond))))
+				gone := func() bool { return !harness.Exists(r.PID) }
+				harness.Eventually(t, "no process of a killed restore", func() bool { return gone() || runs(r.PID) })
+				if !gone() {
+					r.Kill() // it was faster
+				}
+			}
+			r.Restore(image)
+			r.Pass(true)
+		})
+	}
+}
+
+// runs reports whether a process lives and nobody traces it: a restore has let it go.
+func runs(pid int) bool {
+	b, err := os.ReadFile("/proc/" + itoa(pid) + "/status")
+	return err == nil && strings.Contains(string(b), "\nTracerPid:\t0\n") && !strings.Contains(string(b), "\nState:\tZ")
 }
 
 // TestSysVChanged brings back shared memory that is still there and has another content by now.
