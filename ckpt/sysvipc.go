@@ -2,7 +2,9 @@ package ckpt
 
 import (
 	"fmt"
+	"math"
 	"slices"
+	"sync"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/sysv"
@@ -18,9 +20,9 @@ import (
 
 // ipcUse is who used an object of System V last, or waits in it.
 type ipcUse struct {
-	pids  []int32
-	at    int64 // when it was used or changed last, in seconds
-	calls []int64
+	pids []int32
+	at   int64 // when it was used or changed last, in seconds
+	wait sysv.Wait
 }
 
 // objects are the semaphore sets and message queues of this machine.
@@ -36,14 +38,21 @@ func readObjects() (o objects, err error) {
 	return o, err
 }
 
-func semUse(s *sysv.Sem) (ipcUse, error) {
+// semUse tells of a set. Who used one before the tree began, in seconds, is only asked if somebody of it waits there: it
+// takes a system call for each semaphore.
+func semUse(s *sysv.Sem, began int64, waiting map[sysv.Wait]int) (ipcUse, error) {
+	u := ipcUse{at: max(s.OTime, s.CTime), wait: sysv.Wait{ID: s.ID}}
+	if u.at+1 < began && waiting[u.wait] == 0 {
+		return u, nil
+	}
 	pids, err := sysv.LastPIDs(s.ID, s.N)
 	slices.Sort(pids)
-	return ipcUse{slices.Compact(pids), max(s.OTime, s.CTime), sysv.SemCalls}, err
+	u.pids = slices.Compact(pids)
+	return u, err
 }
 
 func msgUse(q *sysv.Msg) ipcUse {
-	return ipcUse{[]int32{int32(q.LSPID), int32(q.LRPID)}, q.At(), sysv.MsgCalls}
+	return ipcUse{[]int32{int32(q.LSPID), int32(q.LRPID)}, q.At(), sysv.Wait{Queue: true, ID: q.ID}}
 }
 
 // checkIPC finds what of the tree's semaphore sets and message queues cannot be kept.
@@ -52,18 +61,32 @@ func (s *survey) checkIPC() error {
 	if err != nil {
 		return err
 	}
+	if len(o.sems)+len(o.msgs) == 0 {
+		return nil
+	}
+	began := int64(math.MaxInt64)
+	for _, l := range s.procs {
+		began = min(began, sysv.Started(&l.stat))
+	}
+	w := waiters{sysv.Waiting(s.pids()), sync.OnceValue(func() map[sysv.Wait]int { return sysv.Waiting(s.out.others()) })}
 	for i := range o.sems {
-		if u, err := semUse(&o.sems[i]); err == nil { // or it has been removed
-			s.checkObject("SysV semaphore set", &o.sems[i].Perm, u, o.sems[i].CTime)
+		if u, err := semUse(&o.sems[i], began, w.mine); err == nil { // or it has been removed
+			s.checkObject("SysV semaphore set", &o.sems[i].Perm, u, o.sems[i].CTime, w)
 		}
 	}
 	for i := range o.msgs {
-		s.checkObject("SysV message queue", &o.msgs[i].Perm, msgUse(&o.msgs[i]), o.msgs[i].CTime)
+		s.checkObject("SysV message queue", &o.msgs[i].Perm, msgUse(&o.msgs[i]), o.msgs[i].CTime, w)
 	}
 	return nil
 }
 
-func (s *survey) checkObject(kind string, p *sysv.Perm, u ipcUse, ctime int64) {
+// waiters are the processes that wait in objects: those of the tree, and others.
+type waiters struct {
+	mine   map[sysv.Wait]int
+	theirs func() map[sysv.Wait]int
+}
+
+func (s *survey) checkObject(kind string, p *sysv.Perm, u ipcUse, ctime int64, w waiters) {
 	mine, theirs := 0, 0
 	for _, pid := range u.pids {
 		switch {
@@ -74,11 +97,11 @@ func (s *survey) checkObject(kind string, p *sysv.Perm, u ipcUse, ctime int64) {
 		}
 	}
 	if mine == 0 {
-		mine = sysv.Waits(s.pids(), u.calls, p.ID)
+		mine = w.mine[u.wait]
 	}
 	f := image.Finding{PID: int32(mine), FD: image.NoFD, Kind: kind}
 	if mine == 0 {
-		if theirs == 0 && s.mayHaveMade(p, ctime) && sysv.Waits(s.out.others(), u.calls, p.ID) == 0 {
+		if theirs == 0 && s.mayHaveMade(p, ctime) && w.theirs()[u.wait] == 0 {
 			f.PID, f.Severity = int32(s.root), image.Lose
 			f.What = fmt.Sprintf("number %d (key %#x) was made by uid %d since the tree began, and nobody who lives has used it, so that it is not known whose it is", p.ID, uint32(p.Key), p.CUID)
 			f.Remedy = "none is needed if it is another program's, or is there at the restore"
@@ -87,7 +110,7 @@ func (s *survey) checkObject(kind string, p *sysv.Perm, u ipcUse, ctime int64) {
 		return
 	}
 	if theirs == 0 {
-		theirs = sysv.Waits(s.out.others(), u.calls, p.ID)
+		theirs = w.theirs()[u.wait]
 	}
 	if theirs != 0 {
 		f.Severity = image.Refuse
@@ -111,22 +134,22 @@ func (s *survey) mayHaveMade(p *sysv.Perm, ctime int64) bool {
 	})
 }
 
-// waitsFrozen reports whether a thread of the frozen tree was in such a call with that id.
-func (c *Checkpoint) waitsFrozen(calls []int64, id int32) bool {
+// waiting is sysv.Waiting for the frozen tree.
+func (c *Checkpoint) waiting() map[sysv.Wait]int {
+	all := map[sysv.Wait]int{}
 	for _, p := range c.procs {
 		for _, th := range p.threads {
-			r := &th.state.Regs
-			if slices.Contains(calls, int64(r.Orig_rax)) && int32(r.Rdi) == id {
-				return true
+			if w, ok := sysv.WaitOf(int64(th.state.Regs.Orig_rax), th.state.Regs.Rdi); ok {
+				all[w] = p.pid
 			}
 		}
 	}
-	return false
+	return all
 }
 
 // owns reports whether an object belongs to the frozen tree.
-func (c *Checkpoint) owns(u ipcUse, id int32) bool {
-	return slices.ContainsFunc(u.pids, func(pid int32) bool { return c.madeBy(int(pid), u.at) }) || c.waitsFrozen(u.calls, id)
+func (c *Checkpoint) owns(u ipcUse, waiting map[sysv.Wait]int) bool {
+	return waiting[u.wait] != 0 || slices.ContainsFunc(u.pids, func(pid int32) bool { return c.madeBy(int(pid), u.at) })
 }
 
 // captureIPC reads the semaphore sets and message queues of the tree.
@@ -135,14 +158,22 @@ func (c *Checkpoint) captureIPC() error {
 	if err != nil {
 		return err
 	}
+	if len(o.sems)+len(o.msgs) == 0 {
+		return nil
+	}
+	waiting := c.waiting()
 	undo, err := c.readUndo(o.sems)
 	if err != nil {
 		return err
 	}
+	began := int64(math.MaxInt64)
+	for _, p := range c.procs {
+		began = min(began, sysv.Started(&p.stat))
+	}
 	for i := range o.sems {
 		s := &o.sems[i]
-		u, err := semUse(s)
-		if err != nil || !c.owns(u, s.ID) && undo[s.ID] == nil {
+		u, err := semUse(s, began, waiting)
+		if err != nil || !c.owns(u, waiting) && undo[s.ID] == nil {
 			continue // or it has just been removed, by somebody outside
 		}
 		if err := c.checkUndo(s, u, undo[s.ID]); err != nil {
@@ -157,7 +188,7 @@ func (c *Checkpoint) captureIPC() error {
 	}
 	for i := range o.msgs {
 		q := &o.msgs[i]
-		if !c.owns(msgUse(q), q.ID) {
+		if !c.owns(msgUse(q), waiting) {
 			continue
 		}
 		queue, err := c.captureMsg(q)

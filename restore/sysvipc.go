@@ -29,10 +29,10 @@ func (o *object) String() string {
 // found is an object that is there.
 type found struct {
 	sysv.Perm
-	same  bool    // of the same size
-	pids  []int32 // who used it last
-	at    int64   // when
-	calls []int64 // that wait in it
+	same bool    // of the same size
+	pids []int32 // who used it last
+	at   int64   // when
+	wait sysv.Wait
 }
 
 // objects lists those of the image.
@@ -63,8 +63,11 @@ func (j *job) checkIPC() error {
 	for i := range sems {
 		s := &sems[i]
 		same := slices.ContainsFunc(j.m.SemSets, func(x image.SemSet) bool { return x.Perm.ID == s.ID && len(x.Sems) == s.N })
-		pids, _ := sysv.LastPIDs(s.ID, s.N) // or it has just been removed
-		there["sem"] = append(there["sem"], found{s.Perm, same, pids, max(s.OTime, s.CTime), sysv.SemCalls})
+		var pids []int32
+		if slices.ContainsFunc(j.m.SemSets, func(x image.SemSet) bool { return x.Perm.ID == s.ID }) {
+			pids, _ = sysv.LastPIDs(s.ID, s.N) // or it has just been removed
+		}
+		there["sem"] = append(there["sem"], found{s.Perm, same, pids, max(s.OTime, s.CTime), sysv.Wait{ID: s.ID}})
 	}
 	msgs, err := sysv.ReadMsg()
 	if err != nil {
@@ -72,7 +75,7 @@ func (j *job) checkIPC() error {
 	}
 	for i := range msgs {
 		q := &msgs[i]
-		there["msg"] = append(there["msg"], found{q.Perm, true, []int32{int32(q.LSPID), int32(q.LRPID)}, q.At(), sysv.MsgCalls})
+		there["msg"] = append(there["msg"], found{q.Perm, true, []int32{int32(q.LSPID), int32(q.LRPID)}, q.At(), sysv.Wait{Queue: true, ID: q.ID}})
 	}
 	for _, o := range j.objects() {
 		if err := j.checkObject(o, there[o.name]); err != nil {
@@ -113,7 +116,7 @@ func lastUser(is *found) int {
 			return int(pid)
 		}
 	}
-	return sysv.Waits(sysv.Numbers("/proc"), is.calls, is.ID)
+	return sysv.Waiting(sysv.Numbers("/proc"))[is.wait]
 }
 
 // makeIPC makes and fills the objects, by remote calls of stubs.

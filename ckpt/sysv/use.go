@@ -3,7 +3,6 @@ package sysv
 import (
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"time"
 
@@ -11,15 +10,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SemCalls and MsgCalls are the system calls that wait in a semaphore set and in a queue, whose id is the first
-// argument.
-var (
-	SemCalls = []int64{unix.SYS_SEMOP, unix.SYS_SEMTIMEDOP}
-	MsgCalls = []int64{unix.SYS_MSGRCV, unix.SYS_MSGSND}
-)
+// Wait is what a thread can wait in: a semaphore set or a message queue.
+type Wait struct {
+	Queue bool
+	ID    int32
+}
 
-// Waits returns the first of some processes that has a thread which waits in one of these calls with that id, or 0.
-func Waits(pids []int, calls []int64, id int32) int {
+// WaitOf tells what a system call with that number and first argument waits in, if it does.
+func WaitOf(nr int64, arg uint64) (w Wait, ok bool) {
+	switch nr {
+	case unix.SYS_SEMOP, unix.SYS_SEMTIMEDOP:
+		return Wait{false, int32(arg)}, true
+	case unix.SYS_MSGRCV, unix.SYS_MSGSND:
+		return Wait{true, int32(arg)}, true
+	}
+	return w, false
+}
+
+// Waiting tells which of some processes have a thread that waits, by what it waits in.
+func Waiting(pids []int) map[Wait]int {
+	all := map[Wait]int{}
 	for _, pid := range pids {
 		for _, tid := range Numbers(fmt.Sprintf("/proc/%d/task", pid)) {
 			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/syscall", pid, tid))
@@ -27,12 +37,15 @@ func Waits(pids []int, calls []int64, id int32) int {
 				continue // it has ended
 			}
 			c, err := procfs.ParseSyscall(b)
-			if err == nil && !c.Running && slices.Contains(calls, c.NR) && int32(c.Args[0]) == id {
-				return pid
+			if err != nil || c.Running {
+				continue
+			}
+			if w, ok := WaitOf(c.NR, c.Args[0]); ok {
+				all[w] = pid
 			}
 		}
 	}
-	return 0
+	return all
 }
 
 // Numbers lists the entries of a directory of /proc that are numbers, none if it cannot be read.
@@ -66,12 +79,15 @@ func Lives(pid int, at int64) bool {
 }
 
 // StartedBefore reports whether a process was there at a time, in seconds, give or take one.
-func StartedBefore(st *procfs.Stat, at int64) bool {
+func StartedBefore(st *procfs.Stat, at int64) bool { return Started(st) <= at+1 }
+
+// Started is when a process began, in seconds.
+func Started(st *procfs.Stat) int64 {
 	const ticks = 100 // USER_HZ
 	var up unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &up) != nil {
-		return true
+		return 0
 	}
 	boot := time.Now().UnixNano() - up.Nano()
-	return (boot+int64(st.StartTime)*int64(time.Second)/ticks)/int64(time.Second) <= at+1
+	return (boot + int64(st.StartTime)*int64(time.Second)/ticks) / int64(time.Second)
 }

@@ -191,6 +191,24 @@ func TestSemUndoShared(t *testing.T) {
 	remove(t, "sem", set.ID)
 }
 
+// TestSysVIPCWaits keeps a set because somebody of the tree waits in it, unless somebody else uses it.
+func TestSysVIPCWaits(t *testing.T) {
+	id, _, errno := unix.Syscall(unix.SYS_SEMGET, 0, 1, sysv.IPCCreat|0o600)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	r := harness.Start(t, "sysvipc", "waits", itoa(int(id)))
+	image := r.Dump("--kill")
+	r.WaitGone()
+	remove(t, "sem", int32(id))
+	r.Restore(image)
+	if _, _, errno := unix.Syscall6(unix.SYS_SEMCTL, id, 0, sysv.SemSetVal, 0, 0, 0); errno != 0 {
+		t.Fatal(errno)
+	}
+	fails(t, []string{harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null"}, "(SysV semaphore set)", "pid "+itoa(os.Getpid())+", which is outside the tree, uses number "+itoa(int(id)))
+	r.Pass(true)
+}
+
 // TestSysVIPCLost says of a set that nobody has used that it is lost.
 func TestSysVIPCLost(t *testing.T) {
 	r := harness.Start(t, "sysvipc", "unused")

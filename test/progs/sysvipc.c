@@ -52,9 +52,31 @@ static void unused(void)
 	pass();
 }
 
+// waits has a child that waits in a set which nobody has used yet.
+static void waits(int set)
+{
+	pid_t child = MUST(fork());
+	if (child == 0) {
+		op(set, 0, -1);
+		_exit(0);
+	}
+	while (semctl(set, 0, GETNCNT) != 1)
+		nap(1);
+	ready();
+	wait_go();
+	CHECK(semctl(set, 0, GETVAL) == 0 && waitpid(child, NULL, WNOHANG) == 0, "it does not wait any more");
+	op(set, 0, 1);
+	int status;
+	CHECK(waitpid(child, &status, 0) == child && status == 0, "child ended with %#x", status);
+	MUST(semctl(set, 0, IPC_RMID));
+	pass();
+}
+
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
+	if (argc > 5)
+		waits(atoi(argv[5]));
 	if (argc > 4)
 		unused();
 	int base = 0x5d000000 | getpid() << 4;
