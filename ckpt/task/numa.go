@@ -185,7 +185,7 @@ func readNodes() ([]byte, error) {
 	}
 	allowed, err := parseCPUList(st.MemsAllowed)
 	if err != nil {
-		return nil, fmt.Errorf("Mems_allowed_list: %w", err)
+		return nil, fmt.Errorf("status: Mems_allowed_list: %w", err)
 	}
 	for i := range all {
 		if i >= len(allowed) {
