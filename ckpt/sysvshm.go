@@ -14,7 +14,8 @@ import (
 // Shared memory of System V (shmget(2)) belongs to a tree if a process of it has it attached, or if
 // nobody has it attached and a living process of the tree made it. It is refused if somebody
 // outside has it attached too. What a process of the tree only used, and nobody has attached now, is not the
-// tree's: it is a loss if its maker is gone, as then nobody else is there to whom it could belong.
+// tree's: it is a loss if its maker is gone, as then nobody else is there to whom it could belong. So is what a process
+// of the tree made and only others have attached.
 //
 // The kernel writes down who attached or detached a segment last and when. A snapshot is a
 // fork and changes that, and so does reading a segment that nobody has attached; that cannot be undone.
@@ -71,7 +72,7 @@ func (s *survey) checkSysV() error {
 		}
 	}
 	for i := range all {
-		if shm := &all[i]; shm.Attach == 0 {
+		if shm := &all[i]; n[shm.ID] == 0 {
 			s.findings = append(s.findings, checkLoose(shm, s.madeBy)...)
 		}
 	}
@@ -95,10 +96,17 @@ func (s *survey) attachedElsewhere(id int32, n uint64, all []sysv.Shm) (what, re
 		"find who else has it, in /proc/PID/maps, and checkpoint a tree that holds him too"
 }
 
-// checkLoose says what becomes of a segment that nobody has attached.
+// checkLoose says what becomes of a segment that nobody of the tree has attached.
 func checkLoose(shm *sysv.Shm, made func(pid int, ctime int64) bool) []image.Finding {
 	f := image.Finding{PID: int32(shm.CPID), FD: image.NoFD, Kind: sysvKind}
 	switch {
+	case shm.Attach != 0:
+		if made(shm.CPID, shm.CTime) {
+			f.Severity = image.Lose
+			f.What = fmt.Sprintf("it made the segment %d (key %#x), which only processes outside the tree have attached now, and which is theirs", shm.ID, uint32(shm.Key))
+			f.Remedy = "let it attach the segment, or see to it that the segment is there at the restore"
+			return []image.Finding{f}
+		}
 	case made(shm.CPID, shm.CTime):
 		if sysv.Goes() {
 			f.Severity = image.Refuse

@@ -200,6 +200,12 @@ func TestSysVShared(t *testing.T) {
 		harness.Say(t, argv[0], got.Stdout+got.Stderr, "pid "+itoa(r.PID), "pid "+itoa(os.Getpid())+", which is outside the tree", "segment "+itoa(int(seg.ID)))
 	}
 	detach()
+
+	// This one nobody in the tree has attached.
+	detach = attach(t, byKey(t, r.PID, 4).ID)
+	got := harness.Must(t, harness.Binary(), "explain", itoa(r.PID))
+	harness.Say(t, "explain", got.Stdout, "lost: pid "+itoa(r.PID), "it made the segment", "only processes outside the tree have attached now")
+	detach()
 	r.Pass(false)
 }
 
