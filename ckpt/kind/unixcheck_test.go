@@ -3,6 +3,7 @@ package kind
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -126,4 +127,53 @@ func FuzzUnixWorld(f *testing.F) {
 		_, _ = (unixSock{}).Dead(&s.env.Manifest.Files[0])
 		_, _ = Carried(&s.env.Manifest.Files[1])
 	})
+}
+
+// TestUnixAsUser makes names on a thread without privileges: what its user may not do is not done.
+func TestUnixAsUser(t *testing.T) {
+	dir := t.TempDir()
+	for d := dir; d != "/" && d != os.TempDir(); d = filepath.Dir(d) {
+		must(t, os.Chmod(d, 0o755))
+	}
+	own, secret := dir+"/own", dir+"/secret"
+	must(t, os.Mkdir(own, 0o700))
+	must(t, os.Chown(own, 1234, 1234))
+	must(t, os.Mkdir(secret, 0o700))
+	open := func(name string, uid int) (s *stage, err error) {
+		fd := listener(t, unix.SOCK_STREAM, name)
+		must(t, os.Chown(name, uid, uid))
+		s = newStage(t)
+		s.add(fd)
+		s.dump()
+		must(t, unix.Close(fd))
+		s.env.Help = false
+		s.env.Manifest.Tasks = []image.Task{{PID: int32(os.Getpid()), Threads: []image.Thread{{Creds: image.Creds{}}}}}
+		s.env.In = func(_ int, f func(Process) error) error { // on the tracing thread, which has our privileges
+			done := make(chan error)
+			go func() { done <- f(&self{pid: int32(os.Getpid())}) }()
+			return <-done
+		}
+		asNobody(t, func() {
+			var fd int
+			if fd, err = (unixSock{}).Open(&s.env.Manifest.Files[0], s.env); err == nil {
+				unix.Close(fd)
+			}
+		})
+		return s, err
+	}
+	_, err := open(own+"/s", 1234)
+	must(t, err)
+	var st unix.Stat_t
+	must(t, unix.Lstat(own+"/s", &st))
+	if st.Uid != 1234 || st.Gid != 1234 {
+		t.Errorf("the file belongs to %d %d", st.Uid, st.Gid)
+	}
+	for name, uid := range map[string]int{secret + "/s": 1234, own + "/root": 0} {
+		if _, err := open(name, uid); err == nil || errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if dir, err := os.Getwd(); err != nil || strings.HasPrefix(dir, own) {
+		t.Errorf("the working directory is %s %v", dir, err)
+	}
 }

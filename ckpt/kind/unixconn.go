@@ -82,6 +82,9 @@ func (w *unixWorld) gateFor(name []byte, typ int32, cred *unixCred, root string)
 	}
 	g := &unixGate{name: name, typ: typ, cred: cred, root: root, fd: r.fd, addr: sockaddr(name)}
 	w.gate = g
+	if root != "/" && !w.e.Help { // it may be a folder of the user, who could put another in the place of ours
+		return nil, fmt.Errorf("a connection in the root directory %s, which only root can restore", root)
+	}
 	if !isPath(name) {
 		if err := addressed(unix.SYS_BIND, g.fd, g.addr); err != nil {
 			return nil, fmt.Errorf("bind to %s: %w", showName(name), err)
