@@ -11,8 +11,8 @@ import (
 )
 
 // inetSock is a socket of IPv4 or IPv6: TCP, MPTCP, UDP, UDP-Lite, ping or raw. A TCP socket that
-// listens, is bound or not is made anew; so is one whose connection has ended. A connection to
-// somebody outside is refused, or by the policy tcp given up, see inettcp.go.
+// listens, is bound or not is made anew; so are connections within the tree (inetconn.go), and those
+// that have ended. A connection to somebody outside is refused, or by the policy tcp given up.
 //
 // What nobody can read and so is not kept: programs of SO_ATTACH_REUSEPORT_CBPF and _EBPF, and of
 // keys of TCP_FASTOPEN_KEY that differ from the system's.
@@ -34,6 +34,7 @@ type inetRec struct {
 	Mode      uint32    `cbor:"12,keyasint,omitempty"` // of the descriptor's inode
 	UID       uint32    `cbor:"13,keyasint,omitempty"`
 	GID       uint32    `cbor:"14,keyasint,omitempty"`
+	Conn      *tcpConn  `cbor:"15,keyasint,omitempty"` // what waits in it is the blob
 }
 
 // How a TCP connection has ended.
@@ -146,30 +147,33 @@ func (f *Found) datagramFindings(protocol int, s *Scene) []image.Finding {
 func (inetSock) Dump(f *Found, s *Scene, rec *image.File) error {
 	family, typ, protocol, _ := inetType(f.FD)
 	r := &inetRec{Family: int32(family), Type: int32(typ), Protocol: int32(protocol), Mode: f.Stat.Mode & 0o7777, UID: f.Stat.Uid, GID: f.Stat.Gid}
-	err := r.read(f, s)
+	data, err := r.read(f, s)
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.Link, err)
+	}
+	if len(data) > 0 {
+		rec.Blob = s.Blob(data)
 	}
 	return encodeRec(rec, r)
 }
 
-// read fills in the record.
-func (r *inetRec) read(f *Found, s *Scene) error {
+// read fills in the record. data is what waits in a connection.
+func (r *inetRec) read(f *Found, s *Scene) (data []byte, err error) {
 	if s.fresh == nil {
 		s.fresh = sockDefaults{}
 	}
 	fresh, err := s.fresh.of(int(r.Family), int(r.Type), int(r.Protocol))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if r.Opts, err = dumpOpts(f.FD, int(r.Type), fresh); err != nil {
-		return err
+		return nil, err
 	}
 	if r.Filter, err = socketFilter(f.FD); err != nil {
-		return err
+		return nil, err
 	}
 	if r.Name, err = sockName(f.FD, unix.SYS_GETSOCKNAME); err != nil {
-		return err
+		return nil, err
 	}
 	if !r.bound() {
 		r.Name = nil
@@ -182,10 +186,10 @@ func (r *inetRec) read(f *Found, s *Scene) error {
 		r.Peer, err = r.rawPeer(f.Stat.Ino)
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	r.Groups, err = s.groups(f)
-	return err
+	return nil, err
 }
 
 func (inetSock) CheckOpen(rec *image.File, e *Env) (string, error) {
@@ -193,7 +197,7 @@ func (inetSock) CheckOpen(rec *image.File, e *Env) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if len(r.Name) == 0 || r.Ended != 0 {
+	if len(r.Name) == 0 || r.Ended != 0 || r.Conn != nil {
 		return "", nil
 	}
 	fd, err := r.bindNew()
@@ -241,6 +245,9 @@ func (r *inetRec) valid() error {
 			return err
 		}
 	}
+	if err := r.validConn(); err != nil {
+		return err
+	}
 	return checkOpts(r.Opts)
 }
 
@@ -248,6 +255,19 @@ func (inetSock) Open(rec *image.File, e *Env) (int, error) {
 	r, err := inetRecord(rec)
 	if err != nil {
 		return -1, err
+	}
+	if r.Type == unix.SOCK_STREAM {
+		w, err := shared(e, "tcp sockets", func() (*tcpWorld, error) { return makeTCPWorld(e) })
+		if err != nil {
+			return -1, err
+		}
+		if w != nil {
+			fd, err := dup(w.nodes[refOf(e, rec)].fd)
+			if err != nil {
+				return -1, err
+			}
+			return finished(fd, rec.Flags, 0, 0)
+		}
 	}
 	fd, err := r.make()
 	if err != nil {
@@ -352,7 +372,7 @@ func (r *inetRec) finish(fd int) error {
 	if err := setOpts(fd, r.Opts, optLast); err != nil {
 		return err
 	}
-	if err := verifyOpts(fd, r.Opts); err != nil {
+	if err := verifyOpts(fd, r.Opts, r.Conn != nil); err != nil {
 		return err
 	}
 	return ownSocket(fd, r.UID, r.GID, r.Mode)

@@ -145,7 +145,7 @@ func TestInetRefusals(t *testing.T) {
 	refused(t, s.check(), "a connection waits to be accepted by it", "tcp=reset")
 	s = newStage(t)
 	s.add(c)
-	refused(t, s.check(), "it is connected to 127.0.0.1:", "TCP connections are not kept", "tcp=close")
+	refused(t, s.check(), "it is connected to 127.0.0.1:", "tcp=close")
 	corked := newSocket(t, unix.AF_INET, unix.SOCK_DGRAM, 0)
 	must(t, unix.SetsockoptInt(corked, unix.SOL_UDP, unix.UDP_CORK, 1))
 	s = newStage(t)

@@ -22,6 +22,8 @@ type tcpInfo struct {
 	state   uint8
 	waiting uint32 // of a listening socket: connections that wait to be accepted
 	backlog uint32 // of listen(2)
+
+	options, sndScale, rcvScale uint8 // of a connection
 }
 
 func readTCPInfo(fd int) (tcpInfo, error) {
@@ -35,7 +37,8 @@ func readTCPInfo(fd int) (tcpInfo, error) {
 		return tcpInfo{}, fmt.Errorf("TCP_INFO has %d bytes", n)
 	}
 	// tcpi_unacked and tcpi_sacked: of listening sockets the two ends of the queue
-	return tcpInfo{b[0], binary.NativeEndian.Uint32(b[24:]), binary.NativeEndian.Uint32(b[28:])}, nil
+	return tcpInfo{state: b[0], waiting: binary.NativeEndian.Uint32(b[24:]), backlog: binary.NativeEndian.Uint32(b[28:]),
+		options: b[5], sndScale: b[6] & 15, rcvScale: b[6] >> 4}, nil
 }
 
 // tcpFindings tells what of a TCP socket cannot be kept.
@@ -58,20 +61,32 @@ func (f *Found) tcpFindings(s *Scene) []image.Finding {
 			"try again when the program has accepted it")}
 	case in.state == stateListen:
 		return nil
+	case in.state == tcpClose && queued(f.FD, unix.TIOCINQ) > 0 && !giveUp:
+		return []image.Finding{f.refuse("its connection is over, but not all that came is read", "let the program read it, or choose --policy tcp=close")}
+	case in.state == tcpClose && queued(f.FD, unix.TIOCINQ) > 0:
+		return []image.Finding{f.lose("its connection is over, and what came and is not read is lost (policy tcp="+s.Policy.Get("tcp")+")", "let the program read it")}
 	case in.state == tcpClose && ready&unix.POLLERR != 0:
 		return []image.Finding{f.refuse("an error waits to be reported by it (SO_ERROR), and only the program may look at that", "let the program use it once, then try again")}
 	case in.state == tcpClose:
 		return nil
 	}
-	peer := "somebody"
-	if a, err := sockName(f.FD, unix.SYS_GETPEERNAME); err == nil {
-		peer = addrText(a)
+	_, why := f.connection(s, in)
+	switch {
+	case why == "":
+		return nil
+	case !giveUp:
+		return []image.Finding{f.refuse(why, closeSocket+", or choose --policy tcp=reset or tcp=close")}
 	}
-	if !giveUp {
-		return []image.Finding{f.refuse(fmt.Sprintf("it is connected to %s, and TCP connections are not kept", peer),
-			closeSocket+", or choose --policy tcp=reset or tcp=close")}
+	return []image.Finding{f.lose(why+"; the connection will have ended, with what is under way on it (policy tcp="+s.Policy.Get("tcp")+")", closeSocket)}
+}
+
+// connection tells whether a connection can be kept, and if not, why.
+func (f *Found) connection(s *Scene, in tcpInfo) (orphan bool, why string) {
+	_, _, protocol, _ := inetType(f.FD)
+	if orphan, why = f.keepable(s, protocol); why == "" {
+		why = awkwardConn(f.FD, in)
 	}
-	return []image.Finding{f.lose(fmt.Sprintf("its connection to %s will have ended, with what is under way on it (policy tcp=%s)", peer, s.Policy.Get("tcp")), closeSocket)}
+	return orphan, why
 }
 
 func waitText(n uint32) string {
@@ -82,14 +97,14 @@ func waitText(n uint32) string {
 }
 
 // readTCP fills in what is TCP's.
-func (r *inetRec) readTCP(f *Found, s *Scene) error {
+func (r *inetRec) readTCP(f *Found, s *Scene) (data []byte, err error) {
 	in, err := readTCPInfo(f.FD)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	ready, err := polled(f.FD, unix.POLLRDHUP)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	switch {
 	case in.state == stateListen:
@@ -97,6 +112,15 @@ func (r *inetRec) readTCP(f *Found, s *Scene) error {
 	case in.state == tcpClose && ready&unix.POLLRDHUP != 0 && len(r.Name) > 0:
 		r.Ended = endedOver
 	case in.state != tcpClose:
+		orphan, why := f.connection(s, in)
+		if why == "" {
+			if data, err = r.readConn(f, in); err != nil {
+				return nil, err
+			}
+			r.Conn.Orphan = orphan
+			r.dropConnectionOpts()
+			return data, s.gap(f, r)
+		}
 		r.Ended = endedOver
 		if s.Policy.Get("tcp") == "reset" {
 			r.Ended = endedReset
@@ -105,7 +129,7 @@ func (r *inetRec) readTCP(f *Found, s *Scene) error {
 	if r.Ended != 0 {
 		r.dropConnectionOpts()
 	}
-	return nil
+	return nil, nil
 }
 
 // dropConnectionOpts forgets options that in a connection tell of the connection and not of what was

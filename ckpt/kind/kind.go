@@ -154,6 +154,9 @@ type Scene struct {
 	sockDev     uint64                    // the device of their inodes
 	fresh       sockDefaults              // options of new network sockets
 	memberships []groupKey                // of all sockets in multicast groups, see groups
+	conns       map[ends]*Found           // TCP connections, see connected
+	conned      map[ends]*inetRec         // those that were dumped, see gap
+	lines       []inetLine                // of all TCP sockets, see tcpLines
 	waits       map[uint32]uint32         // who waits to be accepted by whom, see waitsFor
 	freshes     map[int][]unixOpt         // the options of a new socket, by type
 	staying     map[int]bool              // processes that SO_PEERCRED can name after a restore, see stays

@@ -18,7 +18,7 @@ var all = []Key{
 		},
 	},
 	{
-		Name: "tcp", About: "a TCP connection", Dump: true,
+		Name: "tcp", About: "a TCP connection to somebody outside the tree", Dump: true,
 		Values: []Value{
 			{"refuse", "refuses the checkpoint"},
 			{"reset", "is in the image as one that the other side has reset: the next read fails with ECONNRESET"},

@@ -5,26 +5,58 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/ckptfs/ckptfs/test/harness"
 )
 
-// TestTCPPolicy has a connection inside the tree: refused, or ended in the image by policy. The tree that
+// TestTCPPolicy has a connection to the test: refused, or ended in the image by policy. The tree that
 // runs on keeps it.
 func TestTCPPolicy(t *testing.T) {
-	r := harness.Start(t, "inet", "connected")
-	fails(t, []string{harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null"}, "it is connected to 127.0.0.1:", "TCP connections are not kept", "--policy tcp=reset")
-	var images []string
-	for _, p := range []string{"tcp=reset", "tcp=close"} {
-		image := r.Dump("--policy", p)
-		harness.Say(t, "show", harness.Must(t, harness.Binary(), "show", image).Stdout, "will have ended", "(policy "+p+")")
-		images = append(images, image)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
 	}
-	r.Pass(false)
-	for _, image := range images {
-		r.Restore(image)
-		r.Pass(true)
+	defer l.Close()
+	dir := harness.TempDir(t)
+	r := harness.StartCommand(t, dir, harness.Tool(t, "python3"), "-c", `import socket, sys, time, os
+s = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+open("ready", "w").close()
+while not os.path.exists("go"): time.sleep(0.01)
+def attempt(f):
+    try: return str(f())
+    except OSError as e: return e.__class__.__name__
+says = [attempt(lambda: s.recv(9).decode()), attempt(lambda: s.recv(9).decode()), attempt(lambda: s.send(b"x"))]
+open("result.tmp", "w").write("ok " + " ".join(x or "EOF" for x in says)); os.rename("result.tmp", "result")
+`, itoa(l.Addr().(*net.TCPAddr).Port))
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	r.WaitReady()
+	fails(t, []string{harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null"}, "it is connected to "+l.Addr().String()+" of pid "+itoa(os.Getpid()), "outside the tree", "--policy tcp=reset")
+	images := map[string]string{}
+	for _, p := range []string{"tcp=reset", "tcp=close"} {
+		images[p] = r.Dump("--policy", p)
+		harness.Say(t, "show", harness.Must(t, harness.Binary(), "show", images[p]).Stdout, "will have ended", "(policy "+p+")")
+	}
+	fmt.Fprint(c, "one") // the connection lives
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "go"), nil)
+	if got := r.Finish(); got != "one EOF 1" {
+		t.Errorf("the live connection: %q", got)
+	}
+	for p, says := range map[string]string{"tcp=reset": "ConnectionResetError EOF BrokenPipeError", "tcp=close": "EOF EOF BrokenPipeError"} {
+		r.Again()
+		r.Restore(images[p])
+		write(t, filepath.Join(dir, "go"), nil)
+		if got := r.Finish(); got != says {
+			t.Errorf("%s: %q, want %q", p, got, says)
+		}
 	}
 }
 

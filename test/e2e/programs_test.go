@@ -70,6 +70,7 @@ var programs = []program{
 	{"inet_datagram", "inet", []string{"datagram"}, true},
 	{"inet_raw", "inet", []string{"raw"}, true},
 	{"inet_ended", "inet", []string{"ended"}, true},
+	{"inet_connected", "inet", []string{"connected"}, true},
 	{"files_mqueue", "mqueue", nil, true},
 	{"unix_chroot", "unixsock", []string{"servers", "chroot"}, true},
 	{"unix_flight", "unixsock", []string{"flight"}, true},

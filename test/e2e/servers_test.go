@@ -63,7 +63,7 @@ func (s *server) idle(t *testing.T, r *harness.Program) {
 		return
 	}
 	harness.Eventually(t, s.name+" has no connection", func() bool {
-		return !strings.Contains(harness.Run(t, harness.Binary(), "explain", fmt.Sprint(r.PID)).Stdout, "TCP connections are not kept")
+		return !strings.Contains(harness.Run(t, harness.Binary(), "explain", fmt.Sprint(r.PID)).Stdout, "it is connected to")
 	})
 }
 

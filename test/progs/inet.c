@@ -1,6 +1,5 @@
 // Sockets of IPv4 and IPv6 with options, addresses and states. The argument says which: "listen",
-// "datagram", "raw", "connected" or "ended". After a restore with the policy tcp=reset or close,
-// "connected" finds its connection over.
+// "datagram", "raw", "connected" or "ended".
 #include "prog.h"
 #include <arpa/inet.h>
 #include <linux/filter.h>
@@ -202,45 +201,161 @@ static void raw(void)
 		CHECK(get(ping, SOL_SOCKET, SO_PROTOCOL) == IPPROTO_ICMP, "a ping socket");
 }
 
-static void connections(int ended)
+static void connect_pair(int l, int s[2])
 {
-	int l = bound(SOCK_STREAM, 0);
-	MUST(listen(l, 5));
-	int c = MUST(socket(AF_INET, SOCK_STREAM, 0));
+	s[0] = MUST(socket(AF_INET, SOCK_STREAM, 0));
 	struct sockaddr_in to = any4("127.0.0.1");
 	to.sin_port = htons(port_of(l));
-	MUST(connect(c, (void *)&to, sizeof to));
-	int s = MUST(accept(l, NULL, NULL));
+	MUST(connect(s[0], (void *)&to, sizeof to));
+	s[1] = MUST(accept(l, NULL, NULL));
+}
+
+static void say(int s, const char *text) { CHECK(write(s, text, strlen(text)) == (ssize_t)strlen(text), "write %s: %s", text, strerror(errno)); }
+
+static void hear(int s, const char *text)
+{
+	char b[64];
+	size_t n = 0, want = strlen(text);
+	while (n < want) {
+		ssize_t k = read(s, b + n, want - n);
+		CHECK(k > 0, "read of %s gives %zd %d", text, k, errno);
+		n += k;
+	}
+	CHECK(memcmp(b, text, want) == 0, "read %.*s, want %s", (int)n, b, text);
+}
+
+static void end_of_file(int s)
+{
+	char b;
+	ssize_t n = read(s, &b, 1);
+	CHECK(n == 0, "read at the end gives %zd %d", n, errno);
+}
+
+// a connection that was reset, which has been reported
+static void ended(void)
+{
+	int l = bound(SOCK_STREAM, 0), s[2];
+	MUST(listen(l, 5));
+	connect_pair(l, s);
 	char b[8];
-	if (ended) { // it has been reset, and that has been reported
-		struct linger li = {1, 0};
-		MUST(setsockopt(s, SOL_SOCKET, SO_LINGER, &li, sizeof li));
-		close(s);
-		struct pollfd p = {c, POLLRDHUP, 0};
-		while (poll(&p, 1, 100) >= 0 && !(p.revents & POLLERR))
-			;
-		CHECK(read(c, b, sizeof b) == -1 && errno == ECONNRESET, "read of a reset connection");
-	} else
-		CHECK(write(s, "hello", 5) == 5, "write");
-	int cport = port_of(c), lport = port_of(l);
+	struct linger li = {1, 0};
+	MUST(setsockopt(s[1], SOL_SOCKET, SO_LINGER, &li, sizeof li));
+	close(s[1]);
+	struct pollfd p = {s[0], POLLRDHUP, 0};
+	while (poll(&p, 1, 100) >= 0 && !(p.revents & POLLERR))
+		;
+	CHECK(read(s[0], b, sizeof b) == -1 && errno == ECONNRESET, "read of a reset connection");
+	int port = port_of(s[0]), lport = port_of(l);
 	ready();
 	wait_go();
 	signal(SIGPIPE, SIG_IGN);
-	CHECK(port_of(l) == lport, "the port of the listening one");
-	if (!ended && !restored()) {
-		CHECK(read(c, b, sizeof b) == 5, "the connection is harmed");
-		CHECK(write(c, "x", 1) == 1 && read(s, b, sizeof b) == 1, "the other way");
-		return;
+	CHECK(port_of(l) == lport && port_of(s[0]) == port, "ports");
+	end_of_file(s[0]);
+	CHECK(write(s[0], "x", 1) == -1 && errno == EPIPE, "write");
+	connect_pair(l, s); // new ones come in
+}
+
+static int filled(int s) // sends until nothing more fits
+{
+	char b[4096];
+	int n = 0;
+	for (;;) {
+		for (size_t i = 0; i < sizeof b; i++)
+			b[i] = (n + i) % 251;
+		ssize_t k = send(s, b, sizeof b, MSG_DONTWAIT);
+		if (k < 0)
+			break;
+		n += k;
 	}
-	CHECK(port_of(c) == cport, "the port of an ended connection: %d, was %d", port_of(c), cport);
-	ssize_t n = read(c, b, sizeof b);
-	CHECK(n == 0 || (!ended && n == -1 && errno == ECONNRESET), "read gives %zd %d", n, errno);
-	CHECK(read(c, b, sizeof b) == 0, "the second read");
-	CHECK(write(c, "x", 1) == -1 && errno == EPIPE, "write");
-	// New ones come in.
-	int c2 = MUST(socket(AF_INET, SOCK_STREAM, 0));
-	MUST(connect(c2, (void *)&to, sizeof to));
-	MUST(accept(l, NULL, NULL));
+	return n;
+}
+
+static void drained(int s, int n)
+{
+	char b[4096];
+	for (int at = 0; at < n;) {
+		ssize_t k = read(s, b, sizeof b);
+		CHECK(k > 0, "read of what filled it gives %zd %d after %d of %d", k, errno, at, n);
+		for (ssize_t i = 0; i < k; i++)
+			CHECK((unsigned char)b[i] == ((at + i) / 4096 * 4096 + (at + i) % 4096) % 251, "byte %zd", at + i);
+		at += k;
+	}
+}
+
+// connections between sockets of the program, in every state
+static void connected(void)
+{
+	int l = bound(SOCK_STREAM, 0);
+	MUST(listen(l, 20));
+	enum { IDLE, DATA, HALF, HALF2, BOTHFIN, SHUTRD, FULL, GONE, GONEDATA, OTHER, COUNT };
+	int s[COUNT][2];
+	for (int i = 0; i < COUNT; i++)
+		connect_pair(l, s[i]);
+	set(s[IDLE][0], IPPROTO_TCP, TCP_NODELAY, 1);
+	set(s[IDLE][0], SOL_SOCKET, SO_KEEPALIVE, 1);
+	set(s[IDLE][1], IPPROTO_IP, IP_TOS, 0x10);
+	say(s[DATA][0], "to the server");
+	say(s[DATA][1], "to the client");
+	say(s[HALF][0], "last words");
+	MUST(shutdown(s[HALF][0], SHUT_WR));
+	MUST(shutdown(s[HALF2][1], SHUT_WR));
+	say(s[BOTHFIN][0], "unread");
+	MUST(shutdown(s[SHUTRD][0], SHUT_RD));
+	int n = filled(s[FULL][0]);
+	close(s[GONE][0]);
+	say(s[GONEDATA][0], "left behind");
+	close(s[GONEDATA][0]);
+	struct pollfd p = {s[GONEDATA][1], POLLRDHUP, 0};
+	MUST(poll(&p, 1, 5000));
+	p.fd = s[HALF][1];
+	MUST(poll(&p, 1, 5000));
+	int ep = MUST(epoll_create1(0));
+	struct epoll_event ev = {.events = EPOLLIN, .data.u32 = 9};
+	MUST(epoll_ctl(ep, EPOLL_CTL_ADD, s[OTHER][1], &ev));
+	int port = port_of(s[IDLE][0]), lport = port_of(l);
+	struct tcp_info was, is;
+	socklen_t len = sizeof was;
+	MUST(getsockopt(s[IDLE][0], IPPROTO_TCP, TCP_INFO, &was, &len));
+	ready();
+	wait_go();
+	signal(SIGPIPE, SIG_IGN);
+	CHECK(port_of(l) == lport && port_of(s[IDLE][0]) == port && port_of(s[IDLE][1]) == lport, "ports");
+	len = sizeof is;
+	MUST(getsockopt(s[IDLE][0], IPPROTO_TCP, TCP_INFO, &is, &len));
+	CHECK(is.tcpi_state == TCP_ESTABLISHED && is.tcpi_options == was.tcpi_options && is.tcpi_snd_wscale == was.tcpi_snd_wscale && is.tcpi_rcv_wscale == was.tcpi_rcv_wscale,
+	      "state %d, options %#x were %#x", is.tcpi_state, is.tcpi_options, was.tcpi_options);
+	CHECK(get(s[IDLE][0], IPPROTO_TCP, TCP_NODELAY) == 1 && get(s[IDLE][0], SOL_SOCKET, SO_KEEPALIVE) == 1 && get(s[IDLE][1], IPPROTO_IP, IP_TOS) == 0x10, "options");
+	say(s[IDLE][0], "ping");
+	hear(s[IDLE][1], "ping");
+	say(s[IDLE][1], "pong");
+	hear(s[IDLE][0], "pong");
+	hear(s[DATA][1], "to the server");
+	hear(s[DATA][0], "to the client");
+	say(s[DATA][0], "more");
+	hear(s[DATA][1], "more");
+	hear(s[HALF][1], "last words");
+	end_of_file(s[HALF][1]);
+	say(s[HALF][1], "answer");
+	hear(s[HALF][0], "answer");
+	CHECK(write(s[HALF][0], "x", 1) == -1 && errno == EPIPE, "write after shutdown");
+	end_of_file(s[HALF2][0]);
+	say(s[HALF2][0], "back");
+	hear(s[HALF2][1], "back");
+	MUST(shutdown(s[BOTHFIN][0], SHUT_WR));
+	hear(s[BOTHFIN][1], "unread");
+	end_of_file(s[BOTHFIN][1]);
+	end_of_file(s[SHUTRD][0]);
+	say(s[SHUTRD][0], "still");
+	hear(s[SHUTRD][1], "still");
+	drained(s[FULL][1], n);
+	say(s[FULL][0], "after");
+	hear(s[FULL][1], "after");
+	end_of_file(s[GONE][1]);
+	hear(s[GONEDATA][1], "left behind");
+	end_of_file(s[GONEDATA][1]);
+	say(s[OTHER][0], "event");
+	CHECK(epoll_wait(ep, &ev, 1, 5000) == 1 && ev.data.u32 == 9, "epoll");
+	connect_pair(l, s[0]);
 }
 
 int main(int argc, char **argv)
@@ -253,7 +368,9 @@ int main(int argc, char **argv)
 		datagrams();
 	else if (strcmp(what, "raw") == 0)
 		raw();
+	else if (strcmp(what, "ended") == 0)
+		ended();
 	else
-		connections(strcmp(what, "ended") == 0);
+		connected();
 	pass();
 }

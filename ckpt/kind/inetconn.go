@@ -1,0 +1,326 @@
+package kind
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"unsafe"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+	"golang.org/x/sys/unix"
+)
+
+// TCP connections whose two ends are in the tree, or whose other end no process has any more. What the
+// kernel tells of them it tells in the repair mode of a socket (TCP_REPAIR), see readConn; how they are
+// made again stands in inetrepair.go.
+
+// tcpConn is a connection, in the record of one of its ends. Sequence numbers do not count a FIN.
+type tcpConn struct {
+	Peer     []byte `cbor:"1,keyasint"` // struct sockaddr of the other end
+	SendSeq  uint32 `cbor:"2,keyasint"` // of the first byte that waits to be sent or acknowledged
+	SendLen  uint32 `cbor:"3,keyasint"`
+	RecvSeq  uint32 `cbor:"4,keyasint"` // of the first byte that waits to be read
+	RecvLen  uint32 `cbor:"5,keyasint"`
+	MSS      uint32 `cbor:"6,keyasint"`
+	SndScale uint8  `cbor:"7,keyasint"`
+	RcvScale uint8  `cbor:"8,keyasint"`
+	Options  uint8  `cbor:"9,keyasint"`  // tcpi_options
+	Time     uint32 `cbor:"10,keyasint"` // TCP_TIMESTAMP
+	Window   []byte `cbor:"11,keyasint"` // struct tcp_repair_window
+	SentFIN  bool   `cbor:"12,keyasint,omitempty"`
+	GotFIN   bool   `cbor:"13,keyasint,omitempty"`
+	ShutRead bool   `cbor:"14,keyasint,omitempty"` // by shutdown(2)
+	Orphan   bool   `cbor:"15,keyasint,omitempty"` // no process has the other end
+}
+
+// More of linux/tcp_states.h.
+const (
+	tcpFinWait1  = 4
+	tcpCloseWait = 8
+	tcpLastAck   = 9
+	tcpClosing   = 11
+)
+
+const (
+	tcpRecvQueue = 1 // of linux/tcp.h
+	tcpSendQueue = 2
+
+	tcpWindowLen = 20       // struct tcp_repair_window
+	maxTCPQueue  = 64 << 20 // bytes of one queue
+)
+
+// ends is the pair of addresses of a connection, as one end sees it.
+type ends struct{ local, peer netip.AddrPort }
+
+func (e ends) turned() ends { return ends{e.peer, e.local} }
+
+func endsOfConn(name, peer []byte) ends {
+	unmap := func(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
+	return ends{unmap(addrPort(name)), unmap(addrPort(peer))}
+}
+
+// connEnds returns the addresses of a connected socket.
+func connEnds(fd int) (e ends, peer []byte, err error) {
+	name, err := sockName(fd, unix.SYS_GETSOCKNAME)
+	if err != nil {
+		return e, nil, err
+	}
+	if peer, err = sockName(fd, unix.SYS_GETPEERNAME); err != nil {
+		return e, nil, err
+	}
+	return endsOfConn(name, peer), peer, nil
+}
+
+// connected finds the connections of the tree, by their ends.
+func (s *Scene) connected() map[ends]*Found {
+	if s.conns == nil {
+		s.conns = map[ends]*Found{}
+		for _, f := range s.Files {
+			if !(inetSock{}).Match(f) {
+				continue
+			}
+			if _, typ, _, _ := inetType(f.FD); typ != unix.SOCK_STREAM {
+				continue
+			}
+			if e, _, err := connEnds(f.FD); err == nil {
+				s.conns[e] = f
+			}
+		}
+	}
+	return s.conns
+}
+
+// keepable tells whether a connection can be kept: orphan says that nobody has its other end. why says
+// why not.
+func (f *Found) keepable(s *Scene, protocol int) (orphan bool, why string) {
+	e, _, err := connEnds(f.FD)
+	if err != nil {
+		return false, "its other end cannot be seen"
+	}
+	if protocol != unix.IPPROTO_TCP {
+		return false, fmt.Sprintf("it is connected to %s by MPTCP", e.peer)
+	}
+	if s.connected()[e.turned()] != nil {
+		return false, ""
+	}
+	lines, err := s.tcpLines()
+	if err != nil {
+		return false, err.Error()
+	}
+	for _, l := range lines {
+		local, remote := netip.AddrPortFrom(l.local.Addr().Unmap(), l.local.Port()), netip.AddrPortFrom(l.remote.Addr().Unmap(), l.remote.Port())
+		if (ends{local, remote}) == e.turned() {
+			switch {
+			case l.inode == 0 && (l.state == tcpEstablished || l.state == tcpCloseWait):
+				return false, fmt.Sprintf("it is connected to %s, where it waits to be accepted", e.peer)
+			case l.inode == 0:
+				return true, ""
+			}
+			if pid := holderOfLink(map[string]bool{fmt.Sprintf("socket:[%d]", l.inode): true}); pid != 0 {
+				return false, fmt.Sprintf("it is connected to %s of %s, which is outside the tree", e.peer, processName(pid))
+			}
+			return false, fmt.Sprintf("it is connected to %s, a socket of this machine that is in no process of the tree", e.peer)
+		}
+	}
+	if e.peer.Addr() == e.local.Addr() || e.peer.Addr().IsLoopback() {
+		return true, ""
+	}
+	return false, fmt.Sprintf("it is connected to %s, which is outside the tree", e.peer)
+}
+
+// tcpLines are all TCP sockets of the network namespace, as they were when they were asked for first.
+func (s *Scene) tcpLines() ([]inetLine, error) {
+	if s.lines == nil {
+		all, err := inetLines("tcp", "tcp6")
+		if err != nil {
+			return nil, err
+		}
+		s.lines = append([]inetLine{}, all...)
+	}
+	return s.lines, nil
+}
+
+// awkwardConn tells what of a connection cannot be kept although both ends are in the tree, or "".
+func awkwardConn(fd int, in tcpInfo) string {
+	ready, err := polled(fd, unix.POLLPRI)
+	switch {
+	case err != nil:
+		return err.Error()
+	case ready&unix.POLLPRI != 0:
+		return "urgent data waits in it"
+	case ready&unix.POLLERR != 0:
+		return "an error waits to be reported by it"
+	case in.state == tcpSynSent || in.state == 3: // TCP_SYN_RECV
+		return "it is still being connected"
+	case queued(fd, unix.TIOCOUTQ) > maxTCPQueue || queued(fd, unix.TIOCINQ) > maxTCPQueue:
+		return "more than 64 MiB wait in it"
+	}
+	return ""
+}
+
+// queued is how many bytes wait in a socket.
+func queued(fd int, what uint) int {
+	n, err := unix.IoctlGetInt(fd, what)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// readConn reads a connection. Its socket is in repair mode meanwhile, for some microseconds; what
+// puts it there also takes it out again if we are killed. data is what waits to be sent, and then
+// what waits to be read.
+func (r *inetRec) readConn(f *Found, in tcpInfo) (data []byte, err error) {
+	c := &tcpConn{Options: in.options, SndScale: in.sndScale, RcvScale: in.rcvScale,
+		SentFIN: in.state == tcpFinWait1 || in.state == tcpFinWait2 || in.state == tcpClosing || in.state == tcpLastAck,
+		GotFIN:  in.state == tcpCloseWait || in.state == tcpLastAck || in.state == tcpClosing}
+	if c.Peer, err = sockName(f.FD, unix.SYS_GETPEERNAME); err != nil {
+		return nil, err
+	}
+	ready, err := polled(f.FD, unix.POLLRDHUP)
+	if err != nil {
+		return nil, err
+	}
+	c.ShutRead = ready&unix.POLLRDHUP != 0 && !c.GotFIN
+	q, err := peekTCP(f.FD, queued(f.FD, unix.TIOCOUTQ), queued(f.FD, unix.TIOCINQ))
+	if err != nil {
+		return nil, err
+	}
+	sent, received := q.sendSeq, q.recvSeq // behind the last byte
+	if c.SentFIN {
+		sent--
+	}
+	if c.GotFIN {
+		received--
+	}
+	c.SendLen, c.RecvLen = uint32(len(q.send)), uint32(len(q.recv))
+	c.SendSeq, c.RecvSeq = sent-c.SendLen, received-c.RecvLen
+	c.MSS, c.Time, c.Window = q.mss, q.time, q.window
+	r.Conn = c
+	return append(q.send, q.recv...), nil
+}
+
+// tcpQueues is what a socket tells in repair mode.
+type tcpQueues struct {
+	sendSeq, recvSeq uint32
+	send, recv       []byte
+	mss, time        uint32
+	window           []byte
+}
+
+// peekTCP reads the queues of a connection, which are of these lengths at most; a FIN counts as one.
+func peekTCP(fd, sendLen, recvLen int) (*tcpQueues, error) {
+	// What the calls point at lies in one place on the heap, see runApart.
+	type room struct {
+		on, off, sendQ, recvQ, reuse              int32
+		sendSeq, recvSeq, mss, time               uint32
+		lenSend, lenRecv, lenMSS, lenTime, lenWin uint32
+		window                                    [tcpWindowLen]byte
+	}
+	m := &room{on: 1, off: -1, sendQ: tcpSendQueue, recvQ: tcpRecvQueue, lenSend: 4, lenRecv: 4, lenMSS: 4, lenTime: 4, lenWin: tcpWindowLen}
+	reuse, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
+	if err != nil {
+		return nil, fmt.Errorf("SO_REUSEADDR: %w", err)
+	}
+	m.reuse = int32(reuse)
+	send, recv := make([]byte, sendLen+1), make([]byte, recvLen+1)
+	at := func(p unsafe.Pointer) uintptr { return uintptr(p) }
+	set := func(level, name int, v *int32) call {
+		return call{nr: unix.SYS_SETSOCKOPT, args: [6]uintptr{uintptr(fd), uintptr(level), uintptr(name), at(unsafe.Pointer(v)), 4}}
+	}
+	get := func(name int, v unsafe.Pointer, n *uint32) call {
+		return call{nr: unix.SYS_GETSOCKOPT, args: [6]uintptr{uintptr(fd), unix.SOL_TCP, uintptr(name), at(v), at(unsafe.Pointer(n))}}
+	}
+	peek := func(b []byte) call {
+		return call{nr: unix.SYS_RECVFROM, args: [6]uintptr{uintptr(fd), at(unsafe.Pointer(&b[0])), uintptr(len(b)), unix.MSG_PEEK | unix.MSG_DONTWAIT}}
+	}
+	calls := []call{
+		set(unix.SOL_TCP, unix.TCP_REPAIR, &m.on),
+		set(unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, &m.sendQ),
+		get(unix.TCP_QUEUE_SEQ, unsafe.Pointer(&m.sendSeq), &m.lenSend),
+		peek(send),
+		set(unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, &m.recvQ),
+		get(unix.TCP_QUEUE_SEQ, unsafe.Pointer(&m.recvSeq), &m.lenRecv),
+		peek(recv),
+		get(unix.TCP_MAXSEG, unsafe.Pointer(&m.mss), &m.lenMSS),
+		get(unix.TCP_TIMESTAMP, unsafe.Pointer(&m.time), &m.lenTime),
+		get(unix.TCP_REPAIR_WINDOW, unsafe.Pointer(&m.window), &m.lenWin),
+		set(unix.SOL_TCP, unix.TCP_REPAIR, &m.off),
+		set(unix.SOL_SOCKET, unix.SO_REUSEADDR, &m.reuse), // repair mode has taken it away
+	}
+	err = runApart(calls)
+	runtime.KeepAlive(m)
+	runtime.KeepAlive(send)
+	runtime.KeepAlive(recv)
+	if err != nil {
+		return nil, err
+	}
+	q := &tcpQueues{sendSeq: m.sendSeq, recvSeq: m.recvSeq, mss: m.mss, time: m.time, window: append([]byte{}, m.window[:]...)}
+	for i, c := range calls {
+		err := c.err()
+		switch {
+		case i == 3 || i == 6: // nothing there, or only a FIN
+			b, got := send, &q.send
+			if i == 6 {
+				b, got = recv, &q.recv
+			}
+			if err != nil && err != unix.EAGAIN && err != unix.ENOTCONN {
+				return nil, fmt.Errorf("look at what waits in it: %w", err)
+			}
+			*got = b[:max(c.ret, 0)]
+			if len(*got) == len(b) {
+				return nil, errors.New("more comes to wait in it while it is looked at")
+			}
+		case err == unix.EPERM:
+			return nil, fmt.Errorf("repair mode (TCP_REPAIR) needs CAP_NET_ADMIN: %w", err)
+		case err != nil:
+			return nil, fmt.Errorf("call %d in repair mode: %w", i, err)
+		}
+	}
+	return q, nil
+}
+
+// gap refuses a pair of ends that were not read at one moment: bytes that neither has.
+func (s *Scene) gap(f *Found, r *inetRec) error {
+	if s.conned == nil {
+		s.conned = map[ends]*inetRec{}
+	}
+	e := endsOfConn(r.Name, r.Conn.Peer)
+	s.conned[e] = r
+	other := s.conned[e.turned()]
+	if other == nil || joins(r.Conn, other.Conn) && joins(other.Conn, r.Conn) {
+		return nil
+	}
+	return &image.RefusedError{Findings: []image.Finding{f.refuse(fmt.Sprintf("data was on its way from it to %s while they were looked at", e.peer), "try again")}}
+}
+
+// joins reports whether what a has yet to send begins where b's received bytes end, or before.
+func joins(a, b *tcpConn) bool {
+	at := int32(b.RecvSeq + b.RecvLen - a.SendSeq)
+	return at >= 0 && uint32(at) <= a.SendLen
+}
+
+// validConn checks a connection from an image.
+func (r *inetRec) validConn() error {
+	c := r.Conn
+	switch {
+	case c == nil:
+		return nil
+	case r.Type != unix.SOCK_STREAM || r.Protocol != unix.IPPROTO_TCP || r.Listening || r.Ended != 0 || len(r.Name) == 0 || len(c.Peer) == 0:
+		return errors.New("it cannot be connected and what else it is")
+	case c.SendLen > maxTCPQueue || c.RecvLen > maxTCPQueue:
+		return fmt.Errorf("%d and %d bytes wait in it", c.SendLen, c.RecvLen)
+	case c.SndScale > 14 || c.RcvScale > 14: // TCP_MAX_WSCALE of net/tcp.h
+		return fmt.Errorf("its windows have the scales %d and %d", c.SndScale, c.RcvScale)
+	case c.MSS > 1<<16:
+		return fmt.Errorf("its segments have %d bytes", c.MSS)
+	case len(c.Window) != tcpWindowLen:
+		return fmt.Errorf("its window has %d bytes", len(c.Window))
+	}
+	return r.validAddr(c.Peer)
+}
+
+// windowField is a field of struct tcp_repair_window: snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup.
+func (c *tcpConn) windowField(i int) uint32 { return binary.NativeEndian.Uint32(c.Window[4*i:]) }
