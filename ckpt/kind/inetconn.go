@@ -78,10 +78,7 @@ func (s *Scene) connected() map[ends]*Found {
 	if s.conns == nil {
 		s.conns = map[ends]*Found{}
 		for _, f := range s.Files {
-			if !(inetSock{}).Match(f) {
-				continue
-			}
-			if _, typ, _, _ := inetType(f.FD); typ != unix.SOCK_STREAM {
+			if !(inetSock{}).Match(f) || f.ofInet().typ != unix.SOCK_STREAM {
 				continue
 			}
 			if e, _, err := connEnds(f.FD); err == nil {

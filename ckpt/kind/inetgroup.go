@@ -45,7 +45,7 @@ type groupKey struct {
 
 // groups returns the groups that a socket is in.
 func (s *Scene) groups(f *Found) ([]group, error) {
-	family, _, _, _ := inetType(f.FD)
+	family := f.ofInet().family
 	if s.memberships == nil {
 		m, err := memberships()
 		if err != nil {
@@ -71,11 +71,24 @@ func (s *Scene) groups(f *Found) ([]group, error) {
 
 // membership asks whether a socket is in a group; nil: it is not.
 func membership(fd int, k groupKey) (*group, error) {
-	b := make([]byte, filterHead+mostSources*sockaddrStorage)
+	g, count, err := askGroup(fd, k, 0)
+	if g == nil || err != nil || count == 0 {
+		return g, err
+	}
+	if count > mostSources {
+		return nil, fmt.Errorf("its multicast group %s has %d sources, more than %d", k.addr, count, mostSources)
+	}
+	g, _, err = askGroup(fd, k, count)
+	return g, err
+}
+
+// askGroup asks for a group and as many sources of it as there is room for; count is how many it has.
+func askGroup(fd int, k groupKey, room uint32) (g *group, count uint32, err error) {
+	b := make([]byte, filterHead+room*sockaddrStorage)
 	ne := binary.NativeEndian
 	ne.PutUint32(b, k.index)
 	copy(b[8:], groupAddr(k.addr.AsSlice()))
-	ne.PutUint32(b[8+sockaddrStorage+4:], mostSources)
+	ne.PutUint32(b[8+sockaddrStorage+4:], room)
 	n := uint32(len(b))
 	level := uintptr(unix.SOL_IP)
 	if !k.addr.Is4() {
@@ -85,16 +98,13 @@ func membership(fd int, k groupKey) (*group, error) {
 	switch errno {
 	case 0:
 	case unix.EADDRNOTAVAIL, unix.ENODEV, unix.EINVAL, unix.ENOPROTOOPT, unix.EOPNOTSUPP:
-		return nil, nil
+		return nil, 0, nil
 	default:
-		return nil, fmt.Errorf("ask for the multicast group %s: %w", k.addr, errno)
+		return nil, 0, fmt.Errorf("ask for the multicast group %s: %w", k.addr, errno)
 	}
-	g := &group{Index: k.index, Addr: k.addr.AsSlice(), Include: ne.Uint32(b[8+sockaddrStorage:]) == mcastInclude}
-	count := ne.Uint32(b[8+sockaddrStorage+4:])
-	if count > mostSources {
-		return nil, fmt.Errorf("its multicast group %s has %d sources, more than %d", k.addr, count, mostSources)
-	}
-	for i := range int(count) {
+	g = &group{Index: k.index, Addr: k.addr.AsSlice(), Include: ne.Uint32(b[8+sockaddrStorage:]) == mcastInclude}
+	count = ne.Uint32(b[8+sockaddrStorage+4:])
+	for i := range int(min(count, room)) {
 		at := b[filterHead+i*sockaddrStorage:]
 		if k.addr.Is4() {
 			g.Sources = append(g.Sources, append([]byte{}, at[4:8]...))
@@ -102,7 +112,7 @@ func membership(fd int, k groupKey) (*group, error) {
 			g.Sources = append(g.Sources, append([]byte{}, at[8:24]...))
 		}
 	}
-	return g, nil
+	return g, count, nil
 }
 
 // groupAddr is a struct sockaddr_storage of an address.

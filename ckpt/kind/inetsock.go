@@ -51,6 +51,22 @@ const (
 
 func (inetSock) Name() string { return "inet" }
 
+// inetKind is what a socket was made with.
+type inetKind struct {
+	family, typ, protocol int
+	known                 bool // it is one that is kept
+}
+
+// ofInet returns what a socket was made with, which never changes.
+func (f *Found) ofInet() *inetKind {
+	if f.inet == nil {
+		k := &inetKind{}
+		k.family, k.typ, k.protocol, k.known = inetType(f.FD)
+		f.inet = k
+	}
+	return f.inet
+}
+
 // inetType returns what a socket was made with; ok is false if it is none of this kind.
 func inetType(fd int) (family, typ, protocol int, ok bool) {
 	var v [3]int
@@ -83,32 +99,35 @@ func (inetSock) Match(f *Found) bool {
 	if f.Stat.Mode&unix.S_IFMT != unix.S_IFSOCK || f.Flags&unix.O_PATH != 0 {
 		return false
 	}
-	_, _, _, ok := inetType(f.FD)
-	return ok
+	return f.ofInet().known
 }
 
 func (inetSock) Check(f *Found, s *Scene) []image.Finding {
 	all := held(f, s)
-	_, typ, protocol, _ := inetType(f.FD)
+	kind := f.ofInet()
 	if pid := s.Outside(f.Stat.Dev, f.Stat.Ino, unix.O_RDONLY); pid != 0 {
 		all = append(all, f.refuse(fmt.Sprintf("%s, which is outside the tree, has this socket too and keeps its address", processName(pid)),
 			"close it there, or checkpoint a tree that holds that process too"))
 	}
+	fresh, err := s.freshOf(kind)
+	if err != nil {
+		return append(all, f.refuse(err.Error(), closeSocket))
+	}
 	for i := range optSpecs {
-		if o := &optSpecs[i]; o.when == optRefuse && set(f.FD, o) {
+		if o := &optSpecs[i]; o.when == optRefuse && fresh[i] != nil && set(f.FD, o) {
 			all = append(all, f.refuse(fmt.Sprintf("its option %s cannot be set again", o.text), closeSocket))
 		}
 	}
 	if _, err := socketFilter(f.FD); err != nil {
 		all = append(all, f.refuse(err.Error(), "detach it (SO_DETACH_FILTER)"))
 	}
-	if typ == unix.SOCK_STREAM {
+	if kind.typ == unix.SOCK_STREAM {
 		return append(all, f.tcpFindings(s)...)
 	}
 	if _, err := s.groups(f); err != nil {
 		all = append(all, f.refuse(err.Error(), "leave the group before the checkpoint"))
 	}
-	return append(all, f.datagramFindings(protocol, s)...)
+	return append(all, f.datagramFindings(s)...)
 }
 
 // set reports whether an option that cannot be set again has another value than 0.
@@ -124,7 +143,7 @@ func set(fd int, o *optSpec) bool {
 }
 
 // datagramFindings tells of what waits in a socket without connections.
-func (f *Found) datagramFindings(protocol int, s *Scene) []image.Finding {
+func (f *Found) datagramFindings(s *Scene) []image.Finding {
 	ready, err := polled(f.FD, unix.POLLIN)
 	if err != nil {
 		return []image.Finding{f.refuse(err.Error(), closeSocket)}
@@ -145,8 +164,8 @@ func (f *Found) datagramFindings(protocol int, s *Scene) []image.Finding {
 }
 
 func (inetSock) Dump(f *Found, s *Scene, rec *image.File) error {
-	family, typ, protocol, _ := inetType(f.FD)
-	r := &inetRec{Family: int32(family), Type: int32(typ), Protocol: int32(protocol), Mode: f.Stat.Mode & 0o7777, UID: f.Stat.Uid, GID: f.Stat.Gid}
+	kind := f.ofInet()
+	r := &inetRec{Family: int32(kind.family), Type: int32(kind.typ), Protocol: int32(kind.protocol), Mode: f.Stat.Mode & 0o7777, UID: f.Stat.Uid, GID: f.Stat.Gid}
 	data, err := r.read(f, s)
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.Link, err)
@@ -159,14 +178,7 @@ func (inetSock) Dump(f *Found, s *Scene, rec *image.File) error {
 
 // read fills in the record. data is what waits in a connection.
 func (r *inetRec) read(f *Found, s *Scene) (data []byte, err error) {
-	if s.fresh == nil {
-		s.fresh = sockDefaults{}
-	}
-	fresh, err := s.fresh.of(int(r.Family), int(r.Type), int(r.Protocol))
-	if err != nil {
-		return nil, err
-	}
-	if r.Opts, err = dumpOpts(f.FD, int(r.Type), fresh); err != nil {
+	if r.Opts, err = s.options(f); err != nil {
 		return nil, err
 	}
 	if r.Filter, err = socketFilter(f.FD); err != nil {

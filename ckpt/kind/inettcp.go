@@ -82,8 +82,7 @@ func (f *Found) tcpFindings(s *Scene) []image.Finding {
 
 // connection tells whether a connection can be kept, and if not, why.
 func (f *Found) connection(s *Scene, in tcpInfo) (orphan bool, why string) {
-	_, _, protocol, _ := inetType(f.FD)
-	if orphan, why = f.keepable(s, protocol); why == "" {
+	if orphan, why = f.keepable(s, f.ofInet().protocol); why == "" {
 		why = awkwardConn(f.FD, in)
 	}
 	return orphan, why

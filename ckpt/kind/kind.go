@@ -105,6 +105,8 @@ type Found struct {
 	// Carrier is the socket in whose queue the file waits, if no process has it open (SCM_RIGHTS of
 	// unix(7)). Its only slot is one of our own.
 	Carrier *Found
+
+	inet *inetKind // of a network socket, see ofInet
 }
 
 // Place is where to tell the user to look for the file.
@@ -155,6 +157,7 @@ type Scene struct {
 	fresh       sockDefaults              // options of new network sockets
 	memberships []groupKey                // of all sockets in multicast groups, see groups
 	conns       map[ends]*Found           // TCP connections, see connected
+	inetOpts    map[*Found][]sockOpt      // the options of all network sockets, see options
 	conned      map[ends]*inetRec         // those that were dumped, see gap
 	lines       []inetLine                // of all TCP sockets, see tcpLines
 	waits       map[uint32]uint32         // who waits to be accepted by whom, see waitsFor

@@ -5,7 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -167,6 +170,57 @@ func dumpOpts(fd, typ int, fresh [][]byte) (opts []sockOpt, err error) {
 		}
 	}
 	return opts, nil
+}
+
+// freshOf returns the options of a new socket.
+func (s *Scene) freshOf(k *inetKind) ([][]byte, error) {
+	if s.fresh == nil {
+		s.fresh = sockDefaults{}
+	}
+	return s.fresh.of(k.family, k.typ, k.protocol)
+}
+
+// options returns the options of a network socket. Those of all are read at once, on all CPUs: the
+// tree stands still meanwhile, and there is a system call for each.
+func (s *Scene) options(f *Found) ([]sockOpt, error) {
+	if s.inetOpts == nil {
+		var all []*Found
+		for _, g := range s.Files {
+			if (inetSock{}).Match(g) {
+				if _, err := s.freshOf(g.ofInet()); err != nil {
+					return nil, err
+				}
+				all = append(all, g)
+			}
+		}
+		read, errs := make([][]sockOpt, len(all)), make([]error, runtime.NumCPU())
+		var group sync.WaitGroup
+		var next atomic.Int64
+		for w := range errs {
+			group.Go(func() {
+				for i := next.Add(1) - 1; i < int64(len(all)) && errs[w] == nil; i = next.Add(1) - 1 {
+					k := all[i].ofInet()
+					read[i], errs[w] = dumpOpts(all[i].FD, k.typ, s.fresh[[3]int{k.family, k.typ, k.protocol}])
+				}
+			})
+		}
+		group.Wait()
+		if err := errors.Join(errs...); err != nil {
+			return nil, err
+		}
+		s.inetOpts = map[*Found][]sockOpt{}
+		for i, g := range all {
+			s.inetOpts[g] = read[i]
+		}
+	}
+	if opts, ok := s.inetOpts[f]; ok {
+		return opts, nil
+	}
+	fresh, err := s.freshOf(f.ofInet()) // one that was found since, under way in a message
+	if err != nil {
+		return nil, err
+	}
+	return dumpOpts(f.FD, f.ofInet().typ, fresh)
 }
 
 // multicast reports whether an option is about sending to groups. One that came from accept(2) has
