@@ -139,14 +139,14 @@ func TestUnixAsUser(t *testing.T) {
 	must(t, os.Mkdir(own, 0o700))
 	must(t, os.Chown(own, 1234, 1234))
 	must(t, os.Mkdir(secret, 0o700))
-	open := func(name string, uid int) (s *stage, err error) {
+	open := func(name string, uid int, help bool) (s *stage, err error) {
 		fd := listener(t, unix.SOCK_STREAM, name)
 		must(t, os.Chown(name, uid, uid))
 		s = newStage(t)
 		s.add(fd)
 		s.dump()
 		must(t, unix.Close(fd))
-		s.env.Help = false
+		s.env.Help = help
 		s.env.Manifest.Tasks = []image.Task{{PID: int32(os.Getpid()), Threads: []image.Thread{{Creds: image.Creds{}}}}}
 		s.env.In = func(_ int, f func(Process) error) error { // on the tracing thread, which has our privileges
 			done := make(chan error)
@@ -161,15 +161,17 @@ func TestUnixAsUser(t *testing.T) {
 		})
 		return s, err
 	}
-	_, err := open(own+"/s", 1234)
-	must(t, err)
-	var st unix.Stat_t
-	must(t, unix.Lstat(own+"/s", &st))
-	if st.Uid != 1234 || st.Gid != 1234 {
-		t.Errorf("the file belongs to %d %d", st.Uid, st.Gid)
+	for name, help := range map[string]bool{own + "/s": false, own + "/helped": true, secret + "/helped": true} {
+		_, err := open(name, 1234, help)
+		must(t, err)
+		var st unix.Stat_t
+		must(t, unix.Lstat(name, &st))
+		if st.Uid != 1234 || st.Gid != 1234 {
+			t.Errorf("%s belongs to %d %d", name, st.Uid, st.Gid)
+		}
 	}
 	for name, uid := range map[string]int{secret + "/s": 1234, own + "/root": 0} {
-		if _, err := open(name, uid); err == nil || errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), name) {
+		if _, err := open(name, uid, false); err == nil || errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

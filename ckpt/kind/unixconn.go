@@ -139,16 +139,32 @@ func (w *unixWorld) socketIn(cred *unixCred, typ int32) (r remoteSock, err error
 			return fmt.Errorf("socket in pid %d: %w", p.PID(), err)
 		}
 		r.pid, r.num = p.PID(), int(num)
+		w.left[[2]int{r.pid, r.num}] = true
 		r.fd, err = fetchFrom(p, r.num)
 		return err
 	})
 	return r, err
 }
 
+// leave closes the descriptors that processes have still, as something has failed: it may be tried
+// again with other privileges.
+func (w *unixWorld) leave() error {
+	var errs []error
+	for at := range w.left {
+		errs = append(errs, w.e.In(at[0], func(p Process) error {
+			_, err := p.Syscall(unix.SYS_CLOSE, uint64(at[1]))
+			return err
+		}))
+	}
+	clear(w.left)
+	return errors.Join(errs...)
+}
+
 // lastIn makes one call with it as the user that SO_PEERCRED is to tell, and closes it there.
 func (w *unixWorld) lastIn(r remoteSock, cred *unixCred, f func(p Process) error) error {
 	return w.e.In(r.pid, func(p Process) error {
 		err := asCred(p, cred, func() error { return f(p) })
+		delete(w.left, [2]int{r.pid, r.num})
 		if _, cerr := p.Syscall(unix.SYS_CLOSE, uint64(r.num)); err == nil && cerr != nil {
 			err = fmt.Errorf("close descriptor %d of pid %d: %w", r.num, r.pid, cerr)
 		}

@@ -228,7 +228,7 @@ func (w *unixWorld) bindFile(n *unixNode) error {
 			return err
 		}
 		if !direct {
-			return bindRenamed(n.fd, n.Name, at)
+			return errors.Join(bindRenamed(n.fd, n.Name, at), dressFile(at, n.File))
 		}
 		return enterFS(root, dir, func() error {
 			umask := unix.Umask(int(0o777 &^ n.File.Mode & 0o777))
@@ -236,17 +236,14 @@ func (w *unixWorld) bindFile(n *unixNode) error {
 			if err := addressed(unix.SYS_BIND, n.fd, sockaddr(n.Name)); err != nil {
 				return fmt.Errorf("bind to %s in %s: %w", name, dir, err)
 			}
-			return nil
+			return dressFile(name, n.File)
 		})
 	}
 	run := apartFS
 	if !w.e.Help {
 		run = enterFS // with the rights of the user; the thread that opens files ends with that
 	}
-	if err := run("/", "/", act); err != nil {
-		return err
-	}
-	return dressFile(at, n.File)
+	return run("/", "/", act)
 }
 
 // bindFrom finds the root and the working directory from which a name leads to a path of ours.

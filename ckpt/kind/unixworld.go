@@ -18,6 +18,7 @@ type unixWorld struct {
 	byRef map[image.ObjRef]*unixNode
 	order []*unixNode
 	gate  *unixGate
+	left  map[[2]int]bool // by pid and number: sockets that processes have for the time
 	waits map[uint64]bool // those that a listening one made: they wait to be accepted
 }
 
@@ -63,7 +64,7 @@ func (w *unixWorld) Close() error {
 		closeOwn(slices.DeleteFunc([]int{n.fd, n.other}, func(fd int) bool { return fd < 0 }))
 		n.fd, n.other = -1, -1
 	}
-	return w.closeGate()
+	return errors.Join(w.leave(), w.closeGate())
 }
 
 // makeUnixWorld makes all unix sockets of the image.
@@ -89,7 +90,7 @@ func makeUnixWorld(e *Env) (*unixWorld, error) {
 
 // readUnixWorld reads the records.
 func readUnixWorld(e *Env) (*unixWorld, error) {
-	w := &unixWorld{e: e, nodes: map[uint64]*unixNode{}, byRef: map[image.ObjRef]*unixNode{}, waits: map[uint64]bool{}}
+	w := &unixWorld{e: e, nodes: map[uint64]*unixNode{}, byRef: map[image.ObjRef]*unixNode{}, left: map[[2]int]bool{}, waits: map[uint64]bool{}}
 	for i := range e.Manifest.Files {
 		rec := &e.Manifest.Files[i]
 		if rec.Kind != (unixSock{}).Name() {
