@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"runtime"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -114,33 +113,6 @@ func connectTo(fd, to int, name []byte) error {
 	return addressed(unix.SYS_CONNECT, fd, sockaddr([]byte("/proc/self/fd/"+strconv.Itoa(file))))
 }
 
-// apartFS runs f on a thread with a working directory, root and umask of its own and all our
-// privileges. It ends with f.
-func apartFS(root, dir string, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		done <- enterFS(root, dir, f)
-	}()
-	return <-done
-}
-
-// enterFS does that on the calling thread.
-func enterFS(root, dir string, f func() error) error {
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return fmt.Errorf("unshare of the working directory: %w", err)
-	}
-	if root != "/" {
-		if err := unix.Chroot(root); err != nil {
-			return fmt.Errorf("chroot to %s: %w", root, err)
-		}
-	}
-	if err := unix.Chdir(dir); err != nil {
-		return fmt.Errorf("chdir to %s: %w", dir, err)
-	}
-	return f()
-}
-
 // stage is a folder of ours in which sockets get names that stand for other places. Who knows the
 // path can reach what is in it.
 type unixStage struct{ dir string }
@@ -223,27 +195,36 @@ func (w *unixWorld) bindFile(n *unixNode) error {
 	if !direct && !w.e.Help {
 		return fmt.Errorf("its file %s has another path than its name %s, which only root can restore", at, name)
 	}
-	act := func() error {
-		if err := clearPlace(at); err != nil {
-			return err
-		}
-		if !direct {
-			return errors.Join(bindRenamed(n.fd, n.Name, at), dressFile(at, n.File))
-		}
-		return enterFS(root, dir, func() error {
-			umask := unix.Umask(int(0o777 &^ n.File.Mode & 0o777))
-			defer unix.Umask(umask)
-			if err := addressed(unix.SYS_BIND, n.fd, sockaddr(n.Name)); err != nil {
-				return fmt.Errorf("bind to %s in %s: %w", name, dir, err)
-			}
-			return dressFile(name, n.File)
-		})
-	}
 	run := apartFS
 	if !w.e.Help {
-		run = enterFS // with the rights of the user; the thread that opens files ends with that
+		run = enterFS // the thread that opens files ends with that
 	}
-	return run("/", "/", act)
+	if !direct {
+		return run("/", "/", func() error {
+			if err := clearPlace(at); err != nil {
+				return err
+			}
+			if err := bindRenamed(n.fd, n.Name, at); err != nil {
+				return err
+			}
+			return dressFile(n.fd, at, n.File)
+		})
+	}
+	if err := run("/", "/", func() error { return clearPlace(at) }); err != nil {
+		return err
+	}
+	err := run(root, dir, func() error {
+		umask := unix.Umask(int(0o777 &^ n.File.Mode & 0o777))
+		defer unix.Umask(umask)
+		if err := addressed(unix.SYS_BIND, n.fd, sockaddr(n.Name)); err != nil {
+			return fmt.Errorf("bind to %s in %s: %w", name, dir, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return run("/", "/", func() error { return dressFile(n.fd, at, n.File) })
 }
 
 // bindFrom finds the root and the working directory from which a name leads to a path of ours.
@@ -296,13 +277,20 @@ func bindRenamed(fd int, name []byte, at string) error {
 	return errors.Join(err, g.close())
 }
 
-// dressFile gives a new socket file its owner and mode.
-func dressFile(at string, f *unixFile) error {
-	if err := unix.Lchown(at, int(f.UID), int(f.GID)); err != nil {
-		return fmt.Errorf("give %s to uid %d and gid %d: %w", at, f.UID, f.GID, err)
+// dressFile gives a new socket file its owner and mode: that of the very socket if we may ask for
+// it, as somebody else may write to the folder.
+func dressFile(fd int, at string, f *unixFile) error {
+	if file, err := fileOfSocket(fd); err == nil {
+		defer unix.Close(file)
+		at = "/proc/self/fd/" + strconv.Itoa(file)
+	} else if !errors.Is(err, unix.EPERM) {
+		return err
 	}
-	if err := unix.Fchmodat(unix.AT_FDCWD, at, f.Mode&0o7777, 0); err != nil {
-		return fmt.Errorf("chmod of %s: %w", at, err)
+	if err := unix.Chown(at, int(f.UID), int(f.GID)); err != nil {
+		return fmt.Errorf("give %s to uid %d and gid %d: %w", f.Path, f.UID, f.GID, err)
+	}
+	if err := unix.Chmod(at, f.Mode&0o7777); err != nil {
+		return fmt.Errorf("chmod of %s: %w", f.Path, err)
 	}
 	return nil
 }
