@@ -22,6 +22,7 @@ func All() []Kind {
 		procFile{},
 		unixSock{},
 		inetSock{},
+		netlinkSock{},
 		mqueue{},
 	}
 }

@@ -134,6 +134,14 @@ var optSpecs = []optSpec{
 	{unix.SOL_IPV6, unix.IPV6_CHECKSUM, "IPV6_CHECKSUM", 0, optLate, nil},
 	{unix.SOL_IPV6, unix.IPV6_HDRINCL, "IPV6_HDRINCL", 0, optLate, nil},
 
+	{unix.SOL_NETLINK, unix.NETLINK_PKTINFO, "NETLINK_PKTINFO", 0, optLate, nil},
+	{unix.SOL_NETLINK, unix.NETLINK_BROADCAST_ERROR, "NETLINK_BROADCAST_ERROR", 0, optLate, nil},
+	{unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS, "NETLINK_NO_ENOBUFS", 0, optLate, nil},
+	{unix.SOL_NETLINK, unix.NETLINK_LISTEN_ALL_NSID, "NETLINK_LISTEN_ALL_NSID", 0, optLate, nil},
+	{unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, "NETLINK_CAP_ACK", 0, optLate, nil},
+	{unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, "NETLINK_EXT_ACK", 0, optLate, nil},
+	{unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, "NETLINK_GET_STRICT_CHK", 0, optLate, nil},
+
 	{unix.SOL_UDP, unix.UDP_CORK, "UDP_CORK", 0, optRefuse, nil},
 	{unix.SOL_UDP, unix.UDP_ENCAP, "UDP_ENCAP", 0, optRefuse, nil},
 	{unix.SOL_UDP, unix.UDP_NO_CHECK6_TX, "UDP_NO_CHECK6_TX", 0, optLate, nil},

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/ckptfs/ckptfs/test/harness"
@@ -150,4 +151,25 @@ while True: time.sleep(1)`)
 	harness.Must(t, ip, "addr", "del", real+"/32", "dev", "lo")
 	gone = true
 	fails(t, []string{harness.Binary(), "restore", image}, "bind to "+real, "this machine does not have that address", "ip addr add")
+}
+
+// TestIPMonitor carries an ip(8) that listens to the kernel's news of addresses.
+func TestIPMonitor(t *testing.T) {
+	ip, dir := harness.Tool(t, "ip"), harness.TempDir(t)
+	r := harness.StartCommand(t, dir, ip, "monitor", "address")
+	out := func() string { return string(read(t, filepath.Join(dir, "out"))) }
+	news := func(addr string) {
+		t.Helper()
+		harness.Eventually(t, "news of "+addr, func() bool {
+			harness.Must(t, ip, "addr", "add", addr+"/32", "dev", "lo")
+			harness.Must(t, ip, "addr", "del", addr+"/32", "dev", "lo")
+			return strings.Contains(out(), addr)
+		})
+	}
+	news("192.0.2.78")
+	image := r.Dump("--kill")
+	r.WaitGone()
+	r.Restore(image)
+	news("192.0.2.79")
+	r.Kill()
 }

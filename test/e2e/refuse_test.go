@@ -16,7 +16,7 @@ var refusals = []struct {
 	what  string
 	words []string
 }{
-	{"socket", []string{"fd 3", "netlink raw socket"}},
+	{"socket", []string{"fd 3", "netlink raw socket, protocol 12"}},
 	{"unixpeer", []string{"fd 3", "connected to pid", "(refuse), which is outside the tree"}},
 	{"unixwaiting", []string{"fd 3", "a connection waits to be accepted by it that data was sent on"}},
 	{"clonevm", []string{"CLONE_VM"}},

@@ -229,3 +229,37 @@ http { access_log %[1]s/access.log; client_body_temp_path %[1]s/b; proxy_temp_pa
 	}
 	s.run(t)
 }
+
+// TestRedisClients has fifty clients in the tree keep a redis busy, over TCP, all the time: each checkpoint
+// and restore finds requests and answers under way. The benchmark would report what is lost.
+func TestRedisClients(t *testing.T) {
+	dir, port := harness.TempDir(t), freePort(t)
+	r := harness.StartCommand(t, dir, harness.Tool(t, "bash"), "-c", fmt.Sprintf(`%s --port %d --bind 127.0.0.1 --dir %s --save '' > redis.log &
+until %s -p %d ping | grep -q PONG; do sleep 0.05; done
+%s -p %d -c 50 -n 150000 -t set,incr -r 1000 --csv > bench && echo ok > result.tmp && mv result.tmp result`,
+		harness.Tool(t, "redis-server"), port, dir, harness.Tool(t, "redis-cli"), port, harness.Tool(t, "redis-benchmark"), port))
+	served := func() string {
+		c, err := net.DialTimeout("tcp", fmt.Sprint("127.0.0.1:", port), time.Second)
+		if err != nil {
+			return ""
+		}
+		c.Close()
+		return ask(t, port, "INFO clients\r\n", "clients_in_timeout_table")
+	}
+	harness.Eventually(t, "fifty clients", func() bool { return strings.Contains(served(), "connected_clients:51") })
+	for range 3 {
+		image := ""
+		harness.Eventually(t, "a moment without a connection from outside", func() bool { // INFO was one
+			image = filepath.Join(harness.TempDir(t), "image")
+			return harness.Run(t, harness.Binary(), "dump", fmt.Sprint(r.PID), "-o", image, "--kill").Code == 0
+		})
+		r.WaitGone()
+		r.Restore(image)
+	}
+	harness.Eventually(t, "the benchmark is over", func() bool { _, err := os.Stat(filepath.Join(dir, "result")); return err == nil })
+	out := string(read(t, filepath.Join(dir, "bench")))
+	if !strings.Contains(out, `"SET"`) || !strings.Contains(out, `"INCR"`) {
+		t.Errorf("redis-benchmark says %q", out)
+	}
+	r.Kill()
+}

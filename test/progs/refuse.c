@@ -28,7 +28,7 @@ static int nap_forever(void *arg)
 static void make(const char *what)
 {
 	if (strcmp(what, "socket") == 0)
-		MUST(socket(AF_NETLINK, SOCK_RAW, 0));
+		MUST(socket(AF_NETLINK, SOCK_RAW, 12));
 	else if (strcmp(what, "unixpeer") == 0) {
 		// The other end is held by a process that is not in the tree.
 		int s[2];
