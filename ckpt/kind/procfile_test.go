@@ -26,11 +26,10 @@ func TestProcFile(t *testing.T) {
 		{"comm", unix.O_RDWR, 0}, {"oom_score_adj", unix.O_WRONLY, 0}, {"fd", unix.O_RDONLY, 3}, {"task", unix.O_RDONLY, 0},
 		{"task/TID/stat", unix.O_RDONLY, 5}, {"task/TID", unix.O_RDONLY, 0}, {"net/dev", unix.O_RDONLY, 0}, {"cmdline", unix.O_RDONLY, 2},
 	} {
-		name := strings.Replace(c.name, "TID", strconv.Itoa(unix.Gettid()), 1)
 		s := newStage(t)
 		s.withSelf()
 		tid := s.env.Manifest.Tasks[0].Threads[0].TID
-		name = strings.Replace(c.name, "TID", strconv.Itoa(int(tid)), 1)
+		name := strings.Replace(c.name, "TID", strconv.Itoa(int(tid)), 1)
 		fd := open(t, "/proc/self/"+name, c.flags)
 		if c.pos != 0 {
 			_, err := unix.Seek(fd, c.pos, unix.SEEK_SET)

@@ -192,3 +192,37 @@ func TestInterrupted(t *testing.T) {
 	r.Restore(image)
 	r.Pass(true)
 }
+
+// TestKilledRestore kills `ckptfs restore` at random moments: either the whole tree runs then, or nothing
+// is left, no half of it and no stub.
+func TestKilledRestore(t *testing.T) {
+	for _, v := range []program{{name: "tree", prog: "tree"}, {name: "threads", prog: "threads", args: []string{"8"}}, {name: "TCP connections", prog: "inet", args: []string{"connected"}}} {
+		t.Run(v.name, func(t *testing.T) {
+			r := harness.Start(t, v.prog, v.args...)
+			members := len(r.Tree())
+			image := r.Dump()
+			r.Kill()
+			full := timeOf(func() { r.Restore(image) })
+			r.Kill()
+			rng := rand.New(rand.NewPCG(11, 11))
+			whole := 0
+			for range soak(t, 40) {
+				r.Again()
+				harness.RunKilled(t, exec.Command(harness.Binary(), "restore", image), time.Duration(rng.Int64N(int64(full))))
+				time.Sleep(20 * time.Millisecond) // what was traced by it is being killed
+				lives := func() bool { return !strings.ContainsRune("\x00ZX", rune(harness.State(r.PID))) }
+				harness.Eventually(t, "all or nothing", func() bool {
+					return (!harness.Exists(r.PID) || lives() && len(r.Tree()) == members) && harness.Stubs() == 0
+				})
+				if lives() {
+					r.Alive()
+					r.Kill()
+					whole++
+				}
+			}
+			t.Logf("%d of the killed restores had restored everything", whole)
+			r.Restore(image)
+			r.Pass(true)
+		})
+	}
+}
