@@ -19,7 +19,8 @@ func (s *fileSet) addInFlight() error {
 	for i := 0; i < len(s.found); i++ {
 		f := s.found[i]
 		at := f.Place()
-		fds, err := kind.InFlight(f)
+		fds, _ := kind.InFlight(f) // what is wrong with the queue is refused when it is dumped
+		var err error
 		for n, fd := range fds {
 			if err == nil {
 				err = s.addFlying(f, fd)

@@ -50,7 +50,7 @@ func newStage(t *testing.T) *stage {
 	}
 	out := filepath.Join(t.TempDir(), "NAME.out")
 	s.env = &Env{
-		Manifest: &image.Manifest{},
+		Manifest: &image.Manifest{Tasks: []image.Task{{PID: int32(os.Getpid()), State: image.TaskRunning}}},
 		Blob:     func(r image.ObjRef) ([]byte, error) { return s.blobs[r-1], nil },
 		Segment:  func(image.ObjRef) (int, error) { return s.segment, nil },
 		Out: func() (int, error) {

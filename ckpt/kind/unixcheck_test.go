@@ -71,7 +71,7 @@ func TestUnixHostile(t *testing.T) {
 		}
 	}
 	s := newStage(t)
-	s.unixImage(unixRec{Type: stream, Ino: 1, Dead: []int32{-1}})
+	s.unixImage(unixRec{Type: stream, Ino: 1, Ended: []unixEnded{{PID: -1}}})
 	if _, err := (unixSock{}).Dead(&s.env.Manifest.Files[0]); err == nil {
 		t.Error("a process -1 was accepted")
 	}
@@ -113,7 +113,7 @@ func FuzzUnixWorld(f *testing.F) {
 	for _, r := range []unixRec{
 		{Type: 1, Ino: 1, Connected: true, Peer: 2, Cred: &unixCred{PID: 1}, Name: []byte("\x00x"), Accepted: true},
 		{Type: 1, Ino: 2, Connected: true, Peer: 1, Cred: &unixCred{PID: 1}, Opts: []unixOpt{{16, []byte{1, 0, 0, 0}}}, Msgs: []unixMsg{{Len: 3, Mark: 1, From: []byte("a"), Files: []image.ObjRef{1}}}},
-		{Type: 2, Ino: 1, Name: []byte("/a/b\x00"), File: &unixFile{Path: []byte("/a/b")}, Dead: []int32{5}},
+		{Type: 2, Ino: 1, Name: []byte("/a/b\x00"), File: &unixFile{Path: []byte("/a/b")}, Ended: []unixEnded{{5, 9}}},
 	} {
 		var rec image.File
 		if err := encodeRec(&rec, &r); err != nil {

@@ -59,11 +59,11 @@ func (unixSock) Dead(rec *image.File) ([]Dead, error) {
 		return nil, err
 	}
 	var all []Dead
-	for _, pid := range r.Dead {
-		if pid <= 0 || len(r.Dead) > maxUnixDead {
-			return nil, fmt.Errorf("the image has a unix socket about %d processes that had ended, one of them %d", len(r.Dead), pid)
+	for _, d := range r.Ended {
+		if d.PID <= 0 || len(r.Ended) > maxUnixDead || !endsLike(d.Status) {
+			return nil, fmt.Errorf("the image has a unix socket about %d processes that had ended, one of them %d with status %#x", len(r.Ended), d.PID, d.Status)
 		}
-		all = append(all, Dead{Key: deadKey(pid), PID: int(pid)})
+		all = append(all, Dead{Key: deadKey(d.PID), PID: int(d.PID), Status: d.Status})
 	}
 	return all, nil
 }

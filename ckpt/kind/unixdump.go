@@ -25,7 +25,7 @@ func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
 		return fmt.Errorf("%s: %w", f.Link, err)
 	}
 	if r.Listening || r.By != nil {
-		r.addDead(s)
+		r.addDead(f, s)
 		return encodeRec(rec, r)
 	}
 	data, msgs, err := peekQueue(f.FD, uint8(r.Type))
@@ -42,8 +42,8 @@ func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
 	if r.Msgs = msgs; len(data) > 0 {
 		rec.Blob = s.Blob(data)
 	}
-	if r.addDead(s); len(r.Dead) > maxUnixDead {
-		return fmt.Errorf("%s: what waits in it is from %d processes that have ended", f.Link, len(r.Dead))
+	if r.addDead(f, s); len(r.Ended) > maxUnixDead {
+		return fmt.Errorf("%s: what waits in it is from %d processes that have ended", f.Link, len(r.Ended))
 	}
 	return encodeRec(rec, r)
 }
@@ -193,7 +193,7 @@ func (s *Scene) hidden(r *unixRec, msgs []unixMsg) error {
 }
 
 // addDead notes the processes that had ended.
-func (r *unixRec) addDead(s *Scene) {
+func (r *unixRec) addDead(f *Found, s *Scene) {
 	dead := map[int32]bool{}
 	add := func(c *unixCred) {
 		if c == nil {
@@ -208,10 +208,31 @@ func (r *unixRec) addDead(s *Scene) {
 		add(r.Msgs[i].Cred)
 	}
 	for _, pid := range slices.Sorted(maps.Keys(dead)) {
-		if dead[pid] {
-			r.Dead = append(r.Dead, pid)
+		if !dead[pid] {
+			continue
 		}
+		d := unixEnded{PID: pid}
+		if r.Cred != nil && r.Cred.PID == pid {
+			d.Status = peerStatus(f.FD)
+		}
+		r.Ended = append(r.Ended, d)
 	}
+}
+
+// peerStatus is the wait status of the process of SO_PEERCRED, which SO_PEERPIDFD can tell also when it
+// was reaped (since Linux 6.16); 0 if it is not known.
+func peerStatus(fd int) uint32 {
+	pidfd, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(pidfd)
+	info := pidfdInfo{mask: pidfdInfoExit}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(pidfd), pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
+	if errno != 0 || info.mask&pidfdInfoExit == 0 {
+		return 0
+	}
+	return uint32(info.exitCode)
 }
 
 // credOf is what SO_PEERCRED would tell of a process now.

@@ -18,6 +18,10 @@ func InFlight(f *Found) ([]int, error) {
 	if !(unixSock{}).Match(f) || f.Info.SCMFDs == 0 {
 		return nil, nil
 	}
+	listens, err := unix.GetsockoptInt(f.FD, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	if err != nil || listens != 0 { // then they are in those that it has yet to accept, see waitingFindings
+		return nil, err
+	}
 	typ, err := unix.GetsockoptInt(f.FD, unix.SOL_SOCKET, unix.SO_TYPE)
 	if err != nil {
 		return nil, fmt.Errorf("SO_TYPE: %w", err)

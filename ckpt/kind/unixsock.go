@@ -47,7 +47,14 @@ type unixRec struct {
 	PeerName  []byte    `cbor:"20,keyasint,omitempty"` // the name of the other end, if that was closed
 	Filter    []byte    `cbor:"23,keyasint,omitempty"` // SO_ATTACH_FILTER: struct sock_filter
 	Reconnect bool      `cbor:"22,keyasint,omitempty"` // a datagram socket that is connected to PeerName, outside the tree
-	Dead      []int32   `cbor:"21,keyasint,omitempty"` // processes of Cred and Msgs that had ended, ascending
+	// Ended are the processes of Cred and Msgs that had ended, ascending; 21 was only their ids.
+	Ended []unixEnded `cbor:"24,keyasint,omitempty"`
+}
+
+// unixEnded is a process that had ended.
+type unixEnded struct {
+	PID    int32  `cbor:"1,keyasint"`
+	Status uint32 `cbor:"2,keyasint,omitempty"` // its wait status, which SO_PEERPIDFD can tell; 0 also if it is not known
 }
 
 const closeSocket = "close the connection before the checkpoint and open it again afterwards"
@@ -305,7 +312,11 @@ func (f *Found) peerCredFindings(s *Scene) []image.Finding {
 	if c == nil || s.stays(int(c.PID)) {
 		return nil
 	}
-	return []image.Finding{f.lose(fmt.Sprintf("it was connected by %s, which is not in the tree: SO_PEERCRED will name the first process of the tree in its place", processName(int(c.PID))),
+	where := "is not in the tree"
+	if s.member(int(c.PID)) {
+		where = "is a zombie"
+	}
+	return []image.Finding{f.lose(fmt.Sprintf("it was connected by %s, which "+where+": SO_PEERCRED will name the first process of the tree in its place", processName(int(c.PID))),
 		"checkpoint a tree that holds that process too, if a program asks for it")}
 }
 

@@ -1,6 +1,7 @@
 package kind
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -73,7 +74,7 @@ func makeUnixWorld(e *Env) (*unixWorld, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i, step := range [...]func(n *unixNode) error{w.join, w.make, w.name, w.listen, w.queueUp, w.reconnect, w.fill, w.connect, w.settle, w.setOptions} {
+	for i, step := range [...]func(n *unixNode) error{w.join, w.make, w.name, w.listen, w.queueUp, w.reconnect, w.fill, w.connect, w.settle, w.setOptions, w.verify} {
 		for _, n := range w.order {
 			if err := step(n); err != nil {
 				return nil, errors.Join(fmt.Errorf("%s: %w", n.path, err), w.Close())
@@ -335,4 +336,29 @@ func (w *unixWorld) setOptions(n *unixNode) error {
 		}
 		return unix.Fchmod(n.fd, n.Mode)
 	})
+}
+
+// verify compares what came out with the record.
+func (w *unixWorld) verify(n *unixNode) error {
+	name, err := socketAddr(n.fd, unix.SYS_GETSOCKNAME)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(name, n.Name) {
+		return fmt.Errorf("its name came out as %s, not %s", showName(name), showName(n.Name))
+	}
+	cred, err := peerCred(n.fd)
+	if err != nil {
+		return err
+	}
+	want := n.Cred
+	if want != nil {
+		c := *want
+		c.PID = int32(w.maker(want))
+		want = &c
+	}
+	if !cred.equal(want) {
+		return fmt.Errorf("its SO_PEERCRED came out as %+v, not %+v", cred, want)
+	}
+	return nil
 }

@@ -19,6 +19,7 @@ var refusals = []struct {
 	{"socket", []string{"fd 3", "netlink raw socket, protocol 12"}},
 	{"unixpeer", []string{"fd 3", "connected to pid", "(refuse), which is outside the tree"}},
 	{"unixwaiting", []string{"fd 3", "a connection waits to be accepted by it that data was sent on"}},
+	{"unixwaitingfile", []string{"fd 3", "a connection waits to be accepted by it that data was sent on"}},
 	{"clonevm", []string{"CLONE_VM"}},
 	{"inotify", []string{"fd 3", "inotify", "wait to be read"}},
 	{"cwdxattr", []string{"(working directory)", "trusted.key cannot be carried"}},

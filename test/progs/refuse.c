@@ -57,6 +57,18 @@ static void make(const char *what)
 		MUST(listen(s, 1));
 		MUST(connect(c, (void *)&a, sizeof a));
 		MUST(write(c, "x", 1));
+	} else if (strcmp(what, "unixwaitingfile") == 0) {
+		// A connection that was not accepted, with a file under way.
+		struct sockaddr_un a = {.sun_family = AF_UNIX, .sun_path = "sock"};
+		int s = MUST(socket(AF_UNIX, SOCK_STREAM, 0)), c = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
+		MUST(bind(s, (void *)&a, sizeof a));
+		MUST(listen(s, 1));
+		MUST(connect(c, (void *)&a, sizeof a));
+		char control[CMSG_SPACE(sizeof(int))];
+		struct msghdr m = {.msg_iov = &(struct iovec){"x", 1}, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+		*CMSG_FIRSTHDR(&m) = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&m)), &c, sizeof c);
+		MUST(sendmsg(c, &m, 0));
 	} else if (strcmp(what, "unixepoll") == 0) {
 		// A file under way in a message that only a process that has it could give back.
 		int s[2], ep = MUST(epoll_create1(0));

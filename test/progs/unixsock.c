@@ -186,7 +186,7 @@ static void processes(int after)
 			MUST(setsockopt(own[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof on));
 			MUST(send(own[0], "bequest", 7, 0));
 			hand(up[1], own[1]);
-			_exit(0);
+			_exit(7);
 		}
 		left = take(up[0]);
 		int status;
@@ -194,6 +194,16 @@ static void processes(int after)
 		return;
 	}
 	peer(left, ended, getuid(), getgid(), "end of one that has ended");
+	struct { uint64_t mask, cgroup; uint32_t ids[11]; int32_t code; } info = {.mask = 8 /* PIDFD_INFO_EXIT */};
+	int pidfd, ended_fd;
+	socklen_t size = sizeof pidfd;
+	MUST(getsockopt(got, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &size));
+	CHECK(syscall(SYS_pidfd_send_signal, pidfd, 0, NULL, 0) == 0 && kill(pid, 0) == 0, "SO_PEERPIDFD of the child");
+	if (getsockopt(left, SOL_SOCKET, SO_PEERPIDFD, &ended_fd, &size) == 0) { // since Linux 6.16
+		CHECK(syscall(SYS_pidfd_send_signal, ended_fd, 0, NULL, 0) == -1 && errno == ESRCH, "SO_PEERPIDFD of one that has ended");
+		MUST(ioctl(ended_fd, _IOWR(0xff, 11, info), &info));
+		CHECK(info.mask & 8 && info.code == 7 << 8, "it ended with %#x", info.code);
+	}
 	expect_from(left, "bequest", ended, getuid());
 	peer(got, pid, 1234, 1235, "end of the child");
 	peer(up[0], getpid(), getuid(), getgid(), "own end");
