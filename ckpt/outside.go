@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/ckptfs/ckptfs/ckpt/kind"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
@@ -46,12 +47,16 @@ func (o *outside) fd(dev, ino uint64, access int) int {
 		o.readFDs()
 		o.read = true
 	}
+	ours := 0
 	for _, h := range o.fds[inode{dev, ino}] {
 		if access == unix.O_RDONLY && h.read || access == unix.O_WRONLY && h.write {
-			return h.pid
+			if !kind.SameProgram(h.pid) {
+				return h.pid
+			}
+			ours = h.pid // it may look at the tree just now, and have duplicates for a moment
 		}
 	}
-	return 0
+	return ours
 }
 
 // readFDs looks at every descriptor of the other processes. The mode bits of the link in

@@ -248,6 +248,16 @@ func credOf(pid int) (*unixCred, error) {
 	return &unixCred{PID: int32(pid), UID: st.Uid[1], GID: st.Gid[1], Groups: st.Groups}, nil
 }
 
+// SameProgram reports whether a process runs the executable of this one.
+func SameProgram(pid int) bool {
+	own, err := os.Stat("/proc/self/exe")
+	if err != nil {
+		return false
+	}
+	st, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid))
+	return err == nil && os.SameFile(own, st)
+}
+
 // alive reports whether a process runs, and has not ended.
 func alive(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

@@ -312,3 +312,26 @@ func TestUnixServerOutside(t *testing.T) {
 		}
 	}
 }
+
+// TestUnixShared is of sockets that somebody outside the tree has too: another ckptfs that looks at
+// the tree does not count.
+func TestUnixShared(t *testing.T) {
+	a, b := unixPair(t, unix.SOCK_STREAM)
+	l := listener(t, unix.SOCK_STREAM, abstractName(t))
+	for _, c := range []struct {
+		fds  []int
+		sev  image.Severity
+		what string
+	}{
+		{[]int{a, b}, image.Lose, "which is outside the tree, has this socket too"},
+		{[]int{l}, image.Refuse, "which is outside the tree, listens on it too and keeps its name"},
+	} {
+		s := newStage(t)
+		s.add(c.fds...)
+		if s.outside[unix.O_RDONLY] = os.Getpid(); len(s.check()) > 0 {
+			t.Errorf("of this very program: %v", s.check())
+		}
+		s.outside[unix.O_RDONLY] = 1
+		wantFinding(t, s.check()[:1], c.sev, "pid 1 (", c.what)
+	}
+}
