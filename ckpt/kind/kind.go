@@ -65,7 +65,7 @@ type Starter interface {
 	Start(rec *image.File, fd int, p Process) error
 }
 
-// Later is a kind of files that are about processes: Open is called when all processes and
+// Later is a kind of files that are about processes, or that a process has to make: Open is called when all processes and
 // threads of the tree are there, but before any of them has a descriptor.
 type Later interface {
 	// Dead tells of the processes that the file is about and that had ended and been reaped. The

@@ -16,6 +16,11 @@ import (
 //     process that it names, which is there by then (Later), under the user it had.
 //  2. Names, and what waits in the queues: sent by the other end once more.
 //  3. Ends that were closed or shut down, options, owner.
+//
+// What nobody can look at is refused: data on a connection that was not accepted yet, messages behind
+// an error, an error of a datagram socket. Not kept are borders in a stream that no reader can tell,
+// the place of an out-of-band byte that was read if it lies right behind files or at the end,
+// timestamps of what waits (SO_TIMESTAMP), and SO_COOKIE.
 type unixSock struct{}
 
 // unixRec is the record of one socket.
