@@ -84,13 +84,20 @@ func TestInotifyQuiet(t *testing.T) {
 	for _, p := range []string{filepath.Dir(path), path, "/", "/tmp", "/proc"} {
 		addInotify(t, fd, p, unix.IN_OPEN|unix.IN_CLOSE|unix.IN_ACCESS|unix.IN_ATTRIB)
 	}
-	readEvents(t, fd)
-	s := newStage(t)
-	s.add(fd)
-	must(t, image.Refusals(s.check()))
-	s.dump()
-	if s := readEvents(t, fd); strings.Contains(s, "f") { // others may open things in /
-		t.Errorf("the checkpoint caused %q", s)
+	for try := 1; ; try++ {
+		readEvents(t, fd)
+		s := newStage(t)
+		s.add(fd)
+		if err := image.Refusals(s.check()); err != nil && try < 200 {
+			continue // others open things in / and /tmp, too
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		s.dump()
+		if s := readEvents(t, fd); strings.Contains(s, "f") {
+			t.Errorf("the checkpoint caused %q", s)
+		}
+		return
 	}
 }
 
