@@ -13,7 +13,8 @@ import (
 
 // epoll is an epoll(7) instance. Its entries are keyed by the watched open file description
 // and the number under which it was added, so they have to be added by a process that holds
-// the file under that very number: in Finish.
+// the file under that very number: in Finish. An entry outlives its number while the file is
+// open somewhere: then the file gets the number for the time, see epollaway.go.
 //
 // The kernel's list of what is ready is not kept: every entry that is ready is reported after
 // a restore. An edge-triggered one that was reported before is so once more, which its users
@@ -36,6 +37,8 @@ type epollEntry struct {
 	Data    uint64       `cbor:"4,keyasint"`
 	File    image.ObjRef `cbor:"5,keyasint"`           // the watched file, for people
 	MayLose bool         `cbor:"6,keyasint,omitempty"` // it may be NAME.out afterwards, which cannot be watched
+	Away    bool         `cbor:"7,keyasint,omitempty"` // the process has the file under another number now:
+	At      int32        `cbor:"8,keyasint,omitempty"` // this one
 }
 
 const (
@@ -158,7 +161,7 @@ func epollWatched(f *Found, s *Scene) (all []watchedFile, errs []error) {
 		nth := seen[e.FD] // one number may have been added several times, for several files
 		seen[e.FD]++
 		w := watchedFile{entry: epollEntry{Num: e.FD, Events: e.Events, Data: e.Data}}
-		err := fmt.Errorf("its entry for fd %d watches a file that no process with this epoll has open under that number any more", e.FD)
+		err := fmt.Errorf("its entry for fd %d watches a file that no process with this epoll has open any more", e.FD)
 		for _, sl := range f.Slots {
 			g := held[Slot{PID: sl.PID, Num: e.FD}]
 			if g == nil {
@@ -172,6 +175,12 @@ func epollWatched(f *Found, s *Scene) (all []watchedFile, errs []error) {
 				w.entry.PID, w.entry.File, w.entry.MayLose = sl.PID, g.Ref, mayBecomeOut(g, s)
 				w.found, err = g, nil
 				break
+			}
+		}
+		if w.found == nil {
+			if g, sl := s.away(f, e.FD, nth); g != nil {
+				w.entry.PID, w.entry.File, w.entry.MayLose, w.entry.Away, w.entry.At = sl.PID, g.Ref, mayBecomeOut(g, s), true, sl.Num
+				w.found, err = g, nil
 			}
 		}
 		all, errs = append(all, w), append(errs, err)
@@ -251,17 +260,24 @@ func (epoll) Finish(rec *image.File, fd int, p Process) error {
 	if err := decodeRec(rec, &r); err != nil {
 		return err
 	}
-	var fired, armed []epollEntry
+	var fired, armed, away []epollEntry
 	if pids, err := (epoll{}).FinishPIDs(rec); err != nil || len(pids) > 0 && !slices.Contains(pids, int32(p.PID())) {
 		return fmt.Errorf("epoll fd %d: its entries belong to the pids %v, not to %d", fd, pids, p.PID())
 	}
 	for _, en := range r.Entries {
 		switch {
 		case int(en.PID) != p.PID():
+		case en.Away:
+			away = append(away, en)
 		case en.disarmed():
 			fired = append(fired, en)
 		default:
 			armed = append(armed, en)
+		}
+	}
+	for i := range away { // those that have fired before others
+		if err := addAway(fd, &away[i], p); err != nil {
+			return fmt.Errorf("epoll fd %d: %w", fd, err)
 		}
 	}
 	for i := range fired {

@@ -66,6 +66,7 @@ var programs = []program{
 	{"unix_pairs", "unixsock", []string{"pairs"}, true},
 	{"unix_processes", "unixsock", []string{"processes"}, true},
 	{"unix_servers", "unixsock", []string{"servers"}, true},
+	{"files_epollaway", "epollaway", nil, true},
 	{"inet_listen", "inet", []string{"listen"}, true},
 	{"inet_datagram", "inet", []string{"datagram"}, true},
 	{"inet_raw", "inet", []string{"raw"}, true},
