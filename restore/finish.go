@@ -178,6 +178,15 @@ func (j *job) letGo(alive []*proc) error {
 			}
 		}
 	}
+	// From here on the tree is whole. If we are killed among the detaches below it is to run, not to die
+	// in part; what is left of that danger is the time of this loop, some microseconds for each thread.
+	for _, p := range alive {
+		for _, th := range p.threads {
+			if err := th.Spare(); err != nil {
+				return fmt.Errorf("restore: %w", err)
+			}
+		}
+	}
 	for _, p := range slices.Backward(alive) {
 		for _, th := range slices.Backward(p.threads) {
 			var gone *ptrace.GoneError

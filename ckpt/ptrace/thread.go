@@ -61,6 +61,9 @@ func (th *Thread) suspendSeccomp() error {
 	return &SeccompError{TID: th.TID}
 }
 
+// Spare takes PTRACE_O_EXITKILL away: if we are killed now, the thread goes on instead of being killed.
+func (th *Thread) Spare() error { return th.SetOptions(th.options &^ unix.PTRACE_O_EXITKILL) }
+
 // EnforceSeccomp lets the thread's seccomp filters see also the calls that we make in it, for a
 // helper that has a filter on purpose.
 func (th *Thread) EnforceSeccomp() error { return th.resumeSeccomp() }
