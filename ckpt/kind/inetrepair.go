@@ -203,7 +203,7 @@ func (w *tcpWorld) connect(n *tcpNode) (err error) {
 		return fmt.Errorf("socket: %w", err)
 	}
 	if err := setOpts(n.fd, n.Opts, optEarly); err != nil {
-		return err
+		w.e.Warn("the TCP socket from %s: %v", addrText(n.Name), err) // see finish
 	}
 	c := n.Conn
 	steps := []struct {
@@ -376,5 +376,5 @@ func (w *tcpWorld) settle(n *tcpNode) error {
 	if n.temp {
 		return nil
 	}
-	return n.finish(n.fd)
+	return n.finish(n.fd, w.e.Warn)
 }

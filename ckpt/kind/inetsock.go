@@ -285,7 +285,7 @@ func (inetSock) Open(rec *image.File, e *Env) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err := r.finish(fd); err != nil {
+	if err := r.finish(fd, e.Warn); err != nil {
 		unix.Close(fd) // never used
 		return -1, err
 	}
@@ -365,8 +365,10 @@ func (r *inetRec) reuses() int {
 	return 0
 }
 
-// finish sets what is set when a socket is in its state.
-func (r *inetRec) finish(fd int) error {
+// finish sets what is set when a socket is in its state. A socket that came from accept(2) can have
+// options that nobody can set so: of a connection, whose restore they would forbid after the original
+// was killed, they are told to warn and not refused.
+func (r *inetRec) finish(fd int, warn func(format string, args ...any)) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, r.reuses()); err != nil {
 		return fmt.Errorf("SO_REUSEADDR: %w", err)
 	}
@@ -375,16 +377,23 @@ func (r *inetRec) finish(fd int) error {
 			return err
 		}
 	}
-	if err := setOpts(fd, r.Opts, optLate); err != nil {
+	tell := func(err error) error {
+		if err != nil && (r.Conn != nil || r.Ended != 0) {
+			warn("the TCP socket from %s: %v", addrText(r.Name), err)
+			return nil
+		}
+		return err
+	}
+	if err := tell(setOpts(fd, r.Opts, optLate)); err != nil {
 		return err
 	}
 	if err := attachFilter(fd, r.Filter); err != nil {
 		return err
 	}
-	if err := setOpts(fd, r.Opts, optLast); err != nil {
+	if err := tell(setOpts(fd, r.Opts, optLast)); err != nil {
 		return err
 	}
-	if err := verifyOpts(fd, r.Opts, r.Conn != nil); err != nil {
+	if err := tell(verifyOpts(fd, r.Opts, r.Conn != nil)); err != nil {
 		return err
 	}
 	return ownSocket(fd, r.UID, r.GID, r.Mode)

@@ -96,6 +96,7 @@ var programs = []program{
 	{"counter", "counter", nil, false},
 	{"threads16", "threads", []string{"16"}, false},
 	{"go", "godaemon", nil, false},
+	{"go_http", "gohttp", nil, false},
 	{"python", "daemon.py", nil, false},
 	{"python_multi", "multi.py", nil, false},
 	{"python_asyncio", "asyncio_unix.py", nil, false},
