@@ -109,7 +109,7 @@ func TestUnixNoHelp(t *testing.T) {
 }
 
 func FuzzUnixWorld(f *testing.F) {
-	s := newStage(&testing.T{})
+	e := &Env{Manifest: &image.Manifest{}, Blob: func(image.ObjRef) ([]byte, error) { return nil, nil }, Shared: map[string]any{}}
 	for _, r := range []unixRec{
 		{Type: 1, Ino: 1, Connected: true, Peer: 2, Cred: &unixCred{PID: 1}, Name: []byte("\x00x"), Accepted: true},
 		{Type: 1, Ino: 2, Connected: true, Peer: 1, Cred: &unixCred{PID: 1}, Opts: []unixOpt{{16, []byte{1, 0, 0, 0}}}, Msgs: []unixMsg{{Len: 3, Mark: 1, From: []byte("a"), Files: []image.ObjRef{1}}}},
@@ -122,10 +122,10 @@ func FuzzUnixWorld(f *testing.F) {
 		f.Add([]byte(rec.Rec), []byte(rec.Rec))
 	}
 	f.Fuzz(func(t *testing.T, a, b []byte) {
-		s.env.Manifest.Files = []image.File{{Kind: "unix", Rec: a}, {Kind: "unix", Rec: b}}
-		_, _ = readUnixWorld(s.env)
-		_, _ = (unixSock{}).Dead(&s.env.Manifest.Files[0])
-		_, _ = Carried(&s.env.Manifest.Files[1])
+		e.Manifest.Files = []image.File{{Kind: "unix", Rec: a}, {Kind: "unix", Rec: b}}
+		_, _ = readUnixWorld(e)
+		_, _ = (unixSock{}).Dead(&e.Manifest.Files[0])
+		_, _ = Carried(&e.Manifest.Files[1])
 	})
 }
 

@@ -236,7 +236,7 @@ func TestRedisClients(t *testing.T) {
 	dir, port := harness.TempDir(t), freePort(t)
 	r := harness.StartCommand(t, dir, harness.Tool(t, "bash"), "-c", fmt.Sprintf(`%s --port %d --bind 127.0.0.1 --dir %s --save '' > redis.log &
 until %s -p %d ping | grep -q PONG; do sleep 0.05; done
-%s -p %d -c 50 -n 150000 -t set,incr -r 1000 --csv > bench && echo ok > result.tmp && mv result.tmp result`,
+%s -p %d -c 50 -n 150000 -t set,incr -r 1000 --csv > bench && echo ok > result.tmp && mv result.tmp result; wait`,
 		harness.Tool(t, "redis-server"), port, dir, harness.Tool(t, "redis-cli"), port, harness.Tool(t, "redis-benchmark"), port))
 	served := func() string {
 		c, err := net.DialTimeout("tcp", fmt.Sprint("127.0.0.1:", port), time.Second)
