@@ -41,7 +41,7 @@ func TestPostgres(t *testing.T) {
 		}
 		return kept.String()
 	}
-	sums := map[int]string{}
+	sums, shared := map[int]string{}, []string{}
 	s := server{name: "postgres", generations: 5,
 		start: func(t *testing.T, d string) string {
 			dir = d
@@ -56,6 +56,11 @@ until test -e %[1]s/commit; do sleep 0.1; done; echo 'commit;'; sleep 1000; } | 
 		},
 		work: func(t *testing.T, n int) {
 			if n == 1 {
+				for line := range strings.Lines(string(read(t, filepath.Join(dir, "data/postmaster.pid")))) {
+					if f := strings.Fields(line); len(f) == 2 { // key and id
+						shared = append(shared, f[1])
+					}
+				}
 				write(t, filepath.Join(dir, "up"), nil)
 				harness.Eventually(t, "the table is there", func() bool { return strings.TrimSpace(psql(t, "select to_regclass('t')")) == "t" })
 			}
@@ -75,6 +80,11 @@ until test -e %[1]s/commit; do sleep 0.1; done; echo 'commit;'; sleep 1000; } | 
 			}
 		},
 	}
+	t.Cleanup(func() { // a postgres that is killed leaves its shared memory
+		for _, id := range shared {
+			harness.Run(t, "ipcrm", "-m", id)
+		}
+	})
 	s.run(t)
 }
 
