@@ -12,6 +12,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/damage"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/secret"
@@ -193,7 +194,7 @@ func (r *footerReader) ReadAt(b []byte, off int64) (int, error) {
 func (s *Store) readSharedFooter(p *pack.Pack) (info *pack.Info, err error) {
 	for tries := 1; ; tries++ {
 		info, err = pack.Read(s.sec, s.newFooterReader(p), p.Size)
-		if err == nil || !isDamage(err) || errors.Is(err, pack.ErrGone) || tries == 3 {
+		if err == nil || !damage.Is(err) || errors.Is(err, pack.ErrGone) || tries == 3 {
 			return info, err
 		}
 		if !p.Sealed.Load() {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/ckptfs/ckptfs/store/damage"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/record"
 )
@@ -37,7 +38,7 @@ func (v *verification) sharedRecords() (recs []*record.Record, err error) {
 		switch err := errs[i]; {
 		case errors.Is(err, fs.ErrNotExist):
 			continue
-		case err != nil && !isDamage(err):
+		case err != nil && !damage.Is(err):
 			return nil, fmt.Errorf("verify: not all could be looked at: %w", err)
 		case err != nil:
 			v.fault("image %q: record %s: %v", rec.Name, s.recordPath(v.ids[rec.Name]), err)

@@ -112,7 +112,7 @@ func (in *Ingest) list(im *imageRec) {
 	s.mu.Unlock()
 	in.mu.Lock()
 	in.state, in.err = ingestDone, nil // an Abort that came too late changes nothing
-	in.win.clear()
+	in.win.Clear()
 	in.wake()
 	in.mu.Unlock()
 	in.free()
@@ -189,7 +189,7 @@ func (in *Ingest) abort() error {
 	over := in.state != ingestRunning
 	if !over {
 		in.state = ingestAborted
-		in.win.clear()
+		in.win.Clear()
 		clear(in.ahead)
 		in.attach = nil
 	}

@@ -18,7 +18,10 @@
 //	record  the records of images, leases and markers (see Image, Bucket)
 //	retain  which images go for their age (see Retention)
 //	bucket  the calls to an object store, and uploads (see Bucket)
-//	cache   buffers that are shared, and decoded chunks that may be asked for again
+//	cache   buffers that are shared, decoded chunks that may be asked for again, and the window of
+//	        what a running ingest got last
+//	damage  what is lost, and whose it is
+//	ahead   reading an image by its chunks, and ahead of who reads it in order
 //
 // Beside them lossyfs is a disk that loses power, and s3test an S3 server that misbehaves; both are
 // for tests.

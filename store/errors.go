@@ -3,6 +3,8 @@ package store
 import (
 	"errors"
 	"fmt"
+
+	"github.com/ckptfs/ckptfs/store/damage"
 )
 
 // Errors that callers decide on. Names that are taken or unknown come as fs.ErrExist and
@@ -15,7 +17,7 @@ var (
 	// ErrClosed is what a closed store, reader or ingest says.
 	ErrClosed = errors.New("already closed")
 	// ErrDamaged is inside every error that tells of lost or changed bytes.
-	ErrDamaged = errors.New("the store is damaged")
+	ErrDamaged = damage.Err
 	// ErrNotStore is what Open says of a folder that holds something else.
 	ErrNotStore = errors.New("not a ckptfs store")
 )
@@ -63,48 +65,7 @@ func (e *KeyError) Error() string {
 }
 
 // ChunkError says which bytes are lost, and whose they are.
-type ChunkError struct {
-	Image  string // image they were read for, "" if none
-	Offset int64  // of the chunk in the image, -1 for a chunk of its list
-	Hash   Hash   // chunk
-	Pack   string // pack file it stands in, "" if it is in none
-	Err    error  // what is wrong
-}
-
-func (e *ChunkError) Error() string {
-	s := "chunk " + e.Hash.String()
-	if e.Pack != "" {
-		s += " in pack " + e.Pack
-	}
-	s += ": " + e.Err.Error()
-	switch {
-	case e.Image == "":
-		return s
-	case e.Offset < 0:
-		return fmt.Sprintf("image %q, chunk list: %s", e.Image, s)
-	}
-	return fmt.Sprintf("image %q, offset %d: %s", e.Image, e.Offset, s)
-}
-
-// Unwrap makes errors.Is find both ErrDamaged and what the system said. A bucket that does
-// not answer has lost nothing.
-func (e *ChunkError) Unwrap() []error {
-	var be *BucketError
-	if errors.As(e.Err, &be) && !isDamage(e.Err) {
-		return []error{e.Err}
-	}
-	return []error{ErrDamaged, e.Err}
-}
+type ChunkError = damage.ChunkError
 
 // RecordError says that the record of an image cannot be read.
-type RecordError struct {
-	Path string
-	Err  error
-}
-
-func (e *RecordError) Error() string {
-	return fmt.Sprintf("image record %s: %v; put the file back from a backup, or delete it to give the image up", e.Path, e.Err)
-}
-
-// Unwrap makes errors.Is find both ErrDamaged and the cause.
-func (e *RecordError) Unwrap() []error { return []error{ErrDamaged, e.Err} }
+type RecordError = damage.RecordError

@@ -175,7 +175,7 @@ func (in *Ingest) rescueChunk(h chunk.Hash, n int, node bool) error {
 	if known || err != nil {
 		return err
 	}
-	b := in.s.bufs.Get(n)
+	b := in.s.pools.Chunks.Get(n)
 	defer b.Release()
 	if err := in.s.readChunk(&h, b.Data); err != nil {
 		return fmt.Errorf("another machine is removing a pack that this image needs, and it cannot be copied: %w", err)

@@ -57,7 +57,7 @@ func newThree(t *testing.T) *threeImages {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.at = map[string]spot{"shared": where[chunk.Sum(a[40])], "own": where[chunk.Sum(a[99])], "leaf": where[list.spans[len(list.spans)-1].Hash],
+	v.at = map[string]spot{"shared": where[chunk.Sum(a[40])], "own": where[chunk.Sum(a[99])], "leaf": where[list.Spans[len(list.Spans)-1].Hash],
 		"root": where[rec.Data.Hash], "attachment": where[side[0].Hash]}
 	for name, at := range v.at {
 		if at.path == "" || (name == "shared" || name == "own") && at.stored < 2000 {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/codec"
+	"github.com/ckptfs/ckptfs/store/damage"
 	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/secret"
 	"github.com/klauspost/compress/zstd"
@@ -78,7 +79,7 @@ func (g *collection) entries(p *pack.Pack) ([]pack.Entry, error) {
 		return nil, errUnfit
 	case errors.Is(err, pack.ErrCut):
 		return g.s.ix.EntriesOf(p), nil
-	case isDamage(err) && !errors.Is(err, pack.ErrGone):
+	case damage.Is(err) && !errors.Is(err, pack.ErrGone):
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return nil, err
@@ -125,16 +126,16 @@ func (g *collection) moveBatch(w *pack.Writers, p *pack.Pack, batch []moving) er
 // if it was stored fast what zstd makes of it.
 func (g *collection) load(p *pack.Pack, m *moving, c **codec.Compressor) error {
 	s, e := g.s, &m.e
-	stored, raw := s.bufs.Get(int(e.Stored)), s.bufs.Get(int(e.Raw))
+	stored, raw := s.pools.Chunks.Get(int(e.Stored)), s.pools.Chunks.Get(int(e.Raw))
 	defer raw.Release()
 	m.buf = stored
 	var err error
 	m.plain, err = g.checkedChunk(s.files.ReadAt, p, e, stored.Data, raw.Data)
-	if err != nil && s.sh != nil && isDamage(err) && !errors.Is(err, pack.ErrGone) {
+	if err != nil && s.sh != nil && damage.Is(err) && !errors.Is(err, pack.ErrGone) {
 		s.files.Cache.Forget(p) // it may have come damaged
 		m.plain, err = g.checkedChunk(s.files.Cache.Fetch, p, e, stored.Data, raw.Data)
 	}
-	if errors.Is(err, pack.ErrGone) || (err != nil && !isDamage(err)) {
+	if errors.Is(err, pack.ErrGone) || (err != nil && !damage.Is(err)) {
 		return err
 	}
 	if err != nil {

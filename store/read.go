@@ -1,16 +1,14 @@
 package store
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"syscall"
 
 	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
+	"github.com/ckptfs/ckptfs/store/damage"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
 
@@ -61,7 +59,7 @@ func (s *Store) readChunk(h *chunk.Hash, dst []byte) error {
 			return s.readBad(h, dst)
 		}
 		err = s.readCopy(l, h, dst)
-		if err != nil && s.sh != nil && isDamage(err) && !errors.Is(err, pack.ErrGone) {
+		if err != nil && s.sh != nil && damage.Is(err) && !errors.Is(err, pack.ErrGone) {
 			err = s.readCopyAgain(l, h, dst)
 		}
 		if err == nil {
@@ -71,7 +69,7 @@ func (s *Store) readChunk(h *chunk.Hash, dst []byte) error {
 			continue // it moved to another pack, or find says that it is lost
 		}
 		last = &ChunkError{Hash: *h, Pack: l.P.Name(), Err: err}
-		if !isDamage(err) {
+		if !damage.Is(err) {
 			return last
 		}
 		s.ix.CondemnCopy(l)
@@ -108,7 +106,7 @@ func (s *Store) readCopyWith(readAt func(*pack.Pack, []byte, int64) error, l pac
 	if int(l.Raw) != len(dst) {
 		return codec.ErrMismatch
 	}
-	b := s.bufs.Get(int(l.Stored))
+	b := s.pools.Chunks.Get(int(l.Stored))
 	defer b.Release()
 	if err := readAt(l.P, b.Data, int64(l.Off)); err != nil {
 		return err
@@ -133,7 +131,7 @@ func (s *Store) readNode(h *chunk.Hash) (*cache.Buf, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := s.bufs.Get(n)
+	b := s.pools.Chunks.Get(n)
 	if err := s.readChunk(h, b.Data); err != nil {
 		b.Release()
 		return nil, err
@@ -192,17 +190,4 @@ func (s *Store) missing(h *chunk.Hash) error {
 		return &ChunkError{Hash: *h, Pack: l.P.Name(), Err: fs.ErrNotExist}
 	}
 	return &ChunkError{Hash: *h, Pack: l.P.Name(), Err: codec.ErrMismatch}
-}
-
-// isDamage tells bytes that are lost from bytes that cannot be read just now.
-func isDamage(err error) bool {
-	var be *BucketError
-	if errors.As(err, &be) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return errors.Is(err, fs.ErrNotExist)
-	}
-	var no syscall.Errno
-	if errors.As(err, &no) {
-		return no == syscall.EIO
-	}
-	return !errors.Is(err, os.ErrClosed)
 }

@@ -12,8 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/ahead"
 	"github.com/ckptfs/ckptfs/store/bucket"
-	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
@@ -96,9 +96,7 @@ type Store struct {
 	queue    queue
 	w        *pack.Writers
 	dec      *codec.Decoder
-	bufs     cache.Pool    // chunks
-	reads    cache.Pool    // pieces of packs
-	decoding chan struct{} // as many read-aheads decode at once
+	pools    *ahead.Pools
 	enc      encoders
 	jobs     sync.Pool
 	blocks   sync.Pool
@@ -142,12 +140,10 @@ type session struct {
 func Open(dir string, o Options) (*Store, error) {
 	o.defaults()
 	s := &Store{dir: dir, o: o, images: map[string]*imageRec{}, packs: map[disk.ID]*pack.Pack{}, writing: map[disk.ID]struct{}{},
-		running: map[*Ingest]struct{}{}, readers: map[*Reader]struct{}{}, decoding: make(chan struct{}, runtime.GOMAXPROCS(0))}
+		running: map[*Ingest]struct{}{}, readers: map[*Reader]struct{}{}, pools: ahead.NewPools(runtime.GOMAXPROCS(0))}
 	s.queue.m = map[chunk.Hash]*job{}
 	s.jobs.New = func() any { return new(job) }
 	s.blocks.New = func() any { return new(Block) }
-	s.bufs.Init(64 << 10)
-	s.reads.Init(aheadBatch)
 	if err := s.open(dir); err != nil {
 		if s.sh != nil {
 			s.sh.close()
@@ -325,7 +321,7 @@ func (s *Store) Close() error {
 	readers := slices.Collect(maps.Keys(s.readers))
 	s.mu.Unlock()
 	for _, r := range readers {
-		r.ahead.stop()
+		r.ahead.Close()
 	}
 	for _, in := range live {
 		in.fail(ErrClosed)

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/damage"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/record"
@@ -159,7 +160,7 @@ func (v *verification) packs(readData bool) error {
 		if errors.Is(err, pack.ErrGone) {
 			continue // told with the chunks
 		}
-		if s := v.s; s.sh != nil && err != nil && !isDamage(err) {
+		if s := v.s; s.sh != nil && err != nil && !damage.Is(err) {
 			return fmt.Errorf("verify: not all could be looked at: %w", err)
 		}
 		if err != nil {
@@ -200,7 +201,7 @@ func (v *verification) entries(p *pack.Pack, entries []pack.Entry, readData bool
 			continue
 		}
 		l := pack.Loc{P: p, Off: e.Off, Stored: e.Stored, Raw: e.Raw, Codec: e.Codec}
-		raw := v.s.bufs.Get(int(e.Raw))
+		raw := v.s.pools.Chunks.Get(int(e.Raw))
 		err = v.s.readCopy(l, &e.Hash, raw.Data)
 		raw.Release()
 		v.read(int64(e.Stored))
@@ -224,10 +225,10 @@ func (v *verification) relearn() bool {
 }
 
 func (v *verification) badCopy(l pack.Loc, h *chunk.Hash, err error) {
-	if isDamage(err) {
+	if damage.Is(err) {
 		v.s.ix.CondemnCopy(l)
 	}
-	if _, ok, ferr := v.s.ix.Find(h); ok && ferr == nil && isDamage(err) {
+	if _, ok, ferr := v.s.ix.Find(h); ok && ferr == nil && damage.Is(err) {
 		return // another copy is whole, this one is garbage
 	}
 	v.note(&ChunkError{Hash: *h, Pack: l.P.Name(), Err: err}, "")
@@ -236,7 +237,7 @@ func (v *verification) badCopy(l pack.Loc, h *chunk.Hash, err error) {
 // note keeps a bad chunk to be told with all the images that need it.
 func (v *verification) note(err error, image string) {
 	var be *BucketError
-	if errors.As(err, &be) && !isDamage(err) {
+	if errors.As(err, &be) && !damage.Is(err) {
 		v.down = be // says nothing of what is there
 		return
 	}
@@ -250,7 +251,7 @@ func (v *verification) note(err error, image string) {
 	}
 	if v.bad[ce.Hash] == nil {
 		if len(v.bad) >= maxBad {
-			v.fault("%v", blame(ce, image, -1))
+			v.fault("%v", blameList(ce, image))
 			return
 		}
 		v.bad[ce.Hash] = ce

@@ -20,13 +20,15 @@ const module = "github.com/ckptfs/ckptfs"
 // it, which may import each other, unless one has an entry of its own. Test files are held to
 // the same rules.
 var mayImport = map[string][]string{
-	"store": {"store/bucket", "store/cache", "store/chunk", "store/codec", "store/disk", "store/index", "store/pack",
+	"store": {"store/ahead", "store/bucket", "store/cache", "store/chunk", "store/codec", "store/damage", "store/disk", "store/index", "store/pack",
 		"store/record", "store/retain", "store/secret", "store/tree", "store/lossyfs", "store/s3test"},
 	"store/chunk":    {},
 	"store/disk":     {},
 	"store/secret":   {"store/chunk", "store/disk"},
 	"store/cache":    {"store/chunk"},
 	"store/codec":    {"store/chunk", "store/secret"},
+	"store/damage":   {"store/bucket", "store/chunk"},
+	"store/ahead":    {"store/cache", "store/chunk", "store/codec", "store/damage", "store/pack", "store/tree"},
 	"store/bucket":   {},
 	"store/pack":     {"store/chunk", "store/codec", "store/disk", "store/secret"},
 	"store/index":    {"store/chunk", "store/disk", "store/pack", "store/secret"},
