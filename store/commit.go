@@ -12,6 +12,8 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/fleet"
+	"github.com/ckptfs/ckptfs/store/layout"
 	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/record"
 	"github.com/ckptfs/ckptfs/store/tree"
@@ -240,7 +242,7 @@ func (s *Store) dropPacks(dead []*pack.Pack) error {
 		s.ix.Lose(p)
 		errs = append(errs, s.files.Drop(p))
 	}
-	errs = append(errs, disk.SyncDir(filepath.Join(s.dir, packsName)))
+	errs = append(errs, disk.SyncDir(filepath.Join(s.dir, layout.Packs)))
 	return errors.Join(errs...)
 }
 
@@ -248,7 +250,7 @@ func (s *Store) dropPacks(dead []*pack.Pack) error {
 func (s *Store) packWriters(sink pack.Sink, kind byte) *pack.Writers {
 	c := pack.Config{Files: s.files, Sec: s.sec, Limit: s.o.PackSize, Sink: sink}
 	if sh := s.sh; sh != nil {
-		c.Up = func(id disk.ID, r io.ReaderAt) pack.Upload { return sh.b.NewUpload(sh.ctx, packKey(id), r) }
+		c.Up = func(id disk.ID, r io.ReaderAt) pack.Upload { return sh.Bucket.NewUpload(sh.Ctx, fleet.PackKey(id), r) }
 	}
 	return pack.NewWriters(c, kind)
 }

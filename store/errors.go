@@ -2,9 +2,9 @@ package store
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/ckptfs/ckptfs/store/damage"
+	"github.com/ckptfs/ckptfs/store/layout"
 )
 
 // Errors that callers decide on. Names that are taken or unknown come as fs.ErrExist and
@@ -19,53 +19,20 @@ var (
 	// ErrDamaged is inside every error that tells of lost or changed bytes.
 	ErrDamaged = damage.Err
 	// ErrNotStore is what Open says of a folder that holds something else.
-	ErrNotStore = errors.New("not a ckptfs store")
+	ErrNotStore = layout.ErrNotStore
 )
-
-// LockedError says that another process has the store open.
-type LockedError struct {
-	Dir string
-	PID int // the holder, 0 if it did not write its number yet
-}
-
-func (e *LockedError) Error() string {
-	if e.PID == 0 {
-		return fmt.Sprintf("store %s is in use by another process; stop it first", e.Dir)
-	}
-	return fmt.Sprintf("store %s is in use by process %d; stop it first", e.Dir, e.PID)
-}
-
-// VersionError says that a store was written by a newer ckptfs.
-type VersionError struct {
-	Dir   string
-	Found int // layout version of the folder
-	Known int // newest one this program knows
-}
-
-func (e *VersionError) Error() string {
-	return fmt.Sprintf("store %s has layout version %d, this program knows versions up to %d; use a newer ckptfs",
-		e.Dir, e.Found, e.Known)
-}
-
-// KeyError says that a store was opened with the wrong key, or without the one it needs.
-type KeyError struct {
-	Dir    string
-	Sealed bool // the store is encrypted
-	Given  bool // a key was given
-}
-
-func (e *KeyError) Error() string {
-	switch {
-	case !e.Sealed:
-		return fmt.Sprintf("store %s is not encrypted, but a key was given; open it without --key-file, or use an empty folder for an encrypted store", e.Dir)
-	case !e.Given:
-		return fmt.Sprintf("store %s is encrypted; give its key with --key-file", e.Dir)
-	}
-	return fmt.Sprintf("store %s is encrypted with another key; give the right one with --key-file", e.Dir)
-}
 
 // ChunkError says which bytes are lost, and whose they are.
 type ChunkError = damage.ChunkError
 
 // RecordError says that the record of an image cannot be read.
 type RecordError = damage.RecordError
+
+// LockedError says that another process has the store open.
+type LockedError = layout.LockedError
+
+// VersionError says that a store was written by a newer ckptfs.
+type VersionError = layout.VersionError
+
+// KeyError says that a store was opened with the wrong key, or without the one it needs.
+type KeyError = layout.KeyError

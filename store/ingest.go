@@ -13,6 +13,7 @@ import (
 	"github.com/ckptfs/ckptfs/store/ahead"
 	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/fleet"
 	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/tree"
 )
@@ -86,7 +87,7 @@ func (s *Store) begin(in *Ingest) error {
 	in.win.Limit = s.o.Window
 	if s.sh != nil {
 		in.packs = map[*pack.Pack]struct{}{}
-		if err := s.sh.freshen(in.ctx, ago(packsFresh)); err != nil {
+		if err := s.sh.Freshen(in.ctx, fleet.Ago(packsFresh)); err != nil {
 			return err
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/damage"
+	"github.com/ckptfs/ckptfs/store/fleet"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
 
@@ -20,7 +21,7 @@ func (s *Store) readChunk(h *chunk.Hash, dst []byte) error {
 	var last *ChunkError
 	begun, relearned := int64(0), false
 	if s.sh != nil {
-		begun = bootTime()
+		begun = fleet.Now()
 	}
 	for {
 		if s.queue.read(h, dst) {
@@ -39,15 +40,15 @@ func (s *Store) readChunk(h *chunk.Hash, dst []byte) error {
 		if !ok && s.sh != nil && s.ix.Absolve(h) {
 			continue // what came damaged from a bucket need not be damaged there
 		}
-		if !ok && s.sh != nil && s.sh.seen.Load() < begun {
-			if err := s.sh.freshen(s.sh.ctx, begun); err != nil {
+		if !ok && s.sh != nil && s.sh.Seen.Load() < begun {
+			if err := s.sh.Freshen(s.sh.Ctx, begun); err != nil {
 				return &ChunkError{Hash: *h, Err: err}
 			}
 			continue // another machine has stored or moved it
 		}
 		if !ok && !relearned {
 			relearned = true
-			again, err := s.relearn(begun, false)
+			again, err := s.learnAgain(begun, false)
 			if err != nil {
 				return &ChunkError{Hash: *h, Err: err}
 			}
@@ -141,7 +142,7 @@ func (s *Store) readNode(h *chunk.Hash) (*cache.Buf, error) {
 
 // size returns the length of a chunk.
 func (s *Store) size(h *chunk.Hash) (int, error) {
-	begun := bootTime()
+	begun := fleet.Now()
 	n, ok, err := s.sizeOf(h)
 	if err != nil && s.healIndex(err) {
 		n, ok, err = s.sizeOf(h)
@@ -150,13 +151,13 @@ func (s *Store) size(h *chunk.Hash) (int, error) {
 		n, ok, err = s.sizeOf(h)
 	}
 	if err == nil && !ok && s.sh != nil {
-		if err = s.sh.freshen(s.sh.ctx, begun); err == nil {
+		if err = s.sh.Freshen(s.sh.Ctx, begun); err == nil {
 			n, ok, err = s.sizeOf(h)
 		}
 	}
 	if err == nil && !ok {
 		var again bool
-		if again, err = s.relearn(begun, false); again {
+		if again, err = s.learnAgain(begun, false); again {
 			n, ok, err = s.sizeOf(h)
 		}
 	}

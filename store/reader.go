@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/ckptfs/ckptfs/store/ahead"
+	"github.com/ckptfs/ckptfs/store/fleet"
 	"github.com/ckptfs/ckptfs/store/record"
 	"github.com/ckptfs/ckptfs/store/tree"
 )
@@ -29,7 +30,7 @@ func (s *Store) OpenImage(name string) (*Reader, error) {
 		if _, err := s.look(name); err != nil {
 			return nil, err
 		}
-		if err := s.sh.freshen(s.sh.ctx, ago(min(packsFresh, s.sh.grace/4))); err != nil {
+		if err := s.sh.Freshen(s.sh.Ctx, fleet.Ago(min(packsFresh, s.sh.Grace/4))); err != nil {
 			return nil, err
 		}
 	}
@@ -43,7 +44,7 @@ func (s *Store) OpenImage(name string) (*Reader, error) {
 	s.readers[r] = struct{}{}
 	s.mu.Unlock()
 	if s.sh != nil {
-		err = s.sh.claim(name, im.id)
+		err = s.sh.Claim(name, im.id)
 	}
 	if err == nil {
 		var list ahead.List
@@ -60,7 +61,7 @@ func (s *Store) OpenImage(name string) (*Reader, error) {
 // whyNot says why an image cannot be opened: another machine may have removed it.
 func (s *Store) whyNot(im *imageRec, err error) error {
 	if s.sh != nil && errors.Is(err, ErrDamaged) {
-		if gone := s.sh.stillListed(im.rec.Name, im.id); errors.Is(gone, fs.ErrNotExist) {
+		if gone := s.sh.StillListed(im.rec.Name, im.id); errors.Is(gone, fs.ErrNotExist) {
 			return gone
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/damage"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/fleet"
 	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/record"
 	"github.com/ckptfs/ckptfs/store/tree"
@@ -31,11 +32,11 @@ func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) 
 	defer cancel()
 	defer s.saveBad()
 	if s.sh != nil { // what other machines did is no fault
-		if err := errors.Join(s.sh.refreshImages(ctx, bootTime()), s.sh.refresh(ctx, true)); err != nil {
+		if err := errors.Join(s.sh.RefreshImages(ctx, fleet.Now()), s.sh.Refresh(ctx, true)); err != nil {
 			return err
 		}
 	}
-	v := &verification{s: s, begun: bootTime(), ctx: ctx, out: report, cut: map[*pack.Pack]int64{}, bad: map[chunk.Hash]*ChunkError{}, users: map[chunk.Hash][]string{}, unknown: map[chunk.Hash]*pack.Pack{}}
+	v := &verification{s: s, begun: fleet.Now(), ctx: ctx, out: report, cut: map[*pack.Pack]int64{}, bad: map[chunk.Hash]*ChunkError{}, users: map[chunk.Hash][]string{}, unknown: map[chunk.Hash]*pack.Pack{}}
 	recs, err := v.records()
 	if err != nil {
 		return err
@@ -67,7 +68,7 @@ func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) 
 
 type verification struct {
 	s      *Store
-	begun  int64 // bootTime
+	begun  int64 // fleet.Now
 	ctx    context.Context
 	out    func(string)
 	faults int
@@ -217,7 +218,7 @@ func (v *verification) entries(p *pack.Pack, entries []pack.Entry, readData bool
 
 // relearn reports whether what the index lacks may be there now. That it lost it is no fault.
 func (v *verification) relearn() bool {
-	again, err := v.s.relearn(v.begun, true)
+	again, err := v.s.learnAgain(v.begun, true)
 	if err != nil {
 		v.fault("%v", err)
 	}
