@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"unsafe"
 
@@ -299,11 +298,21 @@ func TestPTYDiscipline(t *testing.T) {
 	refused(t, s.check(), "line discipline 27", "only 0 (N_TTY) is kept")
 }
 
+// ownFile is another descriptor of fd as an os.File.
+func ownFile(t *testing.T, fd int) *os.File {
+	t.Helper()
+	n, err := dup(fd)
+	must(t, err)
+	f := os.NewFile(uintptr(n), "ptmx")
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
 // TestPTYMasterOutside: another process has the master, too.
 func TestPTYMasterOutside(t *testing.T) {
 	master, _ := newTerminal(t)
 	cmd := exec.Command("sleep", "60")
-	cmd.ExtraFiles = []*os.File{os.NewFile(uintptr(master), "ptmx")}
+	cmd.ExtraFiles = []*os.File{ownFile(t, master)}
 	must(t, cmd.Start())
 	defer cmd.Wait()
 	defer cmd.Process.Kill()
@@ -320,13 +329,13 @@ func TestPTYTaken(t *testing.T) {
 	s.add(master, slave)
 	s.scene.Still = true
 	s.dump()
-	f := os.NewFile(uintptr(master), "ptmx")
+	f := ownFile(t, master)
 	cmd := exec.Command("sleep", "60")
 	cmd.ExtraFiles = []*os.File{f}
-	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	must(t, cmd.Start())
 	defer cmd.Wait()
 	defer cmd.Process.Kill()
+	must(t, f.Close())
 	gone(t, master, slave)
 	_, err := s.open()
 	if err == nil {

@@ -51,6 +51,7 @@ func readQueues(f *Found, slave string, r *ptyRec, s *Scene) (*queues, error) {
 	if ready, err := polled(f.FD, unix.POLLPRI); err != nil || r.Packet && ready&unix.POLLPRI != 0 {
 		return nil, errors.Join(err, errors.New("a status of packet mode (TIOCPKT) waits to be read, which cannot be put back"))
 	}
+	polled(f.FD, unix.POLLIN) // has what is on its way arrive first
 	unread, err := unix.IoctlGetInt(f.FD, unix.TIOCINQ)
 	if err != nil {
 		return nil, fmt.Errorf("FIONREAD: %w", err)
@@ -60,6 +61,7 @@ func readQueues(f *Found, slave string, r *ptyRec, s *Scene) (*queues, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
+	polled(fd, unix.POLLIN)
 	typed, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
 	if err != nil {
 		return nil, fmt.Errorf("FIONREAD: %w", err)
