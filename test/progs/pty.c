@@ -14,6 +14,7 @@
 static struct termios cooked(int fd)
 {
 	struct termios t;
+	memset(&t, 0, sizeof t);
 	MUST(tcgetattr(fd, &t));
 	return t;
 }
