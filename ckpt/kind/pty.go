@@ -3,6 +3,7 @@ package kind
 import (
 	"fmt"
 	"os"
+	"syscall"
 	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -220,11 +221,15 @@ func ioctlPtr(fd int, nr uint, p unsafe.Pointer) error {
 	return nil
 }
 
-// openPeer opens the slave of a master (TIOCGPTPEER), which needs no path.
+// openPeer opens the slave of a master (TIOCGPTPEER), which needs no path. With O_CLOEXEC the open file would
+// show that flag for ever, in every descriptor of it (fdinfo), so it is set afterwards.
 func openPeer(master, flags int) (int, error) {
-	fd, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, uintptr(flags|unix.O_NOCTTY|unix.O_CLOEXEC))
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	fd, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, uintptr(flags&^unix.O_CLOEXEC|unix.O_NOCTTY))
 	if errno != 0 {
 		return -1, os.NewSyscallError("TIOCGPTPEER", errno)
 	}
+	unix.CloseOnExec(int(fd))
 	return int(fd), nil
 }

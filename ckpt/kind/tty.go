@@ -61,7 +61,12 @@ func (terminal) Check(f *Found, s *Scene) []image.Finding {
 			"checkpoint the processes inside the terminal and not the program that shows it (tmux, screen, script, sshd)"))
 	}
 	if s.masterOf(f) != nil {
-		return append(held(f, s), plainDiscipline(f)...)
+		all := append(held(f, s), plainDiscipline(f)...)
+		if f.Flags&unix.O_CLOEXEC != 0 {
+			all = append(all, f.lose("it was opened by TIOCGPTPEER with O_CLOEXEC, which hides whether a descriptor of it is closed by exec: 0, 1 and 2 are taken not to be, others to be",
+				"none is needed, unless the program execs with such a descriptor above 2"))
+		}
+		return all
 	}
 	if hungUp(f) {
 		return held(f, s)
