@@ -203,23 +203,27 @@ func TestTmux(t *testing.T) {
 	tmux := func(args ...string) []string {
 		return append([]string{harness.Tool(t, "tmux"), "-f", "/dev/null", "-S", filepath.Join(dir, "sock")}, args...)
 	}
-	r := harness.StartCommand(t, dir, append([]string{harness.Tool(t, "env"), "TERM=xterm", "HOME=" + dir, "SHELL=/bin/bash", "PS1=prompt> "}, tmux("-D")...)...)
+	r := harness.StartCommand(t, dir, append([]string{harness.Tool(t, "env"), "TERM=xterm", "HOME=" + dir, "SHELL=/bin/bash"}, tmux("-D")...)...)
 	harness.Eventually(t, "the server listens", func() bool { _, err := os.Stat(filepath.Join(dir, "sock")); return err == nil })
 	bash := "bash --norc --noprofile -i"
 	harness.Must(t, tmux("new-session", "-d", "-s", "s", "-x", "100", "-y", "29", bash)...)
 	harness.Must(t, tmux("split-window", "-t", "s", bash)...)
 	harness.Must(t, tmux("new-window", "-t", "s", bash)...)
 	harness.Must(t, tmux("new-window", "-t", "s", "vim -u NONE -N "+file)...)
+	harness.Eventually(t, "vim runs", func() bool {
+		return strings.Contains(harness.Run(t, tmux("list-panes", "-a", "-F", "#{pane_current_command}")...).Stdout, "vim")
+	})
 	use := func(round int) {
 		s := attachClient(t, nil, tmux("attach", "-t", "s")...)
+		s.types("", "[s]") // it takes keys now
 		s.types("\x022", "")
 		s.types(fmt.Sprintf("oline %d\x1b:w\r", round), "written")
-		s.types("\x020", "prompt>")
+		s.types("\x020", "bash-")
 		for pane := range 2 {
 			s.types(fmt.Sprintf("echo pane $((%d00+%d))\r", pane+1, round), fmt.Sprint("pane ", (pane+1)*100+round))
 			s.types("\x02o", "")
 		}
-		s.types("\x021", "prompt>")
+		s.types("\x021", "bash-")
 		s.types("x=$((x+1)); echo x is $x\r", fmt.Sprint("x is ", round+1))
 		s.types("\x02d", "detached")
 		s.end()
