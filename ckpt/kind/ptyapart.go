@@ -23,6 +23,7 @@ const (
 
 // queuesChild is called by apart_amd64.s in the child.
 //
+//lint:ignore U1000 no Go code calls it
 //go:nosplit
 //go:norace
 //go:nocheckptr

@@ -221,11 +221,12 @@ func TestTmux(t *testing.T) {
 		s.types("\x020", "bash-")
 		for pane := range 2 {
 			s.types(fmt.Sprintf("echo pane $((%d00+%d))\r", pane+1, round), fmt.Sprint("pane ", (pane+1)*100+round))
-			s.types("\x02o", "")
+			harness.Must(t, tmux("select-pane", "-t", "s:0.+")...)
 		}
-		s.types("\x021", "bash-")
+		harness.Must(t, tmux("select-window", "-t", "s:1")...)
 		s.types("x=$((x+1)); echo x is $x\r", fmt.Sprint("x is ", round+1))
-		s.types("\x02d", "detached")
+		harness.Must(t, tmux("detach-client", "-s", "s")...)
+		s.types("", "detached")
 		s.end()
 	}
 	use(0)
