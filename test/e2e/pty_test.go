@@ -216,9 +216,10 @@ func TestTmux(t *testing.T) {
 	use := func(round int) {
 		s := attachClient(t, nil, tmux("attach", "-t", "s")...)
 		s.types("", "[s]") // it takes keys now
-		s.types("\x022", "")
+		harness.Must(t, tmux("select-window", "-t", "s:2")...)
+		s.types("\x1b", "")
 		s.types(fmt.Sprintf("oline %d\x1b:w\r", round), "written")
-		s.types("\x020", "bash-")
+		harness.Must(t, tmux("select-window", "-t", "s:0")...)
 		for pane := range 2 {
 			s.types(fmt.Sprintf("echo pane $((%d00+%d))\r", pane+1, round), fmt.Sprint("pane ", (pane+1)*100+round))
 			harness.Must(t, tmux("select-pane", "-t", "s:0.+")...)
