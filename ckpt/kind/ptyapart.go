@@ -265,6 +265,8 @@ func (q *queues) putOutput() {
 		q.step, q.errno = stepPutOutput, uintptr(unix.EAGAIN)
 	}
 	q.set(&q.termios)
+	arrived := unix.PollFd{Fd: q.master, Events: unix.POLLIN} // has the kernel move it to where it is read
+	syscall.RawSyscall(unix.SYS_POLL, uintptr(unsafe.Pointer(&arrived)), 1, 1000)
 }
 
 //go:nosplit
