@@ -196,6 +196,7 @@ func TestPTYQueues(t *testing.T) {
 				polled(slave, unix.POLLIN)
 				if c.out != "" {
 					typeIn(t, slave, c.out)
+					polled(master, unix.POLLIN)
 				}
 			}
 			fill(master, slave)

@@ -11,9 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newTerminal makes a pseudoterminal.
+// newTerminal makes a pseudoterminal with a number that is not the lowest: whoever wants one meanwhile, in other
+// tests, gets a lower one.
 func newTerminal(t *testing.T) (master int, path string) {
 	t.Helper()
+	for range 8 {
+		below, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+		must(t, err)
+		defer unix.Close(below)
+	}
 	master = open(t, "/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY)
 	must(t, unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0))
 	n, err := unix.IoctlGetUint32(master, unix.TIOCGPTN)
