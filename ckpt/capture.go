@@ -297,6 +297,7 @@ type captured struct {
 	files  []image.File
 	tables []image.FDTable // one for each of the processes, in their order; a shared one is the first one's
 	ttys   map[uint64]image.ObjRef
+	ctl    map[int]image.ObjRef // terminals by session, of those whose master is in the tree
 	lost   []image.Finding
 	err    error
 }
@@ -344,7 +345,7 @@ func (c *Checkpoint) readFiles(s *survey, pids []int) (got captured, err error) 
 	for _, pid := range pids {
 		got.tables = append(got.tables, set.table(pid))
 	}
-	got.ttys = terminals(set.found)
+	got.ttys, got.ctl = terminals(set.found), sc.Controlled()
 	return got, nil
 }
 
@@ -353,12 +354,15 @@ func (c *Checkpoint) addFiles(got captured) {
 	c.m.Files, c.m.FDTables, c.m.Lost = got.files, got.tables, append(c.m.Lost, got.lost...)
 	for i := range c.m.Tasks {
 		if t := &c.m.Tasks[i]; t.SID == t.PID && c.ttys[t.PID] != 0 {
-			t.CtlTTY = got.ttys[ttyDev(c.ttys[t.PID])]
+			if t.CtlTTY = got.ctl[int(t.PID)]; t.CtlTTY == 0 {
+				t.CtlTTY = got.ttys[ttyDev(c.ttys[t.PID])]
+			}
 		}
 		if t := &c.m.Tasks[i]; t.CtlTTY == 0 {
 			t.Foreground = 0
 		}
 	}
+	c.foreground()
 }
 
 // blob is kind.Scene.Blob.

@@ -308,13 +308,20 @@ func parallel(n int, frozen bool, f func(i int)) {
 	wg.Wait()
 }
 
+// closing tells whether a descriptor is closed by exec, given the flags of its fdinfo. Of a terminal that was opened by
+// TIOCGPTPEER with O_CLOEXEC these always say so; then standard input, output and error are taken for what they are.
+func closing(sl *slot, flags uint32) bool {
+	const standard = 3
+	return flags&unix.O_CLOEXEC != 0 && (sl.found.Flags&unix.O_CLOEXEC == 0 || sl.num >= standard)
+}
+
 // readCloexec reads the close-on-exec flag of every slot. It belongs to the slot, so it is
 // in that slot's own fdinfo and nowhere else. Locks of another process (F_SETLK) stand there, too.
 func readCloexec(pid int, slots []*slot, frozen bool) error {
 	for _, sl := range slots {
 		at := sl.found.Slots[0]
 		if at.PID == int32(pid) && at.Num == int32(sl.num) {
-			sl.cloexec = sl.found.Info.Flags&unix.O_CLOEXEC != 0
+			sl.cloexec = closing(sl, sl.found.Info.Flags)
 			continue
 		}
 		b, err := quickread.File(procPath(pid, "fdinfo/"+strconv.Itoa(sl.num)))
@@ -328,7 +335,7 @@ func readCloexec(pid int, slots []*slot, frozen bool) error {
 		if err != nil {
 			return fmt.Errorf("pid %d fd %d: fdinfo: %w", pid, sl.num, err)
 		}
-		sl.cloexec = info.Flags&unix.O_CLOEXEC != 0
+		sl.cloexec = closing(sl, info.Flags)
 		sl.found.AddLocks(int32(pid), &info)
 	}
 	return nil

@@ -252,7 +252,8 @@ func (s *survey) lookAtFiles() error {
 	}
 	defer set.close()
 	s.out = newOutside(s.treePIDs())
-	s.findings = append(s.findings, set.check(s.scene(set))...)
+	sc := s.scene(set)
+	s.findings = append(s.findings, set.check(sc)...)
 	s.checkSegments()
 	if err := s.checkSysV(); err != nil {
 		return err
@@ -260,7 +261,7 @@ func (s *survey) lookAtFiles() error {
 	if err := s.checkIPC(); err != nil {
 		return err
 	}
-	s.checkSessions(set.found)
+	s.checkSessions(set.found, sc.Controlled())
 	return nil
 }
 

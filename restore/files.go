@@ -119,6 +119,9 @@ func (j *job) openAll() error {
 		}
 		j.ttys[ref] = fd
 	}
+	if err := j.openPeers(); err != nil {
+		return err
+	}
 	if err := j.openCwds(); err != nil {
 		return err
 	}
@@ -326,6 +329,9 @@ func (j *job) closeFiles() {
 	for _, fd := range j.ttys {
 		closeFD(fd)
 	}
+	for _, fd := range j.peers {
+		closeFD(fd)
+	}
 	for _, fd := range j.segs {
 		closeFD(fd)
 	}
@@ -335,5 +341,5 @@ func (j *job) closeFiles() {
 	for _, fd := range j.mapped {
 		closeFD(fd)
 	}
-	j.ttys, j.cwds, j.segs, j.readable, j.mapped = nil, nil, nil, nil, nil
+	j.ttys, j.peers, j.cwds, j.segs, j.readable, j.mapped = nil, nil, nil, nil, nil, nil
 }

@@ -109,6 +109,7 @@ type job struct {
 	env      *kind.Env
 	depot    *depot                // m.Files that are open and that no process has yet
 	ttys     map[image.ObjRef]int  // our descriptors of the terminals of sessions
+	peers    map[image.ObjRef]int  // of those that are masters: our descriptors of their slaves
 	cwds     map[image.ObjRef]int  // our descriptors of working directories that were deleted, by FS
 	users    []fileUser            // who opens which files
 	holder   map[image.ObjRef]slot // where each file is found first
@@ -134,7 +135,7 @@ func newJob(r *image.Reader, o Options) *job {
 		o.Timeout = DefaultTimeout
 	}
 	j := &job{r: r, m: r.Manifest, opt: o, op: o.Steps.Begin("restore"), deadline: time.Now().Add(o.Timeout + copyTime(r.Manifest)), channel: [2]int{-1, -1},
-		depot: newDepot(), ttys: map[image.ObjRef]int{}, cwds: map[image.ObjRef]int{}, mapped: map[mapKey]int{}, readable: map[image.ObjRef]int{}, byNode: map[int]*proc{}}
+		depot: newDepot(), ttys: map[image.ObjRef]int{}, peers: map[image.ObjRef]int{}, cwds: map[image.ObjRef]int{}, mapped: map[mapKey]int{}, readable: map[image.ObjRef]int{}, byNode: map[int]*proc{}}
 	j.lockers = sync.OnceValues(findLockers)
 	j.env = &kind.Env{Manifest: j.m, Blob: r.Blob, Segment: j.segment, Out: j.openOut, Warn: j.warn, Shared: map[string]any{}, Help: j.mayHelp(),
 		Undo: func(f func() error) { j.undos = append(j.undos, f) }, Last: func(f func() error) { j.lasts = append(j.lasts, f) }}
@@ -176,7 +177,9 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	j.planFiles()
-	j.planTerminals()
+	if err := j.planTerminals(); err != nil {
+		return err
+	}
 	if err := j.step("check", func() error {
 		return j.guard(ctx, "checking", func() error { return j.checkAll(ctx, j.deadline) })
 	}); err != nil {

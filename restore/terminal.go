@@ -1,20 +1,64 @@
 package restore
 
 import (
+	"fmt"
+
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/kind"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"golang.org/x/sys/unix"
 )
 
 // planTerminals finds out which open files are the terminals of sessions. They are needed when
 // the tree is built, before any process gets its files, so they keep descriptors of ours.
-func (j *job) planTerminals() {
+func (j *job) planTerminals() error {
+	groups, leaders := map[int32]int32{}, map[image.ObjRef]int32{}
+	for i := range j.m.Tasks {
+		groups[j.m.Tasks[i].PGID] = j.m.Tasks[i].SID
+	}
 	for i := range j.m.Tasks {
 		t := &j.m.Tasks[i]
-		if t.CtlTTY != 0 && t.State != image.TaskZombie {
-			j.ttys[t.CtlTTY] = -1
+		if t.CtlTTY == 0 || t.State == image.TaskZombie {
+			continue
 		}
+		j.ttys[t.CtlTTY] = -1
+		pty := kind.PTY(j.m.Files, t.CtlTTY)
+		if pty == 0 {
+			continue
+		}
+		if other, ok := leaders[pty]; ok {
+			return &ImageError{int(t.PID), fmt.Sprintf("its session has the same controlling terminal as that of pid %d", other)}
+		}
+		if t.Foreground != 0 && groups[t.Foreground] != t.PID {
+			return &ImageError{int(t.PID), fmt.Sprintf("process group %d is the foreground one of its terminal, and not one of its session", t.Foreground)}
+		}
+		leaders[pty] = t.PID
 	}
+	return nil
+}
+
+// openPeers opens the terminals of sessions that have only a master in the image.
+func (j *job) openPeers() error {
+	for ref, fd := range j.ttys {
+		if kind.PTY(j.m.Files, ref) != ref {
+			continue
+		}
+		slave, err := kind.OpenSlave(fd)
+		if err != nil {
+			return j.fileError(ref, "open its slave, which controls a session", "", err)
+		}
+		j.peers[ref] = slave
+	}
+	return nil
+}
+
+// lost tells of a terminal that does not do what it did: an error if it is one that was made anew.
+func (j *job) lost(ref image.ObjRef, text string, err error) error {
+	if kind.PTY(j.m.Files, ref) != 0 {
+		return j.fileError(ref, text, "", err)
+	}
+	j.warn("%s: %v", text, err)
+	return nil
 }
 
 // takeTerminal makes its terminal the controlling one of the session that a stub has just
@@ -23,7 +67,7 @@ func (j *job) planTerminals() {
 func (j *job) takeTerminal(p *proc) error {
 	return j.atTerminal(p, func(num uint64) error {
 		if _, err := p.rem.Syscall(unix.SYS_IOCTL, num, unix.TIOCSCTTY, 0); err != nil {
-			j.warn("pid %d: terminal %s does not control its session any more: %v", p.pid, j.m.Files[p.task.CtlTTY-1].Path, err)
+			return j.lost(p.task.CtlTTY, fmt.Sprintf("pid %d: terminal %s does not control its session any more", p.pid, j.m.Files[p.task.CtlTTY-1].Path), err)
 		}
 		return nil
 	})
@@ -41,7 +85,7 @@ func (j *job) setForeground(p *proc) error {
 			return err
 		}
 		if _, err := p.rem.Syscall(unix.SYS_IOCTL, num, unix.TIOCSPGRP, addr); err != nil {
-			j.warn("pid %d: process group %d is not the foreground one of terminal %s any more: %v", p.pid, p.task.Foreground, j.m.Files[p.task.CtlTTY-1].Path, err)
+			return j.lost(p.task.CtlTTY, fmt.Sprintf("pid %d: process group %d is not the foreground one of terminal %s any more", p.pid, p.task.Foreground, j.m.Files[p.task.CtlTTY-1].Path), err)
 		}
 		return nil
 	})
@@ -56,6 +100,9 @@ func (j *job) atTerminal(p *proc, f func(num uint64) error) error {
 	fd, ok := j.ttys[p.task.CtlTTY]
 	if !ok {
 		return nil
+	}
+	if slave, ok := j.peers[p.task.CtlTTY]; ok {
+		fd = slave
 	}
 	if _, err := unix.IoctlGetTermios(fd, unix.TCGETS); err != nil {
 		return nil // it is gone, which the list of losses says

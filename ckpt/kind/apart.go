@@ -23,6 +23,9 @@ func (c *call) err() error {
 }
 
 //go:noescape
+func apartQueues(q *queues) (pid int)
+
+//go:noescape
 func apart(calls *call, n int) (pid int)
 
 // runApart runs system calls, all of them whether one fails or not, in a process of their own that
@@ -35,6 +38,11 @@ func runApart(calls []call) error {
 	}
 	pid := apart(&calls[0], len(calls))
 	runtime.KeepAlive(calls)
+	return waitApart(pid)
+}
+
+// waitApart waits for the child of apart.
+func waitApart(pid int) error {
 	if pid < 0 {
 		return fmt.Errorf("clone: %w", unix.Errno(-pid))
 	}

@@ -168,6 +168,12 @@ type Scene struct {
 	waits       map[uint32]uint32         // who waits to be accepted by whom, see waitsFor
 	freshes     map[int][]unixOpt         // the options of a new socket, by type
 	staying     map[int]bool              // processes that SO_PEERCRED can name after a restore, see stays
+	masters     map[ptyKey]*Found         // of pseudoterminals, see ptys
+	mastersOf   int                       // how many of Files are in it
+	holders     []masterHolder            // of masters outside the tree, see masterOutside
+	holdersRead bool
+	pushAsked   bool
+	pushErr     error // why TIOCSTI is not allowed, see alone
 }
 
 // mapped reports whether the tree maps or executes the deleted file f.

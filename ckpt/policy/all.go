@@ -18,6 +18,13 @@ var all = []Key{
 		},
 	},
 	{
+		Name: "pty", About: "the number of a pseudoterminal whose master is in the tree (N of /dev/pts/N), if it is in use at the restore", Restore: true,
+		Values: []Value{
+			{"keep", "refuses the restore, and names the holder"},
+			{"renumber", "is another one then, which is in NAME.log: a program that opens the old /dev/pts/N by its name finds another terminal"},
+		},
+	},
+	{
 		Name: "tcp", About: "a TCP connection to somebody outside the tree", Dump: true,
 		Values: []Value{
 			{"refuse", "refuses the checkpoint"},

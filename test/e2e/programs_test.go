@@ -73,6 +73,8 @@ var programs = []program{
 	{"inet_ended", "inet", []string{"ended"}, true},
 	{"inet_connected", "inet", []string{"connected"}, true},
 	{"files_mqueue", "mqueue", nil, true},
+	{"pty_settings", "pty", []string{"settings"}, false},
+	{"pty_jobs", "pty", []string{"jobs"}, false},
 	{"unix_chroot", "unixsock", []string{"servers", "chroot"}, true},
 	{"unix_flight", "unixsock", []string{"flight"}, true},
 	{"files_owner", "files", []string{"owner"}, true},
