@@ -56,11 +56,7 @@ until test -e %[1]s/commit; do sleep 0.1; done; echo 'commit;'; sleep 1000; } | 
 		},
 		work: func(t *testing.T, n int) {
 			if n == 1 {
-				for line := range strings.Lines(string(read(t, filepath.Join(dir, "data/postmaster.pid")))) {
-					if f := strings.Fields(line); len(f) == 2 { // key and id
-						shared = append(shared, f[1])
-					}
-				}
+				shared = sharedMemory(t, dir)
 				write(t, filepath.Join(dir, "up"), nil)
 				harness.Eventually(t, "the table is there", func() bool { return strings.TrimSpace(psql(t, "select to_regclass('t')")) == "t" })
 			}
@@ -80,12 +76,25 @@ until test -e %[1]s/commit; do sleep 0.1; done; echo 'commit;'; sleep 1000; } | 
 			}
 		},
 	}
-	t.Cleanup(func() { // a postgres that is killed leaves its shared memory
-		for _, id := range shared {
-			harness.Run(t, "ipcrm", "-m", id)
-		}
-	})
+	t.Cleanup(func() { removeShared(t, shared) })
 	s.run(t)
+}
+
+// sharedMemory lists the ids of the shared memory of a PostgreSQL.
+func sharedMemory(t *testing.T, dir string) (ids []string) {
+	for line := range strings.Lines(string(read(t, filepath.Join(dir, "data/postmaster.pid")))) {
+		if f := strings.Fields(line); len(f) == 2 { // key and id
+			ids = append(ids, f[1])
+		}
+	}
+	return ids
+}
+
+// removeShared removes what a PostgreSQL leaves that is killed.
+func removeShared(t *testing.T, ids []string) {
+	for _, id := range ids {
+		harness.Run(t, "ipcrm", "-m", id)
+	}
 }
 
 func TestMariaDB(t *testing.T) {

@@ -1,6 +1,6 @@
 // Gohttp is a test program: an HTTP server, which Go has listen by MPTCP, and twenty clients of it with
 // connections that are kept alive, all in one process and busy all the time. Its contract is that of
-// ../prog.h: READY RESULT GO.
+// ../prog.h: READY RESULT GO. With "server" and an address it is only a server, for clients elsewhere.
 package main
 
 import (
@@ -16,6 +16,11 @@ import (
 )
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == "server" {
+		panic(http.ListenAndServe(os.Args[2], http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprint(w, r.URL.Path)
+		})))
+	}
 	if len(os.Args) < 4 {
 		fmt.Fprintln(os.Stderr, "usage: gohttp READY RESULT GO")
 		os.Exit(2)
