@@ -172,6 +172,9 @@ func (f *freezer) seize(pid int, root bool) ([]*thread, error) {
 		if errors.As(err, &g) {
 			continue // a zombie, or it ended a moment ago
 		}
+		if errors.Is(err, unix.EPERM) && isRingWorker(pid, tid) {
+			continue // it does what requests of an io_uring want, and there are none
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -107,7 +107,7 @@ type job struct {
 	undos    []func() error // what files have made that a failed restore must not leave
 	env      *kind.Env
 	depot    *depot                // m.Files that are open and that no process has yet
-	ttys     map[image.ObjRef]int  // our descriptors of the terminals of sessions
+	ttys     map[image.ObjRef]int  // our descriptors of the terminals of sessions, and of kind.Apart files
 	cwds     map[image.ObjRef]int  // our descriptors of working directories that were deleted, by FS
 	users    []fileUser            // who opens which files
 	holder   map[image.ObjRef]slot // where each file is found first
@@ -169,6 +169,9 @@ func (j *job) run(ctx context.Context) error {
 	}
 	j.env.Policy = j.opt.Policy.Over(chosen)
 	if err := checkSharing(j.m); err != nil {
+		return err
+	}
+	if err := checkRingMaps(j.m); err != nil {
 		return err
 	}
 	if err := j.checkLockers(); err != nil {

@@ -24,6 +24,7 @@ func All() []Kind {
 		inetSock{},
 		netlinkSock{},
 		mqueue{},
+		uring{},
 	}
 }
 

@@ -50,20 +50,19 @@ type uringRec struct {
 
 // ringMap is a mapping of a ring.
 type ringMap struct {
-	PID    int32  `cbor:"1,keyasint"`
-	Start  uint64 `cbor:"2,keyasint"`
-	Len    uint64 `cbor:"3,keyasint"`
-	Off    uint64 `cbor:"4,keyasint"` // ringOffSQ, ringOffCQ, ringOffSQEs
-	Prot   uint32 `cbor:"5,keyasint"`
-	NoFork bool   `cbor:"6,keyasint,omitempty"` // MADV_DONTFORK
+	PID   int32  `cbor:"1,keyasint"`
+	Start uint64 `cbor:"2,keyasint"`
+	Len   uint64 `cbor:"3,keyasint"`
+	Off   uint64 `cbor:"4,keyasint"` // ringOffSQ, ringOffCQ, ringOffSQEs
+	Prot  uint32 `cbor:"5,keyasint"`
 }
 
-// ringLink is what the kernel calls a ring, also among mappings.
-const ringLink = "anon_inode:[io_uring]"
+// RingLink is what the kernel calls a ring, also among mappings.
+const RingLink = "anon_inode:[io_uring]"
 
 func (uring) Name() string { return "uring" }
 
-func (uring) Match(f *Found) bool { return f.Link == ringLink }
+func (uring) Match(f *Found) bool { return f.Link == RingLink }
 
 func (uring) Check(f *Found, s *Scene) []image.Finding {
 	all := held(f, s)
@@ -164,7 +163,7 @@ func ringMaps(f *Found, r *uringRec) ([]ringMap, error) {
 			return nil, err
 		}
 		for _, m := range smaps {
-			if m.Path != ringLink {
+			if m.Path != RingLink {
 				continue
 			}
 			frame, err := frameAt(strconv.Itoa(int(at.PID)), m.Start)
@@ -211,9 +210,6 @@ func RingMapped(files []image.File, pid int32, start uint64) bool {
 	}
 	return false
 }
-
-// IsRingMap reports whether a mapping is of an io_uring, by the path that maps shows.
-func IsRingMap(path string) bool { return path == ringLink }
 
 // sqThread is the kernel thread of IORING_SETUP_SQPOLL, or 0.
 func sqThread(f *Found) int {

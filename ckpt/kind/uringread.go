@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync"
 	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/kmem"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/quickread"
+	"golang.org/x/sys/unix"
 )
 
 // ringState is what the kernel's struct io_ring_ctx says.
@@ -23,13 +25,13 @@ type ringState struct {
 	wrong    []string // what cannot be kept
 }
 
-// peek reads members until one fails.
-type peek struct {
+// pry reads members until one fails.
+type pry struct {
 	m   *kmem.Memory
 	err error
 }
 
-func (p *peek) get(addr uint64, member string) uint64 {
+func (p *pry) get(addr uint64, member string) uint64 {
 	if p.err != nil {
 		return 0
 	}
@@ -39,7 +41,7 @@ func (p *peek) get(addr uint64, member string) uint64 {
 }
 
 // maybe is get, and 0 if this kernel has no such member.
-func (p *peek) maybe(addr uint64, member string) uint64 {
+func (p *pry) maybe(addr uint64, member string) uint64 {
 	if !p.m.Has(member) {
 		return 0
 	}
@@ -48,7 +50,7 @@ func (p *peek) maybe(addr uint64, member string) uint64 {
 
 // inFlight is how many requests of a ring are in flight.
 func inFlight(m *kmem.Memory, ctx uint64) (int, error) {
-	p := peek{m: m}
+	p := pry{m: m}
 	all, free := p.get(ctx, "io_ring_ctx.nr_req_allocated"), p.get(ctx, "io_ring_ctx.submit_state.free_list.next")
 	if p.err != nil {
 		return 0, p.err
@@ -67,7 +69,7 @@ func readRing(f *Found, s *Scene) (*ringState, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, p := &ringState{m: m}, &peek{m: m}
+	r, p := &ringState{m: m}, &pry{m: m}
 	r.ctx = p.get(file, "file.private_data")
 	if p.err != nil {
 		return nil, p.err
@@ -87,7 +89,7 @@ func readRing(f *Found, s *Scene) (*ringState, error) {
 }
 
 // readRings reads sizes and positions.
-func (r *ringState) readRings(p *peek) {
+func (r *ringState) readRings(p *pry) {
 	c := &r.rec
 	num := func(member string) uint32 { return uint32(p.get(r.ctx, "io_ring_ctx."+member)) }
 	c.Flags, c.SQEntries, c.CQEntries = num("flags"), num("sq_entries"), num("cq_entries")
@@ -111,7 +113,7 @@ func (r *ringState) readRings(p *peek) {
 }
 
 // readOwner finds the thread that is to make it.
-func (r *ringState) readOwner(f *Found, p *peek) (err error) {
+func (r *ringState) readOwner(f *Found, p *pry) (err error) {
 	c := &r.rec
 	c.PID = f.Slots[0].PID
 	c.Thread = c.PID
@@ -124,7 +126,7 @@ func (r *ringState) readOwner(f *Found, p *peek) (err error) {
 	}
 	if c.Flags&ringSQPoll != 0 {
 		data := p.get(r.ctx, "io_ring_ctx.sq_data")
-		c.Idle = uint32(uint64(p.get(r.ctx, "io_ring_ctx.sq_thread_idle")) * 1000 / hz)
+		c.Idle = uint32(p.get(r.ctx, "io_ring_ctx.sq_thread_idle") * 1000 / jiffies())
 		c.CPU = uint32(p.get(data, "io_sq_data.sq_cpu"))
 		if p.get(data, "io_sq_data.refs.refs.counter") != 1 {
 			r.wrong = append(r.wrong, "it shares its kernel thread with another one (IORING_SETUP_ATTACH_WQ with SQPOLL)")
@@ -156,11 +158,31 @@ func (r *ringState) readOwner(f *Found, p *peek) (err error) {
 	return p.err
 }
 
-// hz is how many jiffies a second has: sq_thread_idle counts them.
-var hz = func() uint64 {
+// jiffies is how many jiffies a second has: the kernel counts the idle time in them and tells nobody how long they are. So
+// a ring of ours with a second of idle time is asked.
+var jiffies = sync.OnceValue(func() uint64 {
 	const usual = 1000
-	return usual // replaced below where the kernel says otherwise
-}()
+	p := ringParams{Flags: ringSQPoll | ringDisabled, Idle: 1000}
+	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 1, uintptr(unsafe.Pointer(&p)), 0)
+	if errno != 0 {
+		return usual
+	}
+	defer unix.Close(int(fd))
+	m, err := kmem.Open()
+	if err != nil {
+		return usual
+	}
+	file, err := m.File(int(fd))
+	if err != nil {
+		return usual
+	}
+	k := pry{m: m}
+	n := k.get(k.get(file, "file.private_data"), "io_ring_ctx.sq_thread_idle")
+	if k.err != nil || n == 0 {
+		return usual
+	}
+	return n
+})
 
 // slotIn is a number under which a process has the file, or -1.
 func slotIn(f *Found, pid int32) int32 {
@@ -184,11 +206,11 @@ func plainRoot(tid int) bool {
 	}
 	a, aerr := procfs.ParseStatus(its)
 	b, berr := procfs.ParseStatus(own)
-	return aerr == nil && berr == nil && a.UID == [4]uint32{} && a.GID == [4]uint32{} && a.CapEff == b.CapEff && a.CapPrm == b.CapPrm
+	return aerr == nil && berr == nil && a.Uid == [4]uint32{} && a.Gid == [4]uint32{} && a.CapEff == b.CapEff && a.CapPrm == b.CapPrm
 }
 
 // refuse finds what this version does not keep.
-func (r *ringState) refuse(p *peek) {
+func (r *ringState) refuse(p *pry) {
 	no := func(on bool, what string) {
 		if on && p.err == nil {
 			r.wrong = append(r.wrong, what)
@@ -215,7 +237,7 @@ func (r *ringState) refuse(p *peek) {
 const napiInactive = 255 // IO_URING_NAPI_TRACKING_INACTIVE
 
 // refuseRegistered refuses rings that threads have registered with themselves, also others than this.
-func (r *ringState) refuseRegistered(p *peek) {
+func (r *ringState) refuseRegistered(p *pry) {
 	if p.err != nil {
 		return
 	}
@@ -253,7 +275,7 @@ func (r *ringState) refuseRegistered(p *peek) {
 }
 
 // readRegistered reads what is registered with the ring: files, buffers and an eventfd.
-func (r *ringState) readRegistered(f *Found, s *Scene, p *peek) error {
+func (r *ringState) readRegistered(f *Found, s *Scene, p *pry) error {
 	c := &r.rec
 	c.EventFD = -1
 	if ev := p.get(r.ctx, "io_ring_ctx.io_ev_fd"); ev != 0 {
@@ -282,7 +304,7 @@ func (r *ringState) readRegistered(f *Found, s *Scene, p *peek) error {
 }
 
 // nodes reads a table of struct io_rsrc_node: their addresses, 0 for a place that is empty.
-func (r *ringState) nodes(p *peek, member string) ([]uint64, error) {
+func (r *ringState) nodes(p *pry, member string) ([]uint64, error) {
 	n, at := uint32(p.get(r.ctx, member+".nr")), p.get(r.ctx, member+".nodes")
 	if p.err != nil || n == 0 {
 		return nil, p.err
@@ -304,7 +326,7 @@ func (r *ringState) nodes(p *peek, member string) ([]uint64, error) {
 	return out, p.err
 }
 
-func (r *ringState) readFiles(s *Scene, p *peek) error {
+func (r *ringState) readFiles(s *Scene, p *pry) error {
 	nodes, err := r.nodes(p, "io_ring_ctx.file_table.data")
 	if err != nil || len(nodes) == 0 {
 		return err
@@ -335,7 +357,7 @@ func (r *ringState) readFiles(s *Scene, p *peek) error {
 	return p.err
 }
 
-func (r *ringState) readBuffers(f *Found, p *peek) error {
+func (r *ringState) readBuffers(f *Found, p *pry) error {
 	nodes, err := r.nodes(p, "io_ring_ctx.buf_table")
 	if err != nil {
 		return err
@@ -362,7 +384,7 @@ func (r *ringState) readBuffers(f *Found, p *peek) error {
 
 // content is the blob of a ring: its entries, those of completions, and the indices.
 func (r *ringState) content() ([]byte, error) {
-	p := &peek{m: r.m}
+	p := &pry{m: r.m}
 	sqes, cqes, array := r.rec.sizes()
 	b := make([]byte, sqes+cqes+array)
 	off, err := r.m.Offset("io_rings.cqes")
