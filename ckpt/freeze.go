@@ -164,16 +164,13 @@ func (f *freezer) seize(pid int, root bool) ([]*thread, error) {
 	}
 	var out []*thread
 	for _, tid := range tids {
-		if f.seized[tid] {
+		if f.seized[tid] || tid != pid && isRingWorker(pid, tid) {
 			continue
 		}
 		th, err := f.tr.Seize(tid, unix.PTRACE_O_TRACESYSGOOD)
 		var g *ptrace.GoneError
 		if errors.As(err, &g) {
 			continue // a zombie, or it ended a moment ago
-		}
-		if errors.Is(err, unix.EPERM) && isRingWorker(pid, tid) {
-			continue // it does what requests of an io_uring want, and there are none
 		}
 		if err != nil {
 			return nil, err

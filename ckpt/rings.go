@@ -26,8 +26,8 @@ func (c *Checkpoint) checkRingMaps() error {
 	return image.Refusals(all)
 }
 
-// isRingWorker reports whether a thread is one that the kernel runs for io_uring. It cannot be traced, and runs no code of
-// the program.
+// isRingWorker reports whether a thread is one that the kernel runs for io_uring. It never stops for a tracer, and runs no
+// code of the program: it does what requests want, and there are none in flight (kind.QuietRings).
 func isRingWorker(pid, tid int) bool {
 	b, err := quickread.File(procPath(pid, fmt.Sprintf("task/%d/stat", tid)))
 	if err != nil {

@@ -146,8 +146,9 @@ func ringMaps(f *Found, r *uringRec) ([]ringMap, error) {
 	var out []ringMap
 	var pids []int32
 	own := map[uint64]uint64{}
-	for _, off := range []uint64{ringOffSQ, ringOffCQ, ringOffSQEs} {
-		frame, err := ringFrame(f.FD, off)
+	rings, sqes := r.mapLens()
+	for off, n := range map[uint64]uint64{ringOffSQ: rings, ringOffCQ: rings, ringOffSQEs: sqes} {
+		frame, err := ringFrame(f.FD, off, n)
 		if err != nil {
 			return nil, err
 		}
@@ -187,9 +188,9 @@ func ringMaps(f *Found, r *uringRec) ([]ringMap, error) {
 	return out, nil
 }
 
-// ringFrame is the page frame where a part of a ring begins.
-func ringFrame(fd int, off uint64) (uint64, error) {
-	b, err := unix.Mmap(fd, int64(off), pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+// ringFrame is the page frame where a part of a ring of n bytes begins; the kernel maps only whole ones.
+func ringFrame(fd int, off, n uint64) (uint64, error) {
+	b, err := unix.Mmap(fd, int64(off), int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
 	if err != nil {
 		return 0, fmt.Errorf("map it: %w", err)
 	}

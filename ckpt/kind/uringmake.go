@@ -320,8 +320,8 @@ type span struct{ start, end uint64 }
 // gaps are the pieces of free memory to be taken so that m fits nowhere but at its place.
 func gaps(maps []procfs.Mapping, low uint64, m ringMap) (all []span) {
 	const top = 0x7fff_ffff_f000
-	add := func(end uint64) {
-		if end > low && end-low >= m.Len {
+	add := func(end uint64) { // what is beside the place would make it larger
+		if end > low && (end-low >= m.Len || end == m.Start || low == m.Start+m.Len) {
 			all = append(all, span{low, end})
 		}
 	}
