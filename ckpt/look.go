@@ -163,6 +163,7 @@ func (s *survey) lookAt(pid int) (*looked, error) {
 		return nil, err
 	}
 	s.checkGoneCwd(pid)
+	s.checkRegisteredRings(pid)
 	smaps, err := readSmaps(pid)
 	if err != nil {
 		return nil, err

@@ -26,6 +26,15 @@ func (c *Checkpoint) checkRingMaps() error {
 	return image.Refusals(all)
 }
 
+// checkRegisteredRings refuses an io_uring that a thread has registered with itself.
+func (s *survey) checkRegisteredRings(pid int) {
+	if on, err := kind.RegisteredRings(pid); err == nil && on { // what could not be read has changed meanwhile
+		s.findings = append(s.findings, image.Finding{Severity: image.Refuse, PID: int32(pid), FD: image.NoFD, Kind: "io_uring",
+			What:   "a thread has registered the descriptor of an io_uring (IORING_REGISTER_RING_FDS, IORING_SETUP_REGISTERED_FD_ONLY), which is not kept",
+			Remedy: "run the program without io_uring"})
+	}
+}
+
 // isRingWorker reports whether a thread is one that the kernel runs for io_uring. It never stops for a tracer, and runs no
 // code of the program: it does what requests want, and there are none in flight (kind.QuietRings).
 func isRingWorker(pid, tid int) bool {

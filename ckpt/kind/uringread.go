@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"unsafe"
@@ -231,47 +232,41 @@ func (r *ringState) refuse(p *pry) {
 		v := p.maybe(r.ctx, "io_ring_ctx."+member)
 		no(v != 0 && (member != "napi_track_mode" || v != napiInactive), what)
 	}
-	r.refuseRegistered(p)
 }
 
 const napiInactive = 255 // IO_URING_NAPI_TRACKING_INACTIVE
 
-// refuseRegistered refuses rings that threads have registered with themselves, also others than this.
-func (r *ringState) refuseRegistered(p *pry) {
-	if p.err != nil {
-		return
+// RegisteredRings reports whether a thread of a process has registered the descriptor of a ring with itself
+// (IORING_REGISTER_RING_FDS). The ring then may have no descriptor at all, and nothing else tells of it. A kernel that lets
+// nobody look is no error.
+func RegisteredRings(pid int) (bool, error) {
+	m, err := kmem.Open()
+	if err != nil || !m.Has("io_uring_task.registered_rings") {
+		return false, nil
 	}
-	head, err := p.m.Offset("io_ring_ctx.tctx_list")
+	tasks, err := m.Threads(pid)
 	if err != nil {
-		p.err = err
-		return
+		return false, err
 	}
-	nodes, err := p.m.List(r.ctx+head, "io_tctx_node.ctx_node")
+	at, err := m.Offset("io_uring_task.registered_rings")
 	if err != nil {
-		p.err = err
-		return
+		return false, err
 	}
-	at, err := p.m.Offset("io_uring_task.registered_rings")
-	if err != nil {
-		p.err = err
-		return
-	}
-	for _, n := range nodes {
-		tctx := p.get(p.get(n, "io_tctx_node.task"), "task_struct.io_uring")
+	p := pry{m: m}
+	for _, task := range tasks {
+		tctx := p.get(task, "task_struct.io_uring")
 		if tctx == 0 || p.err != nil {
 			continue
 		}
-		b := make([]byte, 16*8) // IO_RINGFD_REG_MAX
-		if p.err = p.m.Read(tctx+at, b); p.err != nil {
-			return
+		b := make([]byte, 16*8) // IO_RINGFD_REG_MAX pointers
+		if err := m.Read(tctx+at, b); err != nil {
+			return false, err
 		}
-		for i := range 16 {
-			if binary.LittleEndian.Uint64(b[8*i:]) != 0 {
-				r.wrong = append(r.wrong, "a thread has registered the ring's descriptor (IORING_REGISTER_RING_FDS), which is not kept")
-				return
-			}
+		if slices.ContainsFunc(b, func(c byte) bool { return c != 0 }) {
+			return true, nil
 		}
 	}
+	return false, p.err
 }
 
 // readRegistered reads what is registered with the ring: files, buffers and an eventfd.

@@ -36,11 +36,16 @@ type field struct {
 	size uint // bits; 0: a structure or array
 }
 
+// used are the structures that anybody asks for; a kernel has ten thousand more.
+var used = map[string]bool{"fdtable": true, "file": true, "files_struct": true, "inode": true, "io_ev_fd": true, "io_mapped_ubuf": true,
+	"io_ring_ctx": true, "io_rings": true, "io_rsrc_node": true, "io_sq_data": true, "io_uring_task": true,
+	"pid": true, "signal_struct": true, "task_struct": true}
+
 // types finds members of structures.
 type types struct {
 	typ, str []byte
 	at       []int             // where each type stands in typ; type 0 is void
-	structs  map[string]uint32 // by name
+	structs  map[string]uint32 // those of used, by name
 	mu       sync.Mutex
 	found    map[string]field
 }
@@ -65,8 +70,8 @@ func parseBTF(b []byte) (*types, error) {
 			return nil, bad(fmt.Sprintf("types of kind %d are not known", k))
 		}
 		if k == kindStruct {
-			if name := t.name(at); name != "" {
-				t.structs[name] = uint32(len(t.at))
+			if name := t.name(at); used[string(name)] {
+				t.structs[string(name)] = uint32(len(t.at))
 			}
 		}
 		t.at = append(t.at, at)
@@ -85,13 +90,13 @@ func (t *types) kind(at int) (kind, vlen int) {
 	return int(info >> 24 & 0x1f), int(info & 0xffff)
 }
 
-func (t *types) name(at int) string {
+func (t *types) name(at int) []byte {
 	off := int(t.word(at))
 	if off >= len(t.str) {
-		return ""
+		return nil
 	}
 	name, _, _ := bytes.Cut(t.str[off:], []byte{0})
-	return string(name)
+	return name
 }
 
 // bare follows typedefs and qualifiers to a type, and returns where that stands; -1: nowhere.
@@ -153,12 +158,12 @@ func (t *types) member(id uint32, name string, depth int) (field, bool) {
 			f.size, f.bits = f.bits>>24, f.bits&0xffffff
 		}
 		switch got := t.name(m); {
-		case got == name:
+		case string(got) == name:
 			if f.size == 0 {
 				f.size = t.size(f.typ)
 			}
 			return f, true
-		case got == "":
+		case len(got) == 0:
 			if in, ok := t.member(f.typ, name, depth+1); ok {
 				in.bits += f.bits
 				return in, true

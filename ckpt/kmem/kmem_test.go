@@ -65,7 +65,7 @@ func TestWrong(t *testing.T) {
 
 // FuzzBTF wants no panic for a damaged description of types.
 func FuzzBTF(f *testing.F) {
-	f.Add([]byte{0x9f, 0xeb, 1, 0, 24, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 16, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 0, 32, 0, 0, 1, 0, 'i', 'n', 0})
+	f.Add([]byte{0x9f, 0xeb, 1, 0, 24, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 16, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 0, 32, 0, 0, 1, 0, 'i', 'n', 0}) // a pointer
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if ts, err := parseBTF(b); err == nil {
 			for name := range ts.structs {

@@ -13,8 +13,11 @@ func (m *Memory) File(fd int) (uint64, error) {
 		return 0, err
 	}
 	w := walk{m: m}
-	array := w.get(w.get(w.get(task, "task_struct.files"), "files_struct.fdt"), "fdtable.fd")
-	file := w.word(array + 8*uint64(fd))
+	table := w.get(w.get(task, "task_struct.files"), "files_struct.fdt")
+	file := uint64(0)
+	if fd >= 0 && uint64(fd) < w.get(table, "fdtable.max_fds") {
+		file = w.word(w.get(table, "fdtable.fd") + 8*uint64(fd))
+	}
 	if w.err == nil && file == 0 {
 		return 0, fmt.Errorf("descriptor %d of ours: %w", fd, unix.EBADF)
 	}
@@ -63,12 +66,6 @@ func (m *Memory) PID(task uint64) (int, error) {
 
 // listLimit bounds the walk along a list: what changes meanwhile may lead in a circle.
 const listLimit = 1 << 18
-
-// List walks along a struct list_head and returns the addresses of what is in it; member is the list_head of these.
-func (m *Memory) List(head uint64, member string) ([]uint64, error) {
-	w := walk{m: m}
-	return w.list(head, w.off(member)), w.err
-}
 
 // Chain counts what hangs on a pointer by pointers that stand first.
 func (m *Memory) Chain(first uint64) (n int, err error) {
