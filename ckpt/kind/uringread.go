@@ -222,6 +222,7 @@ func (r *ringState) refuse(p *pry) {
 	no(c.Flags&^ringFlags != 0, fmt.Sprintf("it was made with flags that this version does not know (%#x)", c.Flags))
 	no(p.get(r.ctx, "io_ring_ctx.restricted") != 0, "it is restricted (IORING_REGISTER_RESTRICTIONS), which is not kept")
 	no(c.Flags&ringDisabled != 0 && p.maybe(r.ctx, "io_ring_ctx.restrictions.registered") != 0, "restrictions are registered with it (IORING_REGISTER_RESTRICTIONS), which are not kept")
+	no(p.maybe(r.ctx, "io_ring_ctx.iowq_limits_set") != 0, "the number of its workers is limited (IORING_REGISTER_IOWQ_MAX_WORKERS), which is not kept")
 	for member, what := range map[string]string{
 		"personalities.xa_head": "personalities are registered with it (IORING_REGISTER_PERSONALITY), which are not kept",
 		"io_bl_xa.xa_head":      "buffers are provided to it (IORING_REGISTER_PBUF_RING, IORING_OP_PROVIDE_BUFFERS), which are not kept",
