@@ -334,6 +334,9 @@ func (c *Checkpoint) readFiles(s *survey, pids []int) (got captured, err error) 
 	defer set.close()
 	sc := s.scene(set) // with the answers about other processes that the look has got
 	sc.Still = true
+	if c.o.After != Resume || c.frozen {
+		sc.Hush = c.hush
+	}
 	sc.Blob, sc.Segment, sc.Gone = c.blob, c.segs.ofFile, c.segs.ofGoneFile
 	got.lost = set.check(sc)
 	if err := image.Refusals(got.lost); err != nil {

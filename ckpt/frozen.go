@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/ckptfs/ckptfs/ckpt/netlock"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"golang.org/x/sys/unix"
 )
@@ -17,6 +18,7 @@ type Frozen struct {
 	tr   *ptrace.Tracer
 	undo undoStack
 	all  []*proc
+	lock *netlock.Lock // of TCP connections that the last checkpoint has
 }
 
 // Freeze stops the tree below pid and holds it. Of the options it needs Timeout and Steps.
@@ -79,13 +81,16 @@ func (z *Frozen) Take(ctx context.Context, o Options) (*Checkpoint, error) {
 	if c.m.Host, err = hostInfo(s.root); err != nil {
 		return c.complete(s, err)
 	}
-	c.sleepers = findSleepers(nil)
+	c.sleepers, c.frozen = findSleepers(nil), true
 	err = z.tr.Do(func() error {
 		defer z.tr.Lend()()
 		undo := undoStack{op: op}
 		err := c.captureAll(ctx, s, z.all, &undo)
 		return join(err, undo.run())
 	})
+	if err == nil && c.lock != nil {
+		z.lock, c.lock = c.lock, nil
+	}
 	return c.complete(s, err)
 }
 
@@ -93,11 +98,14 @@ func (z *Frozen) Take(ctx context.Context, o Options) (*Checkpoint, error) {
 func (z *Frozen) Thaw() error {
 	err := z.tr.Do(func() error { return z.undo.op.Do("resume", z.root, z.undo.run) })
 	z.tr.Close()
-	return err
+	return errors.Join(err, z.lock.Back())
 }
 
 // Kill kills every process of the tree, none of which runs another instruction.
 func (z *Frozen) Kill() error {
+	if err := z.lock.Hold(); err != nil {
+		return fmt.Errorf("keep the TCP connections of the image until its restore: %w; the tree is left as it is", err)
+	}
 	err := z.tr.Do(func() error {
 		var errs []error
 		for _, p := range z.all {

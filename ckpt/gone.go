@@ -255,6 +255,9 @@ func (s *segments) ofGoneFile(f *kind.Found, path string, writes bool) (image.Ob
 	return ref, err
 }
 
+// maxHeld bounds, in bytes, what is copied of one file while the tree stands still.
+const maxHeld = 1 << 30
+
 // copyWritten copies the deleted files that the tree could write to once it goes on.
 func (s *segments) copyWritten() error {
 	for i, c := range s.copies {
@@ -265,6 +268,11 @@ func (s *segments) copyWritten() error {
 		es, err := dataExtents(g.f, g.st.Size)
 		if err != nil {
 			return fmt.Errorf("deleted file %s: %w", g.path, err)
+		}
+		if n := extentsLen(es); n > maxHeld {
+			return &image.RefusedError{Findings: []image.Finding{{Severity: image.Refuse, FD: image.NoFD, Kind: "deleted file " + g.path,
+				What:   fmt.Sprintf("it holds %d bytes, and the tree can write to it: that is too much to be copied while the tree stands still", n),
+				Remedy: "choose --kill or --stop, with which it is streamed, or give the file a name"}}}
 		}
 		h, err := newHeld(es)
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/netlock"
 	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"github.com/ckptfs/ckptfs/ckpt/steplog"
@@ -87,6 +88,8 @@ type Checkpoint struct {
 	logging   sync.Mutex
 	reading   sync.WaitGroup // the goroutine that reads the files
 	streamed  bool
+	frozen    bool          // somebody else holds the tree still, and ends that
+	lock      *netlock.Lock // of TCP connections, until the tree goes on or is restored
 	Pause     time.Duration // how long the tree was still; 0 while it still is
 }
 
@@ -288,6 +291,10 @@ func (c *Checkpoint) Finish() error {
 	sig := unix.SIGSTOP
 	if c.o.After == Kill {
 		sig = unix.SIGKILL
+		if err := c.lock.Hold(); err != nil {
+			return fmt.Errorf("keep the TCP connections of the image until its restore: %w; the tree is left running", err)
+		}
+		c.lock = nil
 	}
 	return c.tr.Do(func() error {
 		var errs []error
@@ -303,6 +310,12 @@ func (c *Checkpoint) Finish() error {
 		}
 		return errors.Join(append(errs, err)...)
 	})
+}
+
+// hush keeps the packets of TCP connections away as long as the tree stands still.
+func (c *Checkpoint) hush(conns []netlock.Conn) (err error) {
+	c.lock, err = netlock.Take(conns)
+	return err
 }
 
 // waitDead waits until every process of the tree has ended, so that whoever comes next finds
@@ -340,6 +353,8 @@ func (c *Checkpoint) Close() error {
 		}
 		return errors.Join(errs...)
 	})
+	err = errors.Join(err, c.lock.Back())
+	c.lock = nil
 	if c.ownTracer {
 		c.tr.Close()
 	}

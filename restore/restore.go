@@ -105,6 +105,7 @@ type job struct {
 	warnings []string
 
 	undos    []func() error // what files have made that a failed restore must not leave
+	lasts    []func() error // what files do when the tree is whole
 	env      *kind.Env
 	depot    *depot                // m.Files that are open and that no process has yet
 	ttys     map[image.ObjRef]int  // our descriptors of the terminals of sessions, and of kind.Apart files
@@ -136,7 +137,7 @@ func newJob(r *image.Reader, o Options) *job {
 		depot: newDepot(), ttys: map[image.ObjRef]int{}, cwds: map[image.ObjRef]int{}, mapped: map[mapKey]int{}, readable: map[image.ObjRef]int{}, byNode: map[int]*proc{}}
 	j.lockers = sync.OnceValues(findLockers)
 	j.env = &kind.Env{Manifest: j.m, Blob: r.Blob, Segment: j.segment, Out: j.openOut, Warn: j.warn, Shared: map[string]any{}, Help: j.mayHelp(),
-		Undo: func(f func() error) { j.undos = append(j.undos, f) }}
+		Undo: func(f func() error) { j.undos = append(j.undos, f) }, Last: func(f func() error) { j.lasts = append(j.lasts, f) }}
 	return j
 }
 
@@ -266,6 +267,11 @@ func (j *job) build(ctx context.Context, p *plan) error {
 	}
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("restore: %w", err)
+	}
+	for _, last := range j.lasts {
+		if err := last(); err != nil {
+			return err
+		}
 	}
 	return j.step("go", func() error { return j.letGo(alive) })
 }

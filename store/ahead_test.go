@@ -2,16 +2,13 @@ package store
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"sync"
 	"testing"
 
-	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
@@ -41,109 +38,8 @@ func (g *reading) at(off, n int) {
 	if m != n || err != nil || !bytes.Equal(p, g.want[off:off+n]) {
 		g.t.Errorf("read %d of %d at %d = %d, %v", g.n, n, off, m, err)
 	}
-	if held := g.r.heldAhead(); held > g.r.s.o.ReadAhead+chunk.MaxLen {
+	if held, _ := g.r.ahead.Held(); held > g.r.s.o.ReadAhead+chunk.MaxLen {
 		g.t.Errorf("%d bytes are held", held)
-	}
-}
-
-func (r *Reader) heldAhead() int64 {
-	r.ahead.mu.Lock()
-	defer r.ahead.mu.Unlock()
-	return r.ahead.held
-}
-
-// fetched reports whether anything was read ahead, once nothing is on its way any more.
-func (r *Reader) fetched() bool {
-	r.ahead.running.Wait()
-	return r.ahead.spent != spent{}
-}
-
-// TestReadAhead reads in many orders, and checks which of them are read ahead for.
-func TestReadAhead(t *testing.T) {
-	s := open(t, t.TempDir(), Options{PackSize: 1 << 20, ReadAhead: 2 << 20})
-	chunks := testImage(3, 300)
-	want := bytes.Join(chunks, nil)
-	ingest(t, s, "x", chunks)
-	forward := func(n int) func(*reading) {
-		return func(g *reading) {
-			for off := 0; off < len(g.want); off += n {
-				g.at(off, n)
-			}
-		}
-	}
-	for _, c := range []struct {
-		name  string
-		read  func(*reading)
-		ahead bool
-	}{
-		{"4 KiB", forward(4 << 10), true},
-		{"odd", forward(100_001), true},
-		{"128 KiB", forward(128 << 10), true},
-		{"1 MiB", forward(1 << 20), true},
-		{"at once", forward(len(want)), true},
-		{"out of order", func(g *reading) {
-			const n = 128 << 10
-			for off := 0; off < len(g.want)-3*n; off += 3 * n {
-				g.at(off+2*n, n)
-				g.at(off, n)
-				g.at(off+n, n)
-			}
-		}, true},
-		{"backwards", func(g *reading) {
-			for off := len(g.want) - 64<<10; off >= 0; off -= 64 << 10 {
-				g.at(off, 64<<10)
-			}
-		}, false},
-		{"scattered", func(g *reading) {
-			for i := range 200 {
-				g.at(i*7919*4096%(len(g.want)-5000), 4096)
-			}
-		}, false},
-		{"in several places", func(g *reading) {
-			for off := 0; off < len(g.want)/aheadStreams; off += 64 << 10 {
-				for k := range aheadStreams {
-					g.at(k*len(g.want)/aheadStreams+off, 64<<10)
-				}
-			}
-		}, true},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			r, err := s.OpenImage("x")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer r.Close()
-			c.read(&reading{t: t, r: r, want: want})
-			if got := r.fetched(); got != c.ahead {
-				t.Errorf("read ahead: %v", got)
-			}
-		})
-	}
-}
-
-// TestReadAheadTogether has one Reader read by many in order, over and over.
-func TestReadAheadTogether(t *testing.T) {
-	s := open(t, t.TempDir(), Options{PackSize: 1 << 20, ReadAhead: 1 << 20})
-	chunks := testImage(5, 200)
-	want := bytes.Join(chunks, nil)
-	ingest(t, s, "x", chunks)
-	r, err := s.OpenImage("x")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	for k := range 6 {
-		wg.Go(func() {
-			g := &reading{t: t, r: r, want: want}
-			for off := k % 3 * 1_000_000; off < len(want); off += (64 + 32*k) << 10 {
-				g.at(off, (64+32*k)<<10)
-			}
-		})
-	}
-	wg.Wait()
-	r.Close()
-	if held := r.heldAhead(); held != 0 {
-		t.Errorf("%d bytes are held after Close", held)
 	}
 }
 
@@ -247,11 +143,11 @@ func TestCloseAhead(t *testing.T) {
 			}
 		})
 		for range i {
-			r.heldAhead() // some way into it
+			r.ahead.Held() // some way into it
 		}
 		r.Close()
-		if r.ahead.fetches != 0 || r.heldAhead() != 0 {
-			t.Errorf("%d goroutines, %d bytes after Close", r.ahead.fetches, r.heldAhead())
+		if held, fetches := r.ahead.Held(); held != 0 || fetches != 0 {
+			t.Errorf("%d goroutines, %d bytes after Close", fetches, held)
 		}
 		wg.Wait()
 	}
@@ -264,84 +160,7 @@ func TestCloseAhead(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if r.ahead.fetches != 0 {
-		t.Errorf("%d goroutines outlive the store", r.ahead.fetches)
-	}
-}
-
-// TestParallel: the longer packs take to answer, the more of them are asked at once.
-func TestParallel(t *testing.T) {
-	for _, c := range []struct {
-		spent spent
-		want  int
-	}{{spent{}, 2}, {spent{reading: 1, decoding: 10}, 2}, {spent{10, 10}, 4}, {spent{1000, 10}, aheadFetches}} {
-		if n := c.spent.parallel(2); n != c.want {
-			t.Errorf("%+v: %d, want %d", c.spent, n, c.want)
-		}
-	}
-}
-
-// TestCacheShared: who asks for what is being fetched gets the same, and a value that is in
-// use stays.
-func TestCacheShared(t *testing.T) {
-	dropped := map[int]int{}
-	c := cache.New(2, func(v int) { dropped[v]++ })
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	fetches := map[int]int{}
-	for k := range 8 {
-		wg.Go(func() {
-			for i := range 200 {
-				v := (i + k) % 4
-				e, err := c.Get(&chunk.Hash{byte(v)}, func() (int, error) {
-					mu.Lock()
-					defer mu.Unlock()
-					if fetches[v]++; fetches[v]%5 == 0 {
-						return 0, context.Canceled
-					}
-					return v, nil
-				})
-				if err != nil {
-					continue
-				}
-				if e.Val != v {
-					t.Errorf("%d instead of %d", e.Val, v)
-				}
-				c.Done(e)
-			}
-		})
-	}
-	wg.Wait()
-	c.Close()
-	good := map[int]int{}
-	for v, n := range fetches {
-		good[v] = n - n/5
-	}
-	if !maps.Equal(dropped, good) {
-		t.Errorf("fetched %v, dropped %v", good, dropped)
-	}
-}
-
-// TestAheadAtEnd: a stream that waits for its leaf was read to the end, and beyond, before
-// anybody came to the leaf.
-func TestAheadAtEnd(t *testing.T) {
-	s := open(t, t.TempDir(), Options{})
-	chunks := testImage(3, 300)
-	ingest(t, s, "x", chunks)
-	r, err := s.OpenImage("x")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	a := &r.ahead
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, next := range []int64{r.Size(), r.Size() + 1<<20} {
-		st := &a.streams[0]
-		st.blind, st.next, st.pos, st.window = true, next, next, 1<<20
-		a.readLeaf(st)
-		if st.blind || len(st.pieces) > 0 {
-			t.Errorf("at %d of %d: blind %v, %d pieces", next, r.Size(), st.blind, len(st.pieces))
-		}
+	if _, fetches := r.ahead.Held(); fetches != 0 {
+		t.Errorf("%d goroutines outlive the store", fetches)
 	}
 }

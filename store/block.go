@@ -36,7 +36,7 @@ type Block struct {
 // calls, and much more does not stay in the processor's cache between hashing and compression.
 func (in *Ingest) Block(n int) *Block {
 	b := in.s.blocks.Get().(*Block)
-	b.buf = in.s.bufs.Get(n)
+	b.buf = in.s.pools.Chunks.Get(n)
 	return b
 }
 
@@ -183,7 +183,7 @@ func (in *Ingest) appendRef(ref tree.Ref, data []byte, b *cache.Buf) error {
 	off := in.tree.Size
 	full := in.tree.Add(ref)
 	if !ref.Zero {
-		in.win.push(off, data, b)
+		in.win.Push(off, data, b)
 	}
 	in.mu.Unlock()
 	if !full {
@@ -236,7 +236,7 @@ func (in *Ingest) putBytes(data []byte, node bool) (chunk.Hash, error) {
 	if in.packs != nil {
 		in.extra = append(in.extra, h)
 	}
-	b := in.s.bufs.Get(len(data))
+	b := in.s.pools.Chunks.Get(len(data))
 	copy(b.Data, data)
 	defer b.Release()
 	return h, in.storeOne(&h, b, node)

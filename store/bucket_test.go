@@ -178,8 +178,8 @@ func TestBucketKey(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	err := s.sh.b.List(t.Context(), "", "", func(obj bucket.Object) {
-		b, err := s.sh.b.GetAll(t.Context(), obj.Key, 1<<30)
+	err := s.sh.Bucket.List(t.Context(), "", "", func(obj bucket.Object) {
+		b, err := s.sh.Bucket.GetAll(t.Context(), obj.Key, 1<<30)
 		if err != nil || bytes.Contains(b, []byte("private-name")) || bytes.Contains(b, []byte("CPTN")) {
 			t.Errorf("%s: readable, or %v", obj.Key, err)
 		}

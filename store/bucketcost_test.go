@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/fleet"
 	"github.com/ckptfs/ckptfs/store/s3test"
 )
 
@@ -30,14 +31,14 @@ func TestBucketCost(t *testing.T) {
 		{"a checkpoint right after it with nothing new", []int{1, 2}, func() error { return v.putImage("same", small) }},
 		{"a checkpoint of 24 MiB, all new", []int{2, 4, 0, 0, 0, 0, 1, 4, 1}, func() error { return v.putImage("big", big) }},
 		{"another machine learns of it and has nothing new", []int{1, 4, 0, 4}, func() error {
-			b.sh.seen.Store(0)
+			b.sh.Seen.Store(0)
 			v.Store = b
 			return v.putImage("theirs", big)
 		}},
 		{"a look at the list", []int{0, 1, 4}, func() error { _, err := b.List(); return err }},
 		{"reading 24 MiB that are not here", []int{0, 2, 0, 30}, func() error { _, err := readImage(b, "big"); return err }},
 		{"reading them again", []int{0, 0, 0, 0}, func() error {
-			b.sh.seen.Store(bootTime()) // within packsFresh, however busy the machine is
+			b.sh.Seen.Store(fleet.Now()) // within packsFresh, however busy the machine is
 			_, err := readImage(b, "big")
 			return err
 		}},
@@ -69,7 +70,7 @@ func TestBucketDedupe(t *testing.T) {
 	chunks := randomChunks(1, 6<<20)
 	ingest(t, a, "a", chunks)
 	_, before := bucketPacks(t, a)
-	b.sh.seen.Store(0) // not within packsFresh of its Open
+	b.sh.Seen.Store(0) // not within packsFresh of its Open
 	im := ingest(t, b, "b", chunks)
 	if _, after := bucketPacks(t, a); after-before > 10<<10 || im.Unique > 10<<10 {
 		t.Errorf("%d bytes in packs before, %d after, %d called new", before, after, im.Unique)
@@ -94,8 +95,8 @@ func TestBucketGrace(t *testing.T) {
 	for _, mine := range []time.Duration{3 * time.Minute, 7 * time.Minute, 0} {
 		o := quiet(t.TempDir())
 		o.Grace = mine
-		if s := open(t, loc, o); s.sh.grace != 3*time.Minute {
-			t.Errorf("%v given, %v used", mine, s.sh.grace)
+		if s := open(t, loc, o); s.sh.Grace != 3*time.Minute {
+			t.Errorf("%v given, %v used", mine, s.sh.Grace)
 		}
 	}
 }

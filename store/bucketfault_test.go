@@ -92,7 +92,7 @@ func (b *victim) wantWhole(t *testing.T) {
 		wantImage(t, s, name, chunks)
 	}
 	wantClean(t, s)
-	for u := range s.sh.b.Uploads(t.Context(), "") {
+	for u := range s.sh.Bucket.Uploads(t.Context(), "") {
 		t.Errorf("an upload of %s is left: %v", u.Key, u.Err)
 	}
 	if err := s.Close(); err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/layout"
 	"github.com/ckptfs/ckptfs/store/s3test"
 )
 
@@ -39,7 +40,7 @@ func gcUntilFreed(t testing.TB, s *Store) {
 
 func bucketPacks(t testing.TB, s *Store) (n int, bytes int64) {
 	t.Helper()
-	if err := s.sh.b.List(t.Context(), packsName+"/", "", func(o bucket.Object) { n, bytes = n+1, bytes+o.Size }); err != nil {
+	if err := s.sh.Bucket.List(t.Context(), layout.Packs+"/", "", func(o bucket.Object) { n, bytes = n+1, bytes+o.Size }); err != nil {
 		t.Fatal(err)
 	}
 	return n, bytes
@@ -180,7 +181,7 @@ func TestBucketOutOfTouch(t *testing.T) {
 	time.Sleep(2 * o.Grace)
 	var be *BucketError
 	err = in.Commit()
-	if err == nil || !errors.As(err, &be) && s.sh.inTouch() == nil {
+	if err == nil || !errors.As(err, &be) && s.sh.InTouch() == nil {
 		t.Errorf("committed, or another reason: %v", err)
 	}
 	proxy.Outage(false)

@@ -42,7 +42,7 @@ func TestBucketOutage(t *testing.T) {
 		call func() error
 	}{
 		{"Begin", func() error { // what is known is older than packsFresh
-			s.sh.seen.Store(0)
+			s.sh.Seen.Store(0)
 			other, err := s.Begin(ctx, "other")
 			if err == nil {
 				err = other.Abort()

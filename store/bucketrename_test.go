@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/layout"
 	"github.com/ckptfs/ckptfs/store/s3test"
 )
 
@@ -44,7 +45,7 @@ func TestBucketRename(t *testing.T) {
 			if _, err := b.Get("x"); err != nil {
 				t.Fatal(err)
 			}
-			rule := p.Add(s3test.Rule{Kinds: []s3test.Kind{s3test.Put}, Prefix: a.sh.b.Prefix + imagesName + "/", Count: 1,
+			rule := p.Add(s3test.Rule{Kinds: []s3test.Kind{s3test.Put}, Prefix: a.sh.Bucket.Prefix + layout.Images + "/", Count: 1,
 				Match: func(*s3test.Request) bool {
 					if c.between != nil {
 						c.between(t, b)

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
+	"github.com/ckptfs/ckptfs/store/damage"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/record"
 )
@@ -31,13 +33,13 @@ func (v *verification) sharedRecords() (recs []*record.Record, err error) {
 	}
 	slices.SortFunc(recs, func(a, b *record.Record) int { return strings.Compare(a.Name, b.Name) })
 	errs := make([]error, len(recs))
-	parallel(len(recs), func(i int) { _, errs[i] = s.readRecord(v.ids[recs[i].Name]) })
+	bucket.Parallel(len(recs), func(i int) { _, errs[i] = s.readRecord(v.ids[recs[i].Name]) })
 	there := recs[:0]
 	for i, rec := range recs {
 		switch err := errs[i]; {
 		case errors.Is(err, fs.ErrNotExist):
 			continue
-		case err != nil && !isDamage(err):
+		case err != nil && !damage.Is(err):
 			return nil, fmt.Errorf("verify: not all could be looked at: %w", err)
 		case err != nil:
 			v.fault("image %q: record %s: %v", rec.Name, s.recordPath(v.ids[rec.Name]), err)
@@ -56,7 +58,7 @@ func (v *verification) forgetRemoved() error {
 			if _, asked := gone[name]; asked {
 				continue
 			}
-			err := v.s.sh.stillListed(name, v.ids[name])
+			err := v.s.sh.StillListed(name, v.ids[name])
 			if gone[name] = errors.Is(err, fs.ErrNotExist); err != nil && !gone[name] {
 				return err
 			}

@@ -7,10 +7,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/fleet"
+
 	"github.com/minio/minio-go/v7"
 
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/layout"
 	"github.com/ckptfs/ckptfs/store/record"
 	"github.com/ckptfs/ckptfs/store/s3test"
 )
@@ -29,12 +32,12 @@ func TestBucketOtherCopy(t *testing.T) {
 	}
 	first := map[string]bool{}
 	list := func(fn func(bucket.Object)) {
-		if err := a.sh.b.List(t.Context(), packsName+"/", "", fn); err != nil {
+		if err := a.sh.Bucket.List(t.Context(), layout.Packs+"/", "", fn); err != nil {
 			t.Fatal(err)
 		}
 	}
 	list(func(o bucket.Object) { first[o.Key] = true })
-	b.sh.seen.Store(bootTime()) // b has no reason to look what a did
+	b.sh.Seen.Store(fleet.Now()) // b has no reason to look what a did
 	if err := (&victim{Store: b}).putImage("b", chunks); err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +47,7 @@ func TestBucketOtherCopy(t *testing.T) {
 	list(func(o bucket.Object) {
 		if !first[o.Key] {
 			removed++
-			if err := srv.Client(t).RemoveObject(t.Context(), srv.Bucket, a.sh.b.Prefix+o.Key, minio.RemoveObjectOptions{}); err != nil {
+			if err := srv.Client(t).RemoveObject(t.Context(), srv.Bucket, a.sh.Bucket.Prefix+o.Key, minio.RemoveObjectOptions{}); err != nil {
 				t.Error(err)
 			}
 		}
@@ -104,7 +107,7 @@ func TestBucketWrongBytes(t *testing.T) {
 // TestBucketStaleFolders: listings of one folder are old for a while, less than the grace
 // time. Who works meanwhile may store something twice, and loses nothing.
 func TestBucketStaleFolders(t *testing.T) {
-	for _, folder := range []string{packsName, imagesName, markersName} {
+	for _, folder := range []string{layout.Packs, layout.Images, fleet.Markers} {
 		t.Run(folder, func(t *testing.T) {
 			loc, srv, proxy := withServer(t)
 			o := short(t.TempDir())
@@ -114,16 +117,16 @@ func TestBucketStaleFolders(t *testing.T) {
 			chunks := testImage(1, 60)
 			old := srv.Snapshot(t)
 			ingest(t, a, "a", chunks)
-			b.sh.seen.Store(0)
+			b.sh.Seen.Store(0)
 			images := map[string][][]byte{}
-			if folder == markersName { // b knows the packs, and does not hear that they go
+			if folder == fleet.Markers { // b knows the packs, and does not hear that they go
 				ingest(t, b, "before", testImage(2, 10))
 				images["before"] = testImage(2, 10)
-				if err := a.sh.mark(t.Context(), a.snapshotPacks()); err != nil {
+				if err := a.sh.Mark(t.Context(), a.snapshotPacks()); err != nil {
 					t.Fatal(err)
 				}
 			}
-			rule := proxy.Add(s3test.Rule{Kinds: []s3test.Kind{s3test.List}, Prefix: a.sh.b.Prefix + folder + "/", Faults: []s3test.Fault{s3test.StaleList(old)}})
+			rule := proxy.Add(s3test.Rule{Kinds: []s3test.Kind{s3test.List}, Prefix: a.sh.Bucket.Prefix + folder + "/", Faults: []s3test.Fault{s3test.StaleList(old)}})
 			for i := range 2 {
 				name := fmt.Sprint("b", i)
 				ingest(t, b, name, chunks)
@@ -161,12 +164,12 @@ func TestBucketMarkerDamaged(t *testing.T) {
 	loc, proxy := inBucket(t)
 	a, b := open(t, loc, quiet(t.TempDir())), open(t, loc, quiet(t.TempDir()))
 	ingest(t, a, "a", testImage(1, 20))
-	if err := a.sh.mark(t.Context(), a.snapshotPacks()); err != nil {
+	if err := a.sh.Mark(t.Context(), a.snapshotPacks()); err != nil {
 		t.Fatal(err)
 	}
-	rule := proxy.Add(s3test.Rule{Kinds: []s3test.Kind{s3test.Get}, Prefix: a.sh.b.Prefix + markersName + "/", Count: 1,
+	rule := proxy.Add(s3test.Rule{Kinds: []s3test.Kind{s3test.Get}, Prefix: a.sh.Bucket.Prefix + fleet.Markers + "/", Count: 1,
 		Faults: []s3test.Fault{s3test.FlipResponse(int64(len(record.MarkerMagic)) + 5)}})
-	if err := b.sh.refresh(t.Context(), true); err != nil {
+	if err := b.sh.Refresh(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range b.snapshotPacks() {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/fleet"
+	"github.com/ckptfs/ckptfs/store/layout"
 	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/record"
 	"github.com/ckptfs/ckptfs/store/tree"
@@ -112,7 +114,7 @@ func (in *Ingest) list(im *imageRec) {
 	s.mu.Unlock()
 	in.mu.Lock()
 	in.state, in.err = ingestDone, nil // an Abort that came too late changes nothing
-	in.win.clear()
+	in.win.Clear()
 	in.wake()
 	in.mu.Unlock()
 	in.free()
@@ -189,7 +191,7 @@ func (in *Ingest) abort() error {
 	over := in.state != ingestRunning
 	if !over {
 		in.state = ingestAborted
-		in.win.clear()
+		in.win.Clear()
 		clear(in.ahead)
 		in.attach = nil
 	}
@@ -240,7 +242,7 @@ func (s *Store) dropPacks(dead []*pack.Pack) error {
 		s.ix.Lose(p)
 		errs = append(errs, s.files.Drop(p))
 	}
-	errs = append(errs, disk.SyncDir(filepath.Join(s.dir, packsName)))
+	errs = append(errs, disk.SyncDir(filepath.Join(s.dir, layout.Packs)))
 	return errors.Join(errs...)
 }
 
@@ -248,7 +250,7 @@ func (s *Store) dropPacks(dead []*pack.Pack) error {
 func (s *Store) packWriters(sink pack.Sink, kind byte) *pack.Writers {
 	c := pack.Config{Files: s.files, Sec: s.sec, Limit: s.o.PackSize, Sink: sink}
 	if sh := s.sh; sh != nil {
-		c.Up = func(id disk.ID, r io.ReaderAt) pack.Upload { return sh.b.NewUpload(sh.ctx, packKey(id), r) }
+		c.Up = func(id disk.ID, r io.ReaderAt) pack.Upload { return sh.Bucket.NewUpload(sh.Ctx, fleet.PackKey(id), r) }
 	}
 	return pack.NewWriters(c, kind)
 }

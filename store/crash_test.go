@@ -17,6 +17,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/layout"
 )
 
 // The test binary runs itself as the process that is killed, or that holds the lock.
@@ -96,7 +97,7 @@ func TestKill(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(seed, 5))
 		j.read(killHelper(t, dir, seed, time.Duration(rnd.Int64N(int64(250*time.Millisecond)))))
 		if i%5 == 4 {
-			os.RemoveAll(filepath.Join(dir, indexName)) // the packs alone must do
+			os.RemoveAll(filepath.Join(dir, layout.Index)) // the packs alone must do
 		}
 		junk += countTemps(t, dir)
 		s := open(t, dir, helperOptions(false))

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/layout"
 	"github.com/ckptfs/ckptfs/store/record"
 )
 
@@ -24,7 +25,7 @@ func twoImages(t *testing.T) (dir string, packsOfA []string) {
 	dir = t.TempDir()
 	s := open(t, dir, Options{PackSize: 1 << 20})
 	ingest(t, s, "a", testImage(1, 100))
-	packsOfA = files(t, dir, packsName)
+	packsOfA = files(t, dir, layout.Packs)
 	slices.SortFunc(packsOfA, func(a, b string) int { return cmp.Compare(s.packs[packID(b)].Size, s.packs[packID(a)].Size) })
 	ingest(t, s, "b", testImage(2, 100))
 	if err := s.Close(); err != nil {
@@ -88,7 +89,7 @@ func TestPackVanishes(t *testing.T) {
 
 func TestIndexLost(t *testing.T) {
 	dir, _ := twoImages(t)
-	if err := os.RemoveAll(filepath.Join(dir, indexName)); err != nil {
+	if err := os.RemoveAll(filepath.Join(dir, layout.Index)); err != nil {
 		t.Fatal(err)
 	}
 	s := open(t, dir, Options{})
@@ -104,7 +105,7 @@ func TestIndexLost(t *testing.T) {
 func TestIndexDamaged(t *testing.T) {
 	for _, off := range []int64{0, 9, 20, 40, 64 + 3, 4096 + 7, 2*4096 + 100, -1, -150, -190} {
 		dir, _ := twoImages(t)
-		for _, f := range files(t, dir, indexName) {
+		for _, f := range files(t, dir, layout.Index) {
 			flip(t, f, off)
 		}
 		s := open(t, dir, Options{})
@@ -136,8 +137,8 @@ func TestIndexCut(t *testing.T) {
 			s := open(t, dir, Options{})
 			ingest(t, s, "c", testImage(3, 10)) // another run
 			s.Close()
-			for i := 0; i < len(files(t, dir, indexName)); i++ { // they change: what is damaged is made again
-				f := files(t, dir, indexName)[i]
+			for i := 0; i < len(files(t, dir, layout.Index)); i++ { // they change: what is damaged is made again
+				f := files(t, dir, layout.Index)[i]
 				b, err := os.ReadFile(f)
 				if err == nil {
 					err = os.WriteFile(f, change(b), 0o600)
@@ -147,7 +148,7 @@ func TestIndexCut(t *testing.T) {
 				}
 				wantWhole(t, dir)
 			}
-			if err := os.Remove(files(t, dir, indexName)[0]); err != nil {
+			if err := os.Remove(files(t, dir, layout.Index)[0]); err != nil {
 				t.Fatal(err)
 			}
 			wantWhole(t, dir)
@@ -173,7 +174,7 @@ func wantWhole(t *testing.T, dir string) {
 func TestIndexDamagedOpen(t *testing.T) {
 	dir, _ := twoImages(t)
 	s := open(t, dir, Options{})
-	path := files(t, dir, indexName)[0]
+	path := files(t, dir, layout.Index)[0]
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -289,7 +290,7 @@ func TestVerifyProgress(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	dir, _ := twoImages(t)
-	path := filepath.Join(dir, versionName)
+	path := filepath.Join(dir, layout.VersionName)
 	if err := os.WriteFile(path, []byte("ckptfs store 7\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -323,7 +324,7 @@ func TestVersion(t *testing.T) {
 // TestLeftovers: what a dead process left is removed, what is not ours stays.
 func TestLeftovers(t *testing.T) {
 	dir, _ := twoImages(t)
-	for _, sub := range []string{packsName, indexName, imagesName} {
+	for _, sub := range []string{layout.Packs, layout.Index, layout.Images} {
 		for _, name := range []string{disk.NewID().String() + disk.PackExt + disk.TmpExt, "note"} {
 			if err := os.WriteFile(filepath.Join(dir, sub, name), []byte("x"), 0o600); err != nil {
 				t.Fatal(err)
@@ -331,7 +332,7 @@ func TestLeftovers(t *testing.T) {
 		}
 	}
 	s := open(t, dir, Options{})
-	for _, sub := range []string{packsName, indexName, imagesName} {
+	for _, sub := range []string{layout.Packs, layout.Index, layout.Images} {
 		all := fmt.Sprint(files(t, dir, sub))
 		if strings.Contains(all, disk.TmpExt) || !strings.Contains(all, "note") {
 			t.Errorf("%s: %s", sub, all)

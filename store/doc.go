@@ -4,11 +4,12 @@
 //
 // # Rooms
 //
-// This package is the door: it opens and locks a store, takes images in, commits, reads, verifies,
-// and drives GC, Settle and Prune. What these work with stands in rooms, each of which can be read
+// This package is the door: it opens a store, takes images in, commits, lists, reads and verifies
+// them, and says when to collect. What these work with stands in rooms, each of which can be read
 // by itself, and of which none knows the door (test/arch_test.go says who may know whom):
 //
 //	chunk   what a chunk is: its hash, its bounds
+//	layout  the names in a store, its version file and its lock (see Folder)
 //	disk    IDs, names of files, and how a file becomes durable
 //	secret  keys, and what is derived from them (see Secrets)
 //	codec   how chunks are compressed, and checked on the way back
@@ -18,7 +19,12 @@
 //	record  the records of images, leases and markers (see Image, Bucket)
 //	retain  which images go for their age (see Retention)
 //	bucket  the calls to an object store, and uploads (see Bucket)
-//	cache   buffers that are shared, and decoded chunks that may be asked for again
+//	fleet   what machines that share a bucket tell each other: markers, leases, records, runs
+//	collect what is needed, moving it, and removing the rest: GC and Settle
+//	cache   buffers that are shared, decoded chunks that may be asked for again, and the window of
+//	        what a running ingest got last
+//	damage  what is lost, and whose it is
+//	ahead   reading an image by its chunks, and ahead of who reads it in order
 //
 // Beside them lossyfs is a disk that loses power, and s3test an S3 server that misbehaves; both are
 // for tests.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/layout"
 	"github.com/zeebo/blake3"
 )
 
@@ -38,7 +39,7 @@ func TestFormat3(t *testing.T) {
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
-			runs, err := filepath.Glob(filepath.Join(dir, indexName, "*"+disk.RunExt))
+			runs, err := filepath.Glob(filepath.Join(dir, layout.Index, "*"+disk.RunExt))
 			if err != nil || len(runs) != 2 {
 				t.Fatalf("runs %q, %v", runs, err)
 			}

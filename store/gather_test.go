@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"testing"
+	"time"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 )
@@ -24,7 +25,9 @@ func TestGather(t *testing.T) {
 	for off := 0; off < len(want); off += step {
 		room := make([]byte, min(step, len(want)-off))
 		g := new(Gathered)
-		r.fetched()
+		for _, busy := r.ahead.Held(); busy > 0; _, busy = r.ahead.Held() {
+			time.Sleep(50 * time.Microsecond) // what is on its way arrives
+		}
 		if n, err := r.Gather(g, room, int64(off)); n != len(room) || err != nil {
 			t.Fatalf("Gather(%d, %d) = %d, %v", len(room), off, n, err)
 		}

@@ -13,7 +13,7 @@ import (
 	"testing"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
-	"github.com/ckptfs/ckptfs/store/tree"
+	"github.com/ckptfs/ckptfs/store/layout"
 )
 
 func gc(t testing.TB, s *Store) GCReport {
@@ -27,7 +27,7 @@ func gc(t testing.TB, s *Store) GCReport {
 
 func packBytes(t testing.TB, s *Store) (n int64) {
 	t.Helper()
-	ents, err := os.ReadDir(filepath.Join(s.dir, packsName))
+	ents, err := os.ReadDir(filepath.Join(s.dir, layout.Packs))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,7 +285,7 @@ func TestUnknownCopy(t *testing.T) {
 		t.Errorf("%v: %q", err, faults)
 	}
 	s.Close()
-	if err := os.RemoveAll(filepath.Join(dir, indexName)); err != nil {
+	if err := os.RemoveAll(filepath.Join(dir, layout.Index)); err != nil {
 		t.Fatal(err)
 	}
 	s = open(t, dir, Options{})
@@ -315,12 +315,11 @@ func TestGCNodeAsData(t *testing.T) {
 	if err := s.flushIndexNow(); err != nil {
 		t.Fatal(err)
 	}
-	g := &collection{s: s, ctx: t.Context()}
 	s.ix.BeginMarks()
-	if err := g.markRefs([]tree.Ref{{Hash: root.Hash, Size: uint32(n)}}); err != nil {
-		t.Fatal(err)
+	if _, found, err := s.mark(&root.Hash, false); !found || err != nil {
+		t.Fatal(found, err)
 	}
-	if known, err := g.seen(&root.Hash); known || err != nil {
+	if known, _, err := s.mark(&root.Hash, true); known || err != nil {
 		t.Errorf("GC would not follow the node: %v, %v", known, err)
 	}
 	s.ix.EndMarks(nil)

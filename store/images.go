@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/fleet"
+	"github.com/ckptfs/ckptfs/store/layout"
 	"github.com/ckptfs/ckptfs/store/record"
 )
 
@@ -45,7 +47,7 @@ func imageOf(r *record.Record) Image {
 
 // List returns every image, the oldest first.
 func (s *Store) List() ([]Image, error) {
-	if err := s.lookAround(ago(imagesFresh)); err != nil {
+	if err := s.lookAround(fleet.Ago(imagesFresh)); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -74,7 +76,7 @@ func (s *Store) Get(name string) (Image, error) {
 
 // look finds a listed image; in a bucket also one that another machine has just made.
 func (s *Store) look(name string) (*imageRec, error) {
-	begun := bootTime()
+	begun := fleet.Now()
 	s.mu.Lock()
 	im, err := s.lookup(name)
 	s.mu.Unlock()
@@ -90,12 +92,12 @@ func (s *Store) look(name string) (*imageRec, error) {
 }
 
 // lookAround learns which images other machines have made or removed, unless it has begun to
-// do so at a bootTime or later.
+// do so at a fleet.Now or later.
 func (s *Store) lookAround(notBefore int64) error {
 	if s.sh == nil {
 		return nil
 	}
-	return s.sh.refreshImages(s.sh.ctx, notBefore)
+	return s.sh.RefreshImages(s.sh.Ctx, notBefore)
 }
 
 // lookup finds a listed image. Called with mu held.
@@ -172,7 +174,7 @@ func (s *Store) remove(im *imageRec) error {
 		return fmt.Errorf("removing image %q: %w", name, err)
 	}
 	delete(s.images, name)
-	if err := disk.SyncDir(filepath.Join(s.dir, imagesName)); err != nil {
+	if err := disk.SyncDir(filepath.Join(s.dir, layout.Images)); err != nil {
 		return fmt.Errorf("removing image %q: %w", name, err)
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/layout"
 )
 
 // TestLookupsDuringMerge looks chunks up while the runs they are in are replaced, without a
@@ -77,7 +78,7 @@ func TestIndexFromPacks(t *testing.T) {
 		s.maint.Lock()
 		err := s.flushIndex(true)
 		s.maint.Unlock()
-		if err != nil || s.ix.Due(1) || len(files(t, dir, indexName)) != 1 {
+		if err != nil || s.ix.Due(1) || len(files(t, dir, layout.Index)) != 1 {
 			t.Fatal(err)
 		}
 		var lines []string
@@ -96,7 +97,7 @@ func TestIndexFromPacks(t *testing.T) {
 	for _, broken := range []func(string) error{os.Remove, func(path string) error { return os.Truncate(path, 5000) },
 		func(path string) error { return os.WriteFile(path, nil, 0o600) }} {
 		var errs []error
-		paths, err := filepath.Glob(filepath.Join(dir, indexName, "*"))
+		paths, err := filepath.Glob(filepath.Join(dir, layout.Index, "*"))
 		if err != nil || len(paths) == 0 {
 			t.Fatalf("%d runs: %v", len(paths), err)
 		}
@@ -115,7 +116,7 @@ func TestIndexFromPacks(t *testing.T) {
 // TestRunOfEarlierFormat: a store whose index an earlier ckptfs wrote opens, and gets a new one.
 func TestRunOfEarlierFormat(t *testing.T) {
 	dir, _ := twoImages(t)
-	for _, path := range files(t, dir, indexName) {
+	for _, path := range files(t, dir, layout.Index) {
 		b, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -138,7 +139,7 @@ func TestRunOfEarlierFormat(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	list := files(t, dir, indexName)
+	list := files(t, dir, layout.Index)
 	if len(list) == 0 {
 		t.Error("no index was written")
 	}

@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/layout"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
 
@@ -43,7 +45,7 @@ func (s *Store) loadIndex() error {
 		return err
 	}
 	if s.sh != nil {
-		if err := s.sh.fetchRuns(onDisk, known); err != nil {
+		if err := s.sh.FetchRuns(s.ix, onDisk, known); err != nil {
 			return err
 		}
 	}
@@ -61,7 +63,7 @@ func (s *Store) loadIndex() error {
 }
 
 func (s *Store) listPacks() (map[disk.ID]*pack.Pack, error) {
-	ents, err := os.ReadDir(filepath.Join(s.dir, packsName))
+	ents, err := os.ReadDir(filepath.Join(s.dir, layout.Packs))
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +72,7 @@ func (s *Store) listPacks() (map[disk.ID]*pack.Pack, error) {
 		if id, ok := disk.ParseID(e.Name(), disk.PackExt); ok {
 			m[id] = &pack.Pack{ID: id}
 		} else {
-			s.o.Log(fmt.Sprintf("store %s: %s/%s is not ours; left alone", s.dir, packsName, e.Name()))
+			s.o.Log(fmt.Sprintf("store %s: %s/%s is not ours; left alone", s.dir, layout.Packs, e.Name()))
 		}
 	}
 	return m, nil
@@ -85,7 +87,7 @@ func (s *Store) absorb(packs []*pack.Pack, held bool) error {
 		infos, errs := make([]*pack.Info, len(batch)), make([]error, len(batch))
 		read := func(i int) { infos[i], errs[i] = s.readFooter(batch[i]) }
 		if s.sh != nil {
-			parallel(len(batch), read)
+			bucket.Parallel(len(batch), read)
 		} else {
 			for i := range batch {
 				read(i)
@@ -167,8 +169,8 @@ func (s *Store) flushLater(n int) {
 		if s.sh == nil {
 			return
 		}
-		if err := s.sh.shareRun(s.sh.ctx); err != nil {
-			s.o.Log(fmt.Sprintf("store %s: sharing the index: %v; other machines read the packs instead", s.sh.b.URL, err))
+		if err := s.sh.ShareRun(s.sh.Ctx, s.ix); err != nil {
+			s.o.Log(fmt.Sprintf("store %s: sharing the index: %v; other machines read the packs instead", s.sh.Bucket.URL, err))
 		}
 	}()
 }

@@ -10,8 +10,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/ahead"
 	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/fleet"
 	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/tree"
 )
@@ -56,8 +58,8 @@ type Ingest struct {
 	grew   chan struct{} // closed when bytes, an error or the end arrive; nil if nobody waits
 	tree   tree.Builder
 	ahead  map[*Block]struct{} // stored, or being stored, and not appended yet
-	win    window
-	view   view
+	win    cache.Window
+	view   *ahead.View
 	attach []side
 }
 
@@ -82,14 +84,14 @@ func (s *Store) Begin(ctx context.Context, name string) (*Ingest, error) {
 
 func (s *Store) begin(in *Ingest) error {
 	in.tree.Put = in.putNode
-	in.win.limit = s.o.Window
+	in.win.Limit = s.o.Window
 	if s.sh != nil {
 		in.packs = map[*pack.Pack]struct{}{}
-		if err := s.sh.freshen(in.ctx, ago(packsFresh)); err != nil {
+		if err := s.sh.Freshen(in.ctx, fleet.Ago(packsFresh)); err != nil {
 			return err
 		}
 	}
-	in.view = newView(s)
+	in.view = ahead.NewView((*source)(s), s.pools)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -224,7 +226,7 @@ func (in *Ingest) readSome(g *Gathered, p []byte, off int64) (int, error) {
 		in.mu.Unlock()
 		return 0, err
 	}
-	if data, b, start, ok := in.win.find(off); ok {
+	if data, b, start, ok := in.win.Find(off); ok {
 		in.mu.Unlock()
 		data = data[off-start:]
 		n := min(len(p), len(data))
@@ -234,14 +236,14 @@ func (in *Ingest) readSome(g *Gathered, p []byte, off int64) (int, error) {
 		i, start := tree.Locate(in.tree.Open, in.tree.Base, off)
 		ref := in.tree.Open[i]
 		in.mu.Unlock()
-		n, err := in.view.copyChunk(in.name, p, &ref, start, off)
-		return g.Own(p[:n]), err
+		n, err := in.view.CopyChunk(p, &ref, start, off)
+		return g.Own(p[:n]), blame(err, in.name)
 	}
 	i, base := tree.LeafAt(in.tree.Ends, off)
 	sp := in.tree.Spans[i]
 	in.mu.Unlock()
-	n, err := in.view.readLeaf(in.name, p, sp, base, off)
-	return g.Own(p[:n]), err
+	n, err := in.view.ReadLeaf(p, sp, base, off)
+	return g.Own(p[:n]), blame(err, in.name)
 }
 
 // unlisted returns the chunks that are in no leaf yet: those of blocks that wait for their turn,

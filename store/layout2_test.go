@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/ckptfs/ckptfs/store/layout"
+
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/pack"
@@ -15,7 +17,7 @@ import (
 // asLayout2 turns a closed store, without a key, into what layout 2 would have been.
 func asLayout2(t *testing.T, dir string) {
 	t.Helper()
-	names, err := filepath.Glob(filepath.Join(dir, packsName, "*"+disk.PackExt))
+	names, err := filepath.Glob(filepath.Join(dir, layout.Packs, "*"+disk.PackExt))
 	if err != nil || len(names) == 0 {
 		t.Fatal(names, err)
 	}
@@ -52,16 +54,16 @@ func asLayout2(t *testing.T, dir string) {
 			t.Fatal(err)
 		}
 	}
-	version := filepath.Join(dir, versionName)
+	version := filepath.Join(dir, layout.VersionName)
 	b, err := os.ReadFile(version)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, rest, _ := bytes.Cut(b, []byte("\n"))
-	if err := os.WriteFile(version, append([]byte(versionPrefix+"2\n"), rest...), 0o600); err != nil {
+	if err := os.WriteFile(version, append([]byte(layout.VersionPrefix+"2\n"), rest...), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.RemoveAll(filepath.Join(dir, indexName)); err != nil {
+	if err := os.RemoveAll(filepath.Join(dir, layout.Index)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -89,7 +91,7 @@ func TestLayout2(t *testing.T) {
 	wantImage(t, s, "a", a)
 	wantImage(t, s, "b", b)
 	wantClean(t, s)
-	if v, err := os.ReadFile(filepath.Join(dir, versionName)); err != nil || !bytes.HasPrefix(v, []byte(versionPrefix+"3\n")) {
+	if v, err := os.ReadFile(filepath.Join(dir, layout.VersionName)); err != nil || !bytes.HasPrefix(v, []byte(layout.VersionPrefix+"3\n")) {
 		t.Errorf("version %q, %v", v, err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/layout"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
 
@@ -57,7 +58,7 @@ func newThree(t *testing.T) *threeImages {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.at = map[string]spot{"shared": where[chunk.Sum(a[40])], "own": where[chunk.Sum(a[99])], "leaf": where[list.spans[len(list.spans)-1].Hash],
+	v.at = map[string]spot{"shared": where[chunk.Sum(a[40])], "own": where[chunk.Sum(a[99])], "leaf": where[list.Spans[len(list.Spans)-1].Hash],
 		"root": where[rec.Data.Hash], "attachment": where[side[0].Hash]}
 	for name, at := range v.at {
 		if at.path == "" || (name == "shared" || name == "own") && at.stored < 2000 {
@@ -228,7 +229,7 @@ func TestLostWithIndex(t *testing.T) {
 	v := newThree(t)
 	at := v.at["own"]
 	v.lose(t, at.path, func(b []byte) []byte { return b[:len(b)-1] }, false)
-	if err := os.RemoveAll(filepath.Join(v.dir, indexName)); err != nil {
+	if err := os.RemoveAll(filepath.Join(v.dir, layout.Index)); err != nil {
 		t.Fatal(err)
 	}
 	s := open(t, v.dir, Options{PackSize: 1 << 20})
@@ -275,7 +276,7 @@ func TestPutBack(t *testing.T) {
 		t.Errorf("gc of the whole store: %+v", r)
 	}
 	v.wantRead(t, s, "", nil)
-	if _, err := os.Stat(filepath.Join(v.dir, indexName, "damaged")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(v.dir, layout.Index, "damaged")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the list of damaged copies stays: %v", err)
 	}
 }
@@ -286,7 +287,7 @@ func TestStrayPack(t *testing.T) {
 	v := newThree(t)
 	at := v.at["own"]
 	v.lose(t, at.path, func(b []byte) []byte { return b[:len(b)-1] }, false)
-	if err := os.RemoveAll(filepath.Join(v.dir, indexName)); err != nil {
+	if err := os.RemoveAll(filepath.Join(v.dir, layout.Index)); err != nil {
 		t.Fatal(err)
 	}
 	s := open(t, v.dir, Options{PackSize: 1 << 20})
@@ -306,7 +307,7 @@ func TestStrayPack(t *testing.T) {
 // TestBadListIgnored: a list that is damaged itself is no hindrance.
 func TestBadListIgnored(t *testing.T) {
 	v := newThree(t)
-	if err := os.WriteFile(filepath.Join(v.dir, indexName, "damaged"), []byte("ckptbad1 and no list"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(v.dir, layout.Index, "damaged"), []byte("ckptbad1 and no list"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	v.wantRead(t, open(t, v.dir, Options{}), "", nil)

@@ -17,8 +17,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/collect"
+
+	"github.com/ckptfs/ckptfs/store/fleet"
+
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/layout"
 )
 
 // A process with a cache folder of its own is to a bucket what a machine is. It is told
@@ -122,7 +127,7 @@ func (w *machineWork) ingest() error {
 	if err == nil {
 		err = in.Commit()
 	}
-	if errors.Is(err, errOutOfTouch) { // we were too slow, and saw it
+	if errors.Is(err, fleet.ErrOutOfTouch) { // we were too slow, and saw it
 		fmt.Println("lost")
 		return nil
 	}
@@ -140,12 +145,12 @@ func (w *machineWork) read(name string) error {
 		fmt.Println("read", tokenOf(name))
 	}
 	if errors.Is(err, ErrDamaged) {
-		_, gerr := w.s.sh.b.Stat(context.Background(), "version")
+		_, gerr := w.s.sh.Bucket.Stat(context.Background(), "version")
 		err = fmt.Errorf("%w (after %v, version: %v)", err, time.Since(begun), gerr)
 	}
 	// A lease that is late because the machine stood still protects nothing.
-	if errors.Is(err, ErrDamaged) && time.Since(begun) > w.s.sh.grace/2 {
-		if lerr := w.s.lookAround(bootTime()); lerr != nil {
+	if errors.Is(err, ErrDamaged) && time.Since(begun) > w.s.sh.Grace/2 {
+		if lerr := w.s.lookAround(fleet.Now()); lerr != nil {
 			return lerr
 		}
 		if _, gerr := w.s.Get(name); errors.Is(gerr, fs.ErrNotExist) {
@@ -328,12 +333,12 @@ func wantEmptied(t *testing.T, s *Store) {
 		}
 	}
 	for range 2 {
-		time.Sleep(youngPacks*s.sh.grace + 1500*time.Millisecond)
+		time.Sleep(collect.YoungPacks*s.sh.Grace + 1500*time.Millisecond)
 		gc(t, s)
 	}
-	for _, dir := range []string{packsName, imagesName, markersName, leasesName} {
-		err := s.sh.b.List(t.Context(), dir+"/", "", func(o bucket.Object) {
-			if o.Key != lastGCKey {
+	for _, dir := range []string{layout.Packs, layout.Images, fleet.Markers, fleet.Leases} {
+		err := s.sh.Bucket.List(t.Context(), dir+"/", "", func(o bucket.Object) {
+			if o.Key != fleet.LastGC {
 				t.Errorf("%s is left", o.Key)
 			}
 		})

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/layout"
 	"github.com/ckptfs/ckptfs/store/lossyfs"
 )
 
@@ -133,7 +134,7 @@ func cutPlan(rnd *rand.Rand) lossyfs.Plan {
 func (p *powerCuts) check(dir string, rnd *rand.Rand, last bool) error {
 	p.temps += countTemps(p.t, dir)
 	if rnd.IntN(5) == 0 {
-		os.RemoveAll(filepath.Join(dir, indexName)) // the packs alone must do
+		os.RemoveAll(filepath.Join(dir, layout.Index)) // the packs alone must do
 	}
 	s, err := Open(dir, helperOptions(p.mode == "work sealed"))
 	if err != nil {
@@ -176,7 +177,7 @@ func emptyStore(s *Store) error {
 	if _, err := s.GC(context.Background()); err != nil {
 		return err
 	}
-	for _, sub := range []string{packsName, imagesName} {
+	for _, sub := range []string{layout.Packs, layout.Images} {
 		ents, err := os.ReadDir(filepath.Join(s.dir, sub))
 		if err != nil {
 			return err

@@ -1,16 +1,15 @@
 package store
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"syscall"
 
 	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
+	"github.com/ckptfs/ckptfs/store/damage"
+	"github.com/ckptfs/ckptfs/store/fleet"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
 
@@ -22,7 +21,7 @@ func (s *Store) readChunk(h *chunk.Hash, dst []byte) error {
 	var last *ChunkError
 	begun, relearned := int64(0), false
 	if s.sh != nil {
-		begun = bootTime()
+		begun = fleet.Now()
 	}
 	for {
 		if s.queue.read(h, dst) {
@@ -41,15 +40,15 @@ func (s *Store) readChunk(h *chunk.Hash, dst []byte) error {
 		if !ok && s.sh != nil && s.ix.Absolve(h) {
 			continue // what came damaged from a bucket need not be damaged there
 		}
-		if !ok && s.sh != nil && s.sh.seen.Load() < begun {
-			if err := s.sh.freshen(s.sh.ctx, begun); err != nil {
+		if !ok && s.sh != nil && s.sh.Seen.Load() < begun {
+			if err := s.sh.Freshen(s.sh.Ctx, begun); err != nil {
 				return &ChunkError{Hash: *h, Err: err}
 			}
 			continue // another machine has stored or moved it
 		}
 		if !ok && !relearned {
 			relearned = true
-			again, err := s.relearn(begun, false)
+			again, err := s.learnAgain(begun, false)
 			if err != nil {
 				return &ChunkError{Hash: *h, Err: err}
 			}
@@ -61,7 +60,7 @@ func (s *Store) readChunk(h *chunk.Hash, dst []byte) error {
 			return s.readBad(h, dst)
 		}
 		err = s.readCopy(l, h, dst)
-		if err != nil && s.sh != nil && isDamage(err) && !errors.Is(err, pack.ErrGone) {
+		if err != nil && s.sh != nil && damage.Is(err) && !errors.Is(err, pack.ErrGone) {
 			err = s.readCopyAgain(l, h, dst)
 		}
 		if err == nil {
@@ -71,7 +70,7 @@ func (s *Store) readChunk(h *chunk.Hash, dst []byte) error {
 			continue // it moved to another pack, or find says that it is lost
 		}
 		last = &ChunkError{Hash: *h, Pack: l.P.Name(), Err: err}
-		if !isDamage(err) {
+		if !damage.Is(err) {
 			return last
 		}
 		s.ix.CondemnCopy(l)
@@ -108,7 +107,7 @@ func (s *Store) readCopyWith(readAt func(*pack.Pack, []byte, int64) error, l pac
 	if int(l.Raw) != len(dst) {
 		return codec.ErrMismatch
 	}
-	b := s.bufs.Get(int(l.Stored))
+	b := s.pools.Chunks.Get(int(l.Stored))
 	defer b.Release()
 	if err := readAt(l.P, b.Data, int64(l.Off)); err != nil {
 		return err
@@ -133,7 +132,7 @@ func (s *Store) readNode(h *chunk.Hash) (*cache.Buf, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := s.bufs.Get(n)
+	b := s.pools.Chunks.Get(n)
 	if err := s.readChunk(h, b.Data); err != nil {
 		b.Release()
 		return nil, err
@@ -143,7 +142,7 @@ func (s *Store) readNode(h *chunk.Hash) (*cache.Buf, error) {
 
 // size returns the length of a chunk.
 func (s *Store) size(h *chunk.Hash) (int, error) {
-	begun := bootTime()
+	begun := fleet.Now()
 	n, ok, err := s.sizeOf(h)
 	if err != nil && s.healIndex(err) {
 		n, ok, err = s.sizeOf(h)
@@ -152,13 +151,13 @@ func (s *Store) size(h *chunk.Hash) (int, error) {
 		n, ok, err = s.sizeOf(h)
 	}
 	if err == nil && !ok && s.sh != nil {
-		if err = s.sh.freshen(s.sh.ctx, begun); err == nil {
+		if err = s.sh.Freshen(s.sh.Ctx, begun); err == nil {
 			n, ok, err = s.sizeOf(h)
 		}
 	}
 	if err == nil && !ok {
 		var again bool
-		if again, err = s.relearn(begun, false); again {
+		if again, err = s.learnAgain(begun, false); again {
 			n, ok, err = s.sizeOf(h)
 		}
 	}
@@ -192,17 +191,4 @@ func (s *Store) missing(h *chunk.Hash) error {
 		return &ChunkError{Hash: *h, Pack: l.P.Name(), Err: fs.ErrNotExist}
 	}
 	return &ChunkError{Hash: *h, Pack: l.P.Name(), Err: codec.ErrMismatch}
-}
-
-// isDamage tells bytes that are lost from bytes that cannot be read just now.
-func isDamage(err error) bool {
-	var be *BucketError
-	if errors.As(err, &be) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return errors.Is(err, fs.ErrNotExist)
-	}
-	var no syscall.Errno
-	if errors.As(err, &no) {
-		return no == syscall.EIO
-	}
-	return !errors.Is(err, os.ErrClosed)
 }

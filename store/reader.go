@@ -3,10 +3,11 @@ package store
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"sync/atomic"
 
+	"github.com/ckptfs/ckptfs/store/ahead"
+	"github.com/ckptfs/ckptfs/store/fleet"
 	"github.com/ckptfs/ckptfs/store/record"
 	"github.com/ckptfs/ckptfs/store/tree"
 )
@@ -16,9 +17,7 @@ import (
 type Reader struct {
 	s      *Store
 	rec    *record.Record
-	view   view
-	list   chunkList
-	ahead  ahead
+	ahead  *ahead.Reader
 	closed atomic.Bool
 }
 
@@ -31,7 +30,7 @@ func (s *Store) OpenImage(name string) (*Reader, error) {
 		if _, err := s.look(name); err != nil {
 			return nil, err
 		}
-		if err := s.sh.freshen(s.sh.ctx, ago(min(packsFresh, s.sh.grace/4))); err != nil {
+		if err := s.sh.Freshen(s.sh.Ctx, fleet.Ago(min(packsFresh, s.sh.Grace/4))); err != nil {
 			return nil, err
 		}
 	}
@@ -41,15 +40,16 @@ func (s *Store) OpenImage(name string) (*Reader, error) {
 		s.mu.Unlock()
 		return nil, err
 	}
-	r := &Reader{s: s, rec: im.rec, view: newView(s)}
-	r.ahead.init(s, &r.view, &r.list)
+	r := &Reader{s: s, rec: im.rec, ahead: ahead.New((*source)(s), s.pools, s.o.ReadAhead)}
 	s.readers[r] = struct{}{}
 	s.mu.Unlock()
 	if s.sh != nil {
-		err = s.sh.claim(name, im.id)
+		err = s.sh.Claim(name, im.id)
 	}
 	if err == nil {
-		r.list, err = s.loadSpans(im.rec.Data)
+		var list ahead.List
+		list, err = s.loadSpans(im.rec.Data)
+		r.ahead.SetList(list)
 	}
 	if err != nil {
 		r.Close()
@@ -61,24 +61,24 @@ func (s *Store) OpenImage(name string) (*Reader, error) {
 // whyNot says why an image cannot be opened: another machine may have removed it.
 func (s *Store) whyNot(im *imageRec, err error) error {
 	if s.sh != nil && errors.Is(err, ErrDamaged) {
-		if gone := s.sh.stillListed(im.rec.Name, im.id); errors.Is(gone, fs.ErrNotExist) {
+		if gone := s.sh.StillListed(im.rec.Name, im.id); errors.Is(gone, fs.ErrNotExist) {
 			return gone
 		}
 	}
-	return blame(err, im.rec.Name, -1)
+	return blameList(err, im.rec.Name)
 }
 
 // loadSpans lists the leaves of a tree.
-func (s *Store) loadSpans(t tree.Root) (list chunkList, err error) {
+func (s *Store) loadSpans(t tree.Root) (list ahead.List, err error) {
 	if t.Size == 0 {
 		return list, nil
 	}
 	err = s.walkLeaves(t.Span(), t.Level, nil, func(sp tree.Span) error {
-		if len(list.spans) >= maxSpans {
+		if len(list.Spans) >= maxSpans {
 			return &ChunkError{Hash: t.Hash, Err: fmt.Errorf("%w: too many leaves", tree.ErrNode)}
 		}
-		list.size += sp.Size
-		list.spans, list.ends = append(list.spans, sp), append(list.ends, list.size)
+		list.Size += sp.Size
+		list.Spans, list.Ends = append(list.Spans, sp), append(list.Ends, list.Size)
 		return nil
 	})
 	return list, err
@@ -104,7 +104,7 @@ func (r *Reader) Attachment(name string) ([]byte, error) {
 	for i := range r.rec.Attach {
 		if a := &r.rec.Attach[i]; a.Name == name {
 			b, err := r.s.readAll(a.Data)
-			return b, blame(err, r.rec.Name+"/"+name, -1)
+			return b, blameList(err, r.rec.Name+"/"+name)
 		}
 	}
 	return nil, fmt.Errorf("image %q has no %q: %w", r.rec.Name, name, fs.ErrNotExist)
@@ -117,7 +117,7 @@ func (s *Store) readAll(t tree.Root) ([]byte, error) {
 		return nil, err
 	}
 	out := make([]byte, 0, t.Size)
-	for _, sp := range list.spans {
+	for _, sp := range list.Spans {
 		refs, err := s.leaf(sp)
 		if err != nil {
 			return nil, err
@@ -155,27 +155,8 @@ func (r *Reader) read(g *Gathered, p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("image %q: offset %d is negative", r.rec.Name, off)
 	}
-	n, noted := 0, 0
-	for n < len(p) {
-		at := off + int64(n)
-		if at >= r.rec.Data.Size {
-			return n, io.EOF
-		}
-		if n >= noted {
-			noted = n + int(r.ahead.note(at, min(int64(len(p)-n), r.rec.Data.Size-at, aheadBatch)))
-		}
-		if data, b, m := r.ahead.take(len(p)-n, at); m > 0 {
-			n += g.Add(p[n:n+m], data, b)
-			continue
-		}
-		i, base := tree.LeafAt(r.list.ends, at)
-		m, err := r.view.readLeaf(r.rec.Name, p[n:], r.list.spans[i], base, at)
-		if err != nil {
-			return n, err
-		}
-		n += g.Own(p[n : n+m])
-	}
-	return n, nil
+	n, err := r.ahead.Read(g, p, off)
+	return n, blame(err, r.rec.Name)
 }
 
 // Close lets GC remove what only this reader still needed.
@@ -183,8 +164,7 @@ func (r *Reader) Close() error {
 	if r.closed.Swap(true) {
 		return ErrClosed
 	}
-	r.ahead.stop()
-	r.view.close()
+	r.ahead.Close()
 	r.s.mu.Lock()
 	defer r.s.mu.Unlock()
 	delete(r.s.readers, r)

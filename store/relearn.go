@@ -3,7 +3,10 @@ package store
 import (
 	"errors"
 	"slices"
+	"sync"
 
+	"github.com/ckptfs/ckptfs/store/bucket"
+	"github.com/ckptfs/ckptfs/store/fleet"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
 
@@ -11,24 +14,27 @@ import (
 // bucket it may keep another one than the machine whose GC then removes the copy that is
 // kept here: a hole, although the bucket has the chunk. Who misses a chunk relearns.
 
-// errRelearned tells GC to begin anew: what it counted was not all.
-var errRelearned = errors.New("the index has learned of chunks that it had lost")
+// relearning is when what the index lost was last looked for.
+type relearning struct {
+	sync.Mutex       // held meanwhile
+	last       int64 // fleet.Now of the end
+}
 
-// relearn looks into all packs for chunks that the index lost, if a pack was removed since
-// that was done last. begun is the bootTime at which the caller began to look; again says that
+// learnAgain looks into all packs for chunks that the index lost, if a pack was removed since
+// that was done last. begun is the fleet.Now at which the caller began to look; again says that
 // it should look once more.
-func (s *Store) relearn(begun int64, held bool) (again bool, err error) {
+func (s *Store) learnAgain(begun int64, held bool) (again bool, err error) {
 	if s.sh == nil {
 		return false, nil
 	}
-	s.sh.relearning.Lock()
-	defer s.sh.relearning.Unlock()
-	if !s.sh.holes.Swap(false) {
-		return s.sh.relearned >= begun, nil
+	s.relearn.Lock()
+	defer s.relearn.Unlock()
+	if !s.sh.Holes.Swap(false) {
+		return s.relearn.last >= begun, nil
 	}
 	for batch := range slices.Chunk(s.snapshotPacks(), footerBatch) {
 		infos, errs := make([]*pack.Info, len(batch)), make([]error, len(batch))
-		parallel(len(batch), func(i int) { infos[i], errs[i] = s.readFooter(batch[i]) })
+		bucket.Parallel(len(batch), func(i int) { infos[i], errs[i] = s.readFooter(batch[i]) })
 		for i, p := range batch {
 			err = errs[i]
 			if err == nil {
@@ -36,12 +42,12 @@ func (s *Store) relearn(begun int64, held bool) (again bool, err error) {
 			}
 			var be *BucketError
 			if errors.As(err, &be) && !errors.Is(err, pack.ErrGone) || err != nil && errs[i] == nil {
-				s.sh.holes.Store(true)
+				s.sh.Holes.Store(true)
 				return false, err
 			}
 		}
 	}
-	s.sh.relearned = bootTime()
+	s.relearn.last = fleet.Now()
 	return true, nil
 }
 

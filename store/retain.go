@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/fleet"
 	"github.com/ckptfs/ckptfs/store/record"
 )
 
@@ -46,7 +47,7 @@ func (s *Store) Prune(ctx context.Context, p Policy) (PruneReport, error) {
 }
 
 func (s *Store) prune(ctx context.Context, p Policy, now time.Time) (rep PruneReport, err error) {
-	if err := s.lookAround(bootTime()); err != nil {
+	if err := s.lookAround(fleet.Now()); err != nil {
 		return rep, err
 	}
 	if p.KeepLast > 0 || p.KeepWithin > 0 {

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/layout"
 )
 
 func testKey(t testing.TB) *Key {
@@ -63,7 +64,7 @@ func TestSealed(t *testing.T) {
 		}
 		return err
 	})
-	os.RemoveAll(filepath.Join(dir, indexName)) // the packs alone must do
+	os.RemoveAll(filepath.Join(dir, layout.Index)) // the packs alone must do
 	s = open(t, dir, Options{Key: key})
 	wantImage(t, s, "private-name", chunks)
 	wantClean(t, s)
@@ -81,9 +82,9 @@ func TestWrongKey(t *testing.T) {
 		key  *Key
 		want KeyError
 	}{
-		{dir, testKey(t), KeyError{dir, true, true}},
-		{dir, nil, KeyError{dir, true, false}},
-		{plain, key, KeyError{plain, false, true}},
+		{dir, testKey(t), KeyError{Dir: dir, Sealed: true, Given: true}},
+		{dir, nil, KeyError{Dir: dir, Sealed: true}},
+		{plain, key, KeyError{Dir: plain, Given: true}},
 	} {
 		var ke *KeyError
 		if _, err := Open(c.dir, Options{Key: c.key}); !errors.As(err, &ke) || *ke != c.want {
@@ -101,7 +102,7 @@ func TestSealedDamage(t *testing.T) {
 	chunks := testImage(3, 40)
 	ingest(t, s, "a", chunks)
 	s.Close()
-	for _, sub := range []string{packsName, imagesName} {
+	for _, sub := range []string{layout.Packs, layout.Images} {
 		path := files(t, dir, sub)[0]
 		whole, err := os.ReadFile(path)
 		if err != nil {

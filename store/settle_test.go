@@ -15,6 +15,7 @@ import (
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/layout"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
 
@@ -44,7 +45,7 @@ func codecs(t testing.TB, s *Store) (n [4]int) {
 
 func packNames(t testing.TB, s *Store) (list []string) {
 	t.Helper()
-	ents, err := os.ReadDir(filepath.Join(s.dir, packsName))
+	ents, err := os.ReadDir(filepath.Join(s.dir, layout.Packs))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +89,7 @@ func TestSettle(t *testing.T) {
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
-			if err := os.RemoveAll(filepath.Join(s.dir, indexName)); err != nil { // the packs alone must do
+			if err := os.RemoveAll(filepath.Join(s.dir, layout.Index)); err != nil { // the packs alone must do
 				t.Fatal(err)
 			}
 			s = open(t, s.dir, o)

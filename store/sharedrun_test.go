@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/ckptfs/ckptfs/store/bucket"
+	"github.com/ckptfs/ckptfs/store/layout"
 	"github.com/ckptfs/ckptfs/store/s3test"
 )
 
@@ -32,8 +33,8 @@ func TestBucketSharedRun(t *testing.T) {
 	}
 	wantClean(t, b)
 	// A run that is damaged helps nobody and hurts nobody.
-	err := b.sh.b.List(t.Context(), indexName+"/", "", func(obj bucket.Object) {
-		if err := b.sh.b.PutBytes(t.Context(), obj.Key, []byte("x"), bucket.Always); err != nil {
+	err := b.sh.Bucket.List(t.Context(), layout.Index+"/", "", func(obj bucket.Object) {
+		if err := b.sh.Bucket.PutBytes(t.Context(), obj.Key, []byte("x"), bucket.Always); err != nil {
 			t.Error(err)
 		}
 	})

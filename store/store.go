@@ -12,12 +12,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ckptfs/ckptfs/store/ahead"
 	"github.com/ckptfs/ckptfs/store/bucket"
-	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/codec"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/fleet"
 	"github.com/ckptfs/ckptfs/store/index"
+	"github.com/ckptfs/ckptfs/store/layout"
 	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/record"
 	"github.com/ckptfs/ckptfs/store/secret"
@@ -91,20 +93,20 @@ type Store struct {
 	sec      *secret.Secrets // nil: not encrypted
 	lock     *os.File
 	files    *pack.Files
-	sh       *shared // nil in a folder
+	sh       *fleet.Fleet // nil in a folder
 	ix       *index.Index
 	queue    queue
 	w        *pack.Writers
 	dec      *codec.Decoder
-	bufs     cache.Pool    // chunks
-	reads    cache.Pool    // pieces of packs
-	decoding chan struct{} // as many read-aheads decode at once
+	pools    *ahead.Pools
 	enc      encoders
 	jobs     sync.Pool
 	blocks   sync.Pool
 	back     sync.WaitGroup // index flushes in the background
 	flushing atomic.Bool
 	dead     atomic.Int64 // bytes in packs that the last GC found dead and left
+
+	relearn relearning
 
 	// maint is held by whoever replaces index runs or removes packs.
 	maint sync.Mutex
@@ -142,15 +144,14 @@ type session struct {
 func Open(dir string, o Options) (*Store, error) {
 	o.defaults()
 	s := &Store{dir: dir, o: o, images: map[string]*imageRec{}, packs: map[disk.ID]*pack.Pack{}, writing: map[disk.ID]struct{}{},
-		running: map[*Ingest]struct{}{}, readers: map[*Reader]struct{}{}, decoding: make(chan struct{}, runtime.GOMAXPROCS(0))}
+		running: map[*Ingest]struct{}{}, readers: map[*Reader]struct{}{}, pools: ahead.NewPools(runtime.GOMAXPROCS(0))}
 	s.queue.m = map[chunk.Hash]*job{}
 	s.jobs.New = func() any { return new(job) }
 	s.blocks.New = func() any { return new(Block) }
-	s.bufs.Init(64 << 10)
-	s.reads.Init(aheadBatch)
 	if err := s.open(dir); err != nil {
 		if s.sh != nil {
-			s.sh.close()
+			s.sh.Cancel(ErrClosed)
+			s.sh.Close()
 		}
 		if s.ix != nil {
 			s.ix.Close() // read only
@@ -187,10 +188,10 @@ func (s *Store) openFolder() (err error) {
 		return err
 	}
 	_ = disk.SyncDir(filepath.Dir(filepath.Clean(s.dir))) // we may not be allowed to read it
-	if s.lock, err = lockDir(s.dir); err != nil {
+	if s.lock, err = layout.Lock(s.dir); err != nil {
 		return err
 	}
-	return checkVersion(s.dir, s.sec)
+	return layout.Check(s.dir, s.sec)
 }
 
 func (s *Store) open(location string) (err error) {
@@ -203,11 +204,11 @@ func (s *Store) open(location string) (err error) {
 	if err != nil {
 		return err
 	}
-	s.ix = index.New(filepath.Join(s.dir, indexName))
-	if err := makeDirs(s.dir); err != nil {
+	s.ix = index.New(filepath.Join(s.dir, layout.Index))
+	if err := layout.MakeDirs(s.dir); err != nil {
 		return err
 	}
-	for _, n := range []string{packsName, indexName, imagesName} {
+	for _, n := range []string{layout.Packs, layout.Index, layout.Images} {
 		n, err := disk.RemoveTemps(filepath.Join(s.dir, n))
 		if err != nil {
 			return err
@@ -219,9 +220,9 @@ func (s *Store) open(location string) (err error) {
 	if s.dec, err = codec.NewDecoder(s.sec); err != nil {
 		return err
 	}
-	s.files = pack.NewFiles(filepath.Join(s.dir, packsName))
+	s.files = pack.NewFiles(filepath.Join(s.dir, layout.Packs))
 	if s.sh != nil {
-		s.files.UseCache(s.o.CacheSize, s.sh.getPack, func() { s.sh.holes.Store(true) })
+		s.files.UseCache(s.o.CacheSize, s.sh.GetPack, func() { s.sh.Holes.Store(true) })
 	}
 	kind := byte(0)
 	if s.fast() {
@@ -236,7 +237,7 @@ func (s *Store) open(location string) (err error) {
 	}
 	s.loadBad()
 	if s.sh != nil {
-		s.sh.start()
+		s.sh.Start()
 	}
 	s.enc.start(s)
 	s.keepReserve()
@@ -246,9 +247,9 @@ func (s *Store) open(location string) (err error) {
 // loadImages reads every record. A damaged one does not keep the others from being used.
 func (s *Store) loadImages() error {
 	if s.sh != nil {
-		return s.sh.refreshImages(s.sh.ctx, bootTime())
+		return s.sh.RefreshImages(s.sh.Ctx, fleet.Now())
 	}
-	dir := filepath.Join(s.dir, imagesName)
+	dir := filepath.Join(s.dir, layout.Images)
 	ents, err := os.ReadDir(dir)
 	if err != nil {
 		return err
@@ -256,7 +257,7 @@ func (s *Store) loadImages() error {
 	for _, e := range ents {
 		id, ok := disk.ParseID(e.Name(), disk.ImgExt)
 		if !ok {
-			s.o.Log(fmt.Sprintf("store %s: %s/%s is not ours; left alone", s.dir, imagesName, e.Name()))
+			s.o.Log(fmt.Sprintf("store %s: %s/%s is not ours; left alone", s.dir, layout.Images, e.Name()))
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
@@ -277,7 +278,7 @@ func (s *Store) loadImages() error {
 
 func (s *Store) readRecord(id disk.ID) (*record.Record, error) {
 	if s.sh != nil {
-		return s.sh.readRecord(s.sh.ctx, id)
+		return s.sh.ReadRecord(s.sh.Ctx, id)
 	}
 	path := s.recordPath(id)
 	st, err := os.Stat(path)
@@ -296,9 +297,9 @@ func (s *Store) readRecord(id disk.ID) (*record.Record, error) {
 
 func (s *Store) recordPath(id disk.ID) string {
 	if s.sh != nil {
-		return s.sh.b.URL + "/" + recordKey(id)
+		return s.sh.Bucket.URL + "/" + fleet.RecordKey(id)
 	}
-	return filepath.Join(s.dir, imagesName, id.String()+disk.ImgExt)
+	return filepath.Join(s.dir, layout.Images, id.String()+disk.ImgExt)
 }
 
 func (s *Store) writeRecord(id disk.ID, rec *record.Record) error {
@@ -325,19 +326,19 @@ func (s *Store) Close() error {
 	readers := slices.Collect(maps.Keys(s.readers))
 	s.mu.Unlock()
 	for _, r := range readers {
-		r.ahead.stop()
+		r.ahead.Close()
 	}
 	for _, in := range live {
 		in.fail(ErrClosed)
 	}
 	if s.sh != nil {
-		s.sh.cancel(ErrClosed) // a Commit that waits for the bucket must not make us wait
+		s.sh.Cancel(ErrClosed) // a Commit that waits for the bucket must not make us wait
 	}
 	for _, in := range live {
 		in.quiesce()
 	}
 	if s.sh != nil {
-		s.sh.close() // what is still being sent belongs to no image
+		s.sh.Close() // what is still being sent belongs to no image
 	}
 	for _, in := range live {
 		in.Abort()

@@ -18,6 +18,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/chunk"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/layout"
 )
 
 // testImage makes an image out of a seed: chunks that compress, chunks that do not,
@@ -311,7 +312,7 @@ func TestAbort(t *testing.T) {
 	if list, _ := s.List(); len(list) != 0 {
 		t.Error(list)
 	}
-	if ents, _ := os.ReadDir(filepath.Join(dir, packsName)); len(ents) != 0 {
+	if ents, _ := os.ReadDir(filepath.Join(dir, layout.Packs)); len(ents) != 0 {
 		t.Errorf("an ingest that was alone left %d packs", len(ents))
 	}
 	ingest(t, s, "a", testImage(1, 200))

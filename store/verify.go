@@ -11,7 +11,9 @@ import (
 	"strings"
 
 	"github.com/ckptfs/ckptfs/store/chunk"
+	"github.com/ckptfs/ckptfs/store/damage"
 	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/fleet"
 	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/record"
 	"github.com/ckptfs/ckptfs/store/tree"
@@ -30,11 +32,11 @@ func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) 
 	defer cancel()
 	defer s.saveBad()
 	if s.sh != nil { // what other machines did is no fault
-		if err := errors.Join(s.sh.refreshImages(ctx, bootTime()), s.sh.refresh(ctx, true)); err != nil {
+		if err := errors.Join(s.sh.RefreshImages(ctx, fleet.Now()), s.sh.Refresh(ctx, true)); err != nil {
 			return err
 		}
 	}
-	v := &verification{s: s, begun: bootTime(), ctx: ctx, out: report, cut: map[*pack.Pack]int64{}, bad: map[chunk.Hash]*ChunkError{}, users: map[chunk.Hash][]string{}, unknown: map[chunk.Hash]*pack.Pack{}}
+	v := &verification{s: s, begun: fleet.Now(), ctx: ctx, out: report, cut: map[*pack.Pack]int64{}, bad: map[chunk.Hash]*ChunkError{}, users: map[chunk.Hash][]string{}, unknown: map[chunk.Hash]*pack.Pack{}}
 	recs, err := v.records()
 	if err != nil {
 		return err
@@ -66,7 +68,7 @@ func (s *Store) Verify(ctx context.Context, readData bool, report func(string)) 
 
 type verification struct {
 	s      *Store
-	begun  int64 // bootTime
+	begun  int64 // fleet.Now
 	ctx    context.Context
 	out    func(string)
 	faults int
@@ -159,7 +161,7 @@ func (v *verification) packs(readData bool) error {
 		if errors.Is(err, pack.ErrGone) {
 			continue // told with the chunks
 		}
-		if s := v.s; s.sh != nil && err != nil && !isDamage(err) {
+		if s := v.s; s.sh != nil && err != nil && !damage.Is(err) {
 			return fmt.Errorf("verify: not all could be looked at: %w", err)
 		}
 		if err != nil {
@@ -200,7 +202,7 @@ func (v *verification) entries(p *pack.Pack, entries []pack.Entry, readData bool
 			continue
 		}
 		l := pack.Loc{P: p, Off: e.Off, Stored: e.Stored, Raw: e.Raw, Codec: e.Codec}
-		raw := v.s.bufs.Get(int(e.Raw))
+		raw := v.s.pools.Chunks.Get(int(e.Raw))
 		err = v.s.readCopy(l, &e.Hash, raw.Data)
 		raw.Release()
 		v.read(int64(e.Stored))
@@ -216,7 +218,7 @@ func (v *verification) entries(p *pack.Pack, entries []pack.Entry, readData bool
 
 // relearn reports whether what the index lacks may be there now. That it lost it is no fault.
 func (v *verification) relearn() bool {
-	again, err := v.s.relearn(v.begun, true)
+	again, err := v.s.learnAgain(v.begun, true)
 	if err != nil {
 		v.fault("%v", err)
 	}
@@ -224,10 +226,10 @@ func (v *verification) relearn() bool {
 }
 
 func (v *verification) badCopy(l pack.Loc, h *chunk.Hash, err error) {
-	if isDamage(err) {
+	if damage.Is(err) {
 		v.s.ix.CondemnCopy(l)
 	}
-	if _, ok, ferr := v.s.ix.Find(h); ok && ferr == nil && isDamage(err) {
+	if _, ok, ferr := v.s.ix.Find(h); ok && ferr == nil && damage.Is(err) {
 		return // another copy is whole, this one is garbage
 	}
 	v.note(&ChunkError{Hash: *h, Pack: l.P.Name(), Err: err}, "")
@@ -236,7 +238,7 @@ func (v *verification) badCopy(l pack.Loc, h *chunk.Hash, err error) {
 // note keeps a bad chunk to be told with all the images that need it.
 func (v *verification) note(err error, image string) {
 	var be *BucketError
-	if errors.As(err, &be) && !isDamage(err) {
+	if errors.As(err, &be) && !damage.Is(err) {
 		v.down = be // says nothing of what is there
 		return
 	}
@@ -250,7 +252,7 @@ func (v *verification) note(err error, image string) {
 	}
 	if v.bad[ce.Hash] == nil {
 		if len(v.bad) >= maxBad {
-			v.fault("%v", blame(ce, image, -1))
+			v.fault("%v", blameList(ce, image))
 			return
 		}
 		v.bad[ce.Hash] = ce

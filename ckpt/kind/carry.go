@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A regular file that was deleted while open lives in the image: its data as one blob, its
-// holes not at all. Every open file description of it has a record; the first of them in the
+// A regular file that was deleted while open lives in the image: its data as one blob (a large one,
+// or one that is mapped, as a segment, see gonefile.go), its holes not at all. Every open file description of it has a record; the first of them in the
 // tree has the blob. The restore makes the file under its old name, or under none if
 // that is taken, unlinks it at once and opens it anew for each further record.
 
@@ -29,14 +29,20 @@ type dataRun struct {
 	Len int64 `cbor:"2,keyasint"`
 }
 
-// maxCarried bounds the data of one deleted file, since an image reader gives out no longer blobs.
-const maxCarried = 1 << 30
+// maxCarried bounds, in bytes, what is carried as a blob, which is in memory as a whole. Larger files are
+// segments, which are streamed.
+const maxCarried = 64 << 20
 
-func tooMuch(n int64) error {
-	if n <= maxCarried {
-		return nil
+// streams reports whether a deleted file goes into the image as a segment.
+func streams(f *Found, s *Scene) (bool, error) {
+	if s.mapped(f) {
+		return true, nil
 	}
-	return fmt.Errorf("it holds %d bytes of data, more than the %d that an image carries", n, maxCarried)
+	if f.Stat.Size <= maxCarried { // only then is it worth asking how much of it is holes
+		return false, nil
+	}
+	_, n, err := dataRuns(f)
+	return n > maxCarried, err
 }
 
 // carryFindings refuses deleted files that the image cannot hold.
@@ -48,15 +54,6 @@ func carryFindings(f *Found, s *Scene) []image.Finding {
 		return []image.Finding{f.refuse("it is shared memory opened as a file, and would no longer be the same memory", "close it before the checkpoint")}
 	}
 	var all []image.Finding
-	if f.Stat.Size > maxCarried && !s.mapped(f) { // only then is it worth asking how much of it is holes
-		_, n, err := dataRuns(f)
-		if err == nil {
-			err = tooMuch(n)
-		}
-		if err != nil {
-			all = append(all, f.refuse("it was deleted while open, and "+err.Error(), "make it smaller, or keep such data in a file with a name"))
-		}
-	}
 	if _, err := userXAttrs(f.FD); err != nil {
 		all = append(all, f.refuse("it was deleted while open, and "+err.Error(), "remove the attribute, or close it before the checkpoint"))
 	}
@@ -82,9 +79,6 @@ func carry(f *Found, s *Scene, rec *image.File) (*carried, error) {
 	}
 	runs, n, err := dataRuns(f)
 	if err != nil {
-		return nil, err
-	}
-	if err := tooMuch(n); err != nil {
 		return nil, err
 	}
 	data, err := readRuns(f, runs, n)

@@ -137,3 +137,13 @@ func ownSocket(fd int, uid, gid, mode uint32) error {
 	}
 	return nil
 }
+
+// reuses is the value of SO_REUSEADDR.
+func (r *inetRec) reuses() int {
+	for _, o := range r.Opts {
+		if o.Level == unix.SOL_SOCKET && o.Name == unix.SO_REUSEADDR {
+			return 1
+		}
+	}
+	return 0
+}

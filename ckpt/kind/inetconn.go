@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TCP connections whose two ends are in the tree, or whose other end no process has any more. What the
-// kernel tells of them it tells in the repair mode of a socket (TCP_REPAIR), see readConn; how they are
-// made again stands in inetrepair.go.
+// TCP connections whose two ends are in the tree, or whose other end no process has any more, and by the
+// policy tcp=keep those to somebody outside. What the kernel tells of them it tells in the repair mode
+// of a socket (TCP_REPAIR), see readConn; how they are made again stands in inetrepair.go and inetkeep.go.
 
 // tcpConn is a connection, in the record of one of its ends. Sequence numbers do not count a FIN.
 type tcpConn struct {
@@ -33,6 +33,8 @@ type tcpConn struct {
 	GotFIN   bool   `cbor:"13,keyasint,omitempty"`
 	ShutRead bool   `cbor:"14,keyasint,omitempty"` // by shutdown(2)
 	Orphan   bool   `cbor:"15,keyasint,omitempty"` // no process has the other end
+	Outside  bool   `cbor:"16,keyasint,omitempty"` // somebody outside the tree has it
+	Unsent   uint32 `cbor:"17,keyasint,omitempty"` // of SendLen, the last ones: those that were never sent
 }
 
 // More of linux/tcp_states.h.
@@ -49,6 +51,7 @@ const (
 
 	tcpWindowLen = 20       // struct tcp_repair_window
 	maxTCPQueue  = 64 << 20 // bytes of one queue
+	minMSS       = 1
 )
 
 // ends is the pair of addresses of a connection, as one end sees it.
@@ -89,42 +92,50 @@ func (s *Scene) connected() map[ends]*Found {
 	return s.conns
 }
 
-// keepable tells whether a connection can be kept: orphan says that nobody has its other end. why says
-// why not.
-func (f *Found) keepable(s *Scene, protocol int) (orphan bool, why string) {
+// otherEnd is where the other end of a connection is.
+type otherEnd int
+
+const (
+	inTree  otherEnd = iota
+	nowhere          // no process has it any more
+	outside
+)
+
+// otherEnd finds the other end of a connection. why says why it cannot be kept, or not unless the
+// policy is tcp=keep.
+func (f *Found) otherEnd(s *Scene, protocol int) (at otherEnd, why string) {
 	e, _, err := connEnds(f.FD)
 	if err != nil {
-		return false, "its other end cannot be seen"
+		return inTree, "its other end cannot be seen"
 	}
 	if protocol != unix.IPPROTO_TCP {
-		return false, fmt.Sprintf("it is connected to %s by MPTCP", e.peer)
+		return inTree, fmt.Sprintf("it is connected to %s by MPTCP", e.peer)
 	}
 	if s.connected()[e.turned()] != nil {
-		return false, ""
+		return inTree, ""
 	}
 	lines, err := s.tcpLines()
 	if err != nil {
-		return false, err.Error()
+		return inTree, err.Error()
 	}
 	for _, l := range lines {
-		local, remote := netip.AddrPortFrom(l.local.Addr().Unmap(), l.local.Port()), netip.AddrPortFrom(l.remote.Addr().Unmap(), l.remote.Port())
-		if (ends{local, remote}) == e.turned() {
+		if l.ends() == e.turned() {
 			switch {
 			case l.inode == 0 && (l.state == tcpEstablished || l.state == tcpCloseWait):
-				return false, fmt.Sprintf("it is connected to %s, where it waits to be accepted", e.peer)
+				return inTree, fmt.Sprintf("it is connected to %s, where it waits to be accepted", e.peer)
 			case l.inode == 0:
-				return true, ""
+				return nowhere, ""
 			}
 			if pid := holderOfLink(map[string]bool{fmt.Sprintf("socket:[%d]", l.inode): true}); pid != 0 {
-				return false, fmt.Sprintf("it is connected to %s of %s, which is outside the tree", e.peer, processName(pid))
+				return outside, fmt.Sprintf("it is connected to %s of %s, which is outside the tree", e.peer, processName(pid))
 			}
-			return false, fmt.Sprintf("it is connected to %s, a socket of this machine that is in no process of the tree", e.peer)
+			return outside, fmt.Sprintf("it is connected to %s, a socket of this machine that is in no process of the tree", e.peer)
 		}
 	}
 	if e.peer.Addr() == e.local.Addr() || e.peer.Addr().IsLoopback() {
-		return true, ""
+		return nowhere, ""
 	}
-	return false, fmt.Sprintf("it is connected to %s, which is outside the tree", e.peer)
+	return outside, fmt.Sprintf("it is connected to %s, which is outside the tree", e.peer)
 }
 
 // tcpLines are all TCP sockets of the network namespace, as they were when they were asked for first.
@@ -169,22 +180,23 @@ func queued(fd int, what uint) int {
 // readConn reads a connection. Its socket is in repair mode meanwhile, for some microseconds; what
 // puts it there also takes it out again if we are killed. data is what waits to be sent, and then
 // what waits to be read.
-func (r *inetRec) readConn(f *Found, in tcpInfo) (data []byte, err error) {
-	c := &tcpConn{Options: in.options, SndScale: in.sndScale, RcvScale: in.rcvScale,
-		SentFIN: in.state == tcpFinWait1 || in.state == tcpFinWait2 || in.state == tcpClosing || in.state == tcpLastAck,
-		GotFIN:  in.state == tcpCloseWait || in.state == tcpLastAck || in.state == tcpClosing}
+func (r *inetRec) readConn(f *Found) (data []byte, err error) {
+	c := &tcpConn{}
 	if c.Peer, err = sockName(f.FD, unix.SYS_GETPEERNAME); err != nil {
 		return nil, err
 	}
+	in, q, err := stillConn(f.FD)
+	if err != nil {
+		return nil, err
+	}
+	c.Options, c.SndScale, c.RcvScale = in.options, in.sndScale, in.rcvScale
+	c.SentFIN = in.state == tcpFinWait1 || in.state == tcpFinWait2 || in.state == tcpClosing || in.state == tcpLastAck
+	c.GotFIN = in.state == tcpCloseWait || in.state == tcpLastAck || in.state == tcpClosing
 	ready, err := polled(f.FD, unix.POLLRDHUP)
 	if err != nil {
 		return nil, err
 	}
 	c.ShutRead = ready&unix.POLLRDHUP != 0 && !c.GotFIN
-	q, err := peekTCP(f.FD, queued(f.FD, unix.TIOCOUTQ), queued(f.FD, unix.TIOCINQ))
-	if err != nil {
-		return nil, err
-	}
 	sent, received := q.sendSeq, q.recvSeq // behind the last byte
 	if c.SentFIN {
 		sent--
@@ -194,9 +206,41 @@ func (r *inetRec) readConn(f *Found, in tcpInfo) (data []byte, err error) {
 	}
 	c.SendLen, c.RecvLen = uint32(len(q.send)), uint32(len(q.recv))
 	c.SendSeq, c.RecvSeq = sent-c.SendLen, received-c.RecvLen
+	c.Unsent = min(uint32(queued(f.FD, siocOutQNSD)), c.SendLen)
 	c.MSS, c.Time, c.Window = q.mss, q.time, q.window
 	r.Conn = c
 	return append(q.send, q.recv...), nil
+}
+
+// siocOutQNSD is SIOCOUTQNSD of linux/sockios.h: how many bytes were never sent.
+const siocOutQNSD = 0x894b
+
+// errMoving says that a connection changed while it was looked at.
+var errMoving = errors.New("more comes to wait in it while it is looked at")
+
+// stillConn reads a connection at one moment: packets come from outside although the tree stands
+// still, until the window is full.
+func stillConn(fd int) (in tcpInfo, q *tcpQueues, err error) {
+	for try := 0; try < 100; try++ {
+		if in, err = readTCPInfo(fd); err != nil {
+			return in, nil, err
+		}
+		q, err = peekTCP(fd, queued(fd, unix.TIOCOUTQ), queued(fd, unix.TIOCINQ))
+		if errors.Is(err, errMoving) {
+			continue
+		}
+		if err != nil {
+			return in, nil, err
+		}
+		after, err := readTCPInfo(fd)
+		if err != nil {
+			return in, nil, err
+		}
+		if after.state == in.state {
+			return in, q, nil
+		}
+	}
+	return in, nil, errMoving
 }
 
 // tcpQueues is what a socket tells in repair mode.
@@ -212,11 +256,12 @@ func peekTCP(fd, sendLen, recvLen int) (*tcpQueues, error) {
 	// What the calls point at lies in one place on the heap, see runApart.
 	type room struct {
 		on, off, sendQ, recvQ, reuse              int32
-		sendSeq, recvSeq, mss, time               uint32
+		sendSeq, recvSeq, again, mss, time        uint32
 		lenSend, lenRecv, lenMSS, lenTime, lenWin uint32
+		lenAgain                                  uint32
 		window                                    [tcpWindowLen]byte
 	}
-	m := &room{on: 1, off: -1, sendQ: tcpSendQueue, recvQ: tcpRecvQueue, lenSend: 4, lenRecv: 4, lenMSS: 4, lenTime: 4, lenWin: tcpWindowLen}
+	m := &room{on: 1, off: -1, sendQ: tcpSendQueue, recvQ: tcpRecvQueue, lenSend: 4, lenRecv: 4, lenAgain: 4, lenMSS: 4, lenTime: 4, lenWin: tcpWindowLen}
 	reuse, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
 	if err != nil {
 		return nil, fmt.Errorf("SO_REUSEADDR: %w", err)
@@ -241,6 +286,7 @@ func peekTCP(fd, sendLen, recvLen int) (*tcpQueues, error) {
 		set(unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, &m.recvQ),
 		get(unix.TCP_QUEUE_SEQ, unsafe.Pointer(&m.recvSeq), &m.lenRecv),
 		peek(recv),
+		get(unix.TCP_QUEUE_SEQ, unsafe.Pointer(&m.again), &m.lenAgain),
 		get(unix.TCP_MAXSEG, unsafe.Pointer(&m.mss), &m.lenMSS),
 		get(unix.TCP_TIMESTAMP, unsafe.Pointer(&m.time), &m.lenTime),
 		get(unix.TCP_REPAIR_WINDOW, unsafe.Pointer(&m.window), &m.lenWin),
@@ -253,6 +299,9 @@ func peekTCP(fd, sendLen, recvLen int) (*tcpQueues, error) {
 	runtime.KeepAlive(recv)
 	if err != nil {
 		return nil, err
+	}
+	if m.again != m.recvSeq {
+		return nil, errMoving
 	}
 	q := &tcpQueues{sendSeq: m.sendSeq, recvSeq: m.recvSeq, mss: m.mss, time: m.time, window: append([]byte{}, m.window[:]...)}
 	for i, c := range calls {
@@ -268,7 +317,7 @@ func peekTCP(fd, sendLen, recvLen int) (*tcpQueues, error) {
 			}
 			*got = b[:max(c.ret, 0)]
 			if len(*got) == len(b) {
-				return nil, errors.New("more comes to wait in it while it is looked at")
+				return nil, errMoving
 			}
 		case err == unix.EPERM:
 			return nil, fmt.Errorf("repair mode (TCP_REPAIR) needs CAP_NET_ADMIN: %w", err)
@@ -311,7 +360,9 @@ func (r *inetRec) validConn() error {
 		return fmt.Errorf("%d and %d bytes wait in it", c.SendLen, c.RecvLen)
 	case c.SndScale > 14 || c.RcvScale > 14: // TCP_MAX_WSCALE of net/tcp.h
 		return fmt.Errorf("its windows have the scales %d and %d", c.SndScale, c.RcvScale)
-	case c.MSS > 1<<16:
+	case c.Outside && c.Orphan || c.Unsent > c.SendLen:
+		return errors.New("it cannot be both what it is")
+	case c.MSS < minMSS || c.MSS > 1<<16:
 		return fmt.Errorf("its segments have %d bytes", c.MSS)
 	case len(c.Window) != tcpWindowLen:
 		return fmt.Errorf("its window has %d bytes", len(c.Window))

@@ -19,6 +19,12 @@ type inetLine struct {
 	inode         uint64 // 0: no process has it any more
 }
 
+// ends is the pair of addresses of a line, as a socket's own side sees it.
+func (l *inetLine) ends() ends {
+	unmap := func(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
+	return ends{unmap(l.local), unmap(l.remote)}
+}
+
 // inetLines reads such files; those of a family that the kernel lacks are empty.
 func inetLines(names ...string) ([]inetLine, error) {
 	var all []inetLine

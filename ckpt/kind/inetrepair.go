@@ -4,10 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/netlock"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,6 +24,7 @@ type tcpWorld struct {
 	e     *Env
 	nodes map[image.ObjRef]*tcpNode
 	order []*tcpNode
+	lock  *netlock.Lock // of connections to the outside
 }
 
 // tcpNode is one socket.
@@ -65,6 +66,9 @@ func readTCPWorld(e *Env) (*tcpWorld, error) {
 		n := &tcpNode{inetRec: r, path: rec.Path, fd: -1}
 		w.nodes[image.ObjRef(i+1)], w.order = n, append(w.order, n)
 		if r.Conn == nil {
+			if err := r.loadUnread(rec, e); err != nil {
+				return nil, err
+			}
 			continue
 		}
 		any = true
@@ -97,6 +101,9 @@ func (w *tcpWorld) pair(byEnds map[ends]*tcpNode) error {
 		at := endsOfConn(n.Name, n.Conn.Peer)
 		n.peer = byEnds[at.turned()]
 		switch {
+		case n.Conn.Outside && n.peer != nil:
+			return fmt.Errorf("%s: both ends of the connection to %s are in the image, and one is outside", n.path, at.peer)
+		case n.Conn.Outside:
 		case n.peer == nil && !n.Conn.Orphan:
 			return fmt.Errorf("%s: the image does not have the other end of the connection to %s", n.path, at.peer)
 		case n.peer == nil:
@@ -130,15 +137,25 @@ func makeTCPWorld(e *Env) (*tcpWorld, error) {
 	if w == nil || err != nil {
 		return nil, err
 	}
+	if err := w.hush(); err != nil {
+		return nil, err
+	}
 	if err := w.clear(); err != nil {
 		return nil, err
 	}
-	for _, step := range [...]func(n *tcpNode) error{w.simple, w.connect, w.wake, w.send, w.shut, w.settle} {
+	for i, step := range [...]func(n *tcpNode) error{w.simple, w.connect, w.wake, w.send, w.shut, w.settle} {
 		for _, n := range w.order {
+			if n.outside() && i >= 2 && i <= 4 {
+				continue // in the end, see goOn
+			}
 			if err := step(n); err != nil {
-				return nil, errors.Join(fmt.Errorf("%s: %w", n.path, err), w.Close())
+				return nil, errors.Join(fmt.Errorf("%s: %w", n.path, err), w.Close(), w.forget())
 			}
 		}
+	}
+	if w.lock != nil {
+		e.Undo(w.forget)
+		e.Last(w.goOn)
 	}
 	return w, nil
 }
@@ -149,7 +166,7 @@ func (w *tcpWorld) Close() error {
 		return nil
 	}
 	for _, n := range w.order {
-		if n.fd >= 0 {
+		if n.fd >= 0 && !n.outside() {
 			unix.Close(n.fd) // the processes have theirs, or nobody is to have it
 			n.fd = -1
 		}
@@ -164,7 +181,10 @@ func (w *tcpWorld) clear() error {
 	for _, n := range w.order {
 		if n.Conn != nil {
 			at := endsOfConn(n.Name, n.Conn.Peer)
-			mine[at], mine[at.turned()] = true, true
+			mine[at] = true
+			if !n.outside() {
+				mine[at.turned()] = true
+			}
 		}
 	}
 	lines, err := inetLines("tcp", "tcp6")
@@ -172,7 +192,7 @@ func (w *tcpWorld) clear() error {
 		return err
 	}
 	for _, l := range lines {
-		at := ends{netip.AddrPortFrom(l.local.Addr().Unmap(), l.local.Port()), netip.AddrPortFrom(l.remote.Addr().Unmap(), l.remote.Port())}
+		at := l.ends()
 		switch {
 		case !mine[at]:
 		case l.inode != 0:
@@ -212,12 +232,13 @@ func (w *tcpWorld) connect(n *tcpNode) (err error) {
 	}{
 		{"TCP_REPAIR", func() error { return unix.SetsockoptInt(n.fd, unix.SOL_TCP, unix.TCP_REPAIR, 1) }},
 		{"bind", func() error { return addressed(unix.SYS_BIND, n.fd, n.Name) }},
-		{"sequence number to send", func() error { return n.seq(tcpSendQueue, n.peer.Conn.RecvSeq+n.peer.Conn.RecvLen) }},
+		{"sequence number to send", func() error { return n.seq(tcpSendQueue, n.sendFrom()) }},
 		{"sequence number to receive", func() error { return n.seq(tcpRecvQueue, c.RecvSeq) }},
 		{"connect", func() error { return addressed(unix.SYS_CONNECT, n.fd, c.Peer) }},
 		{"TCP_REPAIR_OPTIONS", n.repairOptions},
 		{"TCP_TIMESTAMP", func() error { return unix.SetsockoptInt(n.fd, unix.SOL_TCP, unix.TCP_TIMESTAMP, int(int32(c.Time))) }},
-		{"what waits to be read", func() error { return n.give(n.data[c.SendLen:]) }},
+		{"what waits to be read", func() error { return n.give(tcpRecvQueue, n.data[c.SendLen:]) }},
+		{"what was sent and is not acknowledged", n.giveSent},
 		{"TCP_REPAIR_WINDOW", n.window},
 	}
 	for _, s := range steps {
@@ -254,9 +275,9 @@ func (n *tcpNode) repairOptions() error {
 	return rawSetOpt(n.fd, unix.SOL_TCP, unix.TCP_REPAIR_OPTIONS, b)
 }
 
-// give puts bytes into the queue that waits to be read.
-func (n *tcpNode) give(b []byte) error {
-	if err := unix.SetsockoptInt(n.fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, tcpRecvQueue); err != nil {
+// give puts bytes into a queue.
+func (n *tcpNode) give(queue int, b []byte) error {
+	if err := unix.SetsockoptInt(n.fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, queue); err != nil {
 		return err
 	}
 	for len(b) > 0 {
@@ -301,32 +322,7 @@ func (w *tcpWorld) send(n *tcpNode) error {
 		return nil
 	}
 	have := n.peer.Conn.RecvSeq + n.peer.Conn.RecvLen - n.Conn.SendSeq
-	b := n.data[have:n.Conn.SendLen]
-	if len(b) == 0 {
-		return nil
-	}
-	size, err := unix.GetsockoptInt(n.fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
-	if err != nil {
-		return fmt.Errorf("SO_SNDBUF: %w", err)
-	}
-	lock, err := unix.GetsockoptInt(n.fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK)
-	if err != nil {
-		return fmt.Errorf("SO_BUF_LOCK: %w", err)
-	}
-	if err := unix.SetsockoptInt(n.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, size+4*len(b)); err != nil {
-		return fmt.Errorf("SO_SNDBUFFORCE: %w", err)
-	}
-	for len(b) > 0 {
-		k, err := unix.SendmsgN(n.fd, b, nil, nil, unix.MSG_NOSIGNAL)
-		if err != nil {
-			return fmt.Errorf("send %d bytes that had not arrived: %w", len(b), err)
-		}
-		b = b[k:]
-	}
-	if err := unix.SetsockoptInt(n.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, size/2); err != nil {
-		return fmt.Errorf("SO_SNDBUFFORCE: %w", err)
-	}
-	return unix.SetsockoptInt(n.fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, lock)
+	return n.sendAll(n.data[have:n.Conn.SendLen])
 }
 
 // shut shuts an end down as it was.

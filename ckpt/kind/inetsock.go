@@ -12,7 +12,7 @@ import (
 
 // inetSock is a socket of IPv4 or IPv6: TCP, MPTCP, UDP, UDP-Lite, ping or raw. A TCP socket that
 // listens, is bound or not is made anew; so are connections within the tree (inetconn.go), and those
-// that have ended. A connection to somebody outside is refused, or by the policy tcp given up.
+// that have ended. A connection to somebody outside is refused, or by the policy tcp kept (inetkeep.go) or given up.
 //
 // What nobody can read and so is not kept: programs of SO_ATTACH_REUSEPORT_CBPF and _EBPF, and of
 // keys of TCP_FASTOPEN_KEY that differ from the system's.
@@ -35,14 +35,9 @@ type inetRec struct {
 	UID       uint32    `cbor:"13,keyasint,omitempty"`
 	GID       uint32    `cbor:"14,keyasint,omitempty"`
 	Conn      *tcpConn  `cbor:"15,keyasint,omitempty"` // what waits in it is the blob
-}
 
-// How a TCP connection has ended.
-const (
-	endedOver  = 1 // it is over: reads end of file, writing fails with EPIPE
-	endedReset = 2 // and ECONNRESET is still to be reported
-	endedLast  = endedReset
-)
+	unread []byte // of endedRead
+}
 
 const (
 	ipprotoMPTCP   = 262 // of linux/in.h
@@ -209,6 +204,11 @@ func (inetSock) CheckOpen(rec *image.File, e *Env) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if r.Conn != nil && r.Conn.Outside {
+		if err := onHost(r.Name); err != nil {
+			return "", r.taken(err)
+		}
+	}
 	if len(r.Name) == 0 || r.Ended != 0 || r.Conn != nil {
 		return "", nil
 	}
@@ -281,6 +281,9 @@ func (inetSock) Open(rec *image.File, e *Env) (int, error) {
 			return finished(fd, rec.Flags, 0, 0)
 		}
 	}
+	if err := r.loadUnread(rec, e); err != nil {
+		return -1, err
+	}
 	fd, err := r.make()
 	if err != nil {
 		return -1, err
@@ -294,7 +297,11 @@ func (inetSock) Open(rec *image.File, e *Env) (int, error) {
 
 // make makes the socket, bound and in its state.
 func (r *inetRec) make() (int, error) {
-	if r.Ended != 0 {
+	switch r.Ended {
+	case 0:
+	case endedRead:
+		return r.makeUnread()
+	default:
 		return r.makeEnded()
 	}
 	fd, err := r.bindNew()
@@ -353,16 +360,6 @@ func (r *inetRec) bind(fd int) error {
 		return errors.Join(err, err2)
 	}
 	return addressed(unix.SYS_BIND, fd, r.Name)
-}
-
-// reuses is the value of SO_REUSEADDR.
-func (r *inetRec) reuses() int {
-	for _, o := range r.Opts {
-		if o.Level == unix.SOL_SOCKET && o.Name == unix.SO_REUSEADDR {
-			return 1
-		}
-	}
-	return 0
 }
 
 // finish sets what is set when a socket is in its state. A socket that came from accept(2) can have

@@ -163,6 +163,13 @@ func TestInetHostile(t *testing.T) {
 		return &inetRec{Family: unix.AF_INET, Type: unix.SOCK_STREAM, Protocol: unix.IPPROTO_TCP, Name: loopback(unix.AF_INET)}
 	}
 	must(t, good().valid())
+	conn := func(spoil func(r *inetRec, c *tcpConn)) func(r *inetRec) {
+		return func(r *inetRec) {
+			r.Conn = &tcpConn{Peer: loopback(unix.AF_INET), MSS: 1000, Window: make([]byte, tcpWindowLen), Orphan: true}
+			must(t, r.valid())
+			spoil(r, r.Conn)
+		}
+	}
 	for name, spoil := range map[string]func(r *inetRec){
 		"family":         func(r *inetRec) { r.Family = unix.AF_UNIX },
 		"type":           func(r *inetRec) { r.Type = unix.SOCK_SEQPACKET },
@@ -182,6 +189,22 @@ func TestInetHostile(t *testing.T) {
 		"group length":   func(r *inetRec) { r.Groups = []group{{Addr: []byte{239, 2, 3}}} },
 		"group source":   func(r *inetRec) { r.Groups = []group{{Addr: []byte{239, 1, 1, 1}, Sources: [][]byte{{1}}}} },
 		"many groups":    func(r *inetRec) { r.Groups = make([]group, 100000) },
+		"unread":         func(r *inetRec) { r.Ended = endedRead; r.Name = nil },
+		"two things":     conn(func(r *inetRec, c *tcpConn) { r.Listening = true }),
+		"over":           conn(func(r *inetRec, c *tcpConn) { r.Ended = endedOver }),
+		"unbound":        conn(func(r *inetRec, c *tcpConn) { r.Name = nil }),
+		"no peer":        conn(func(r *inetRec, c *tcpConn) { c.Peer = nil }),
+		"wrong peer":     conn(func(r *inetRec, c *tcpConn) { c.Peer = loopback(unix.AF_INET6) }),
+		"UDP":            conn(func(r *inetRec, c *tcpConn) { r.Type, r.Protocol = unix.SOCK_DGRAM, unix.IPPROTO_UDP }),
+		"large queue":    conn(func(r *inetRec, c *tcpConn) { c.SendLen = maxTCPQueue + 1 }),
+		"large queue 2":  conn(func(r *inetRec, c *tcpConn) { c.RecvLen = 1<<32 - 1 }),
+		"scale":          conn(func(r *inetRec, c *tcpConn) { c.SndScale = 15 }),
+		"other scale":    conn(func(r *inetRec, c *tcpConn) { c.RcvScale = 255 }),
+		"segments":       conn(func(r *inetRec, c *tcpConn) { c.MSS = 1<<16 + 1 }),
+		"tiny segments":  conn(func(r *inetRec, c *tcpConn) { c.MSS = 0 }),
+		"window":         conn(func(r *inetRec, c *tcpConn) { c.Window = c.Window[1:] }),
+		"never sent":     conn(func(r *inetRec, c *tcpConn) { c.Unsent = 1 }),
+		"in and out":     conn(func(r *inetRec, c *tcpConn) { c.Outside, c.Orphan = true, true }),
 	} {
 		r := good()
 		spoil(r)

@@ -17,6 +17,14 @@ const (
 	tcpClose       = 7
 )
 
+// How a TCP connection has ended.
+const (
+	endedOver  = 1 // it is over: reads end of file, writing fails with EPIPE
+	endedReset = 2 // and ECONNRESET is still to be reported
+	endedRead  = 3 // it is over, and what waits to be read is the blob
+	endedLast  = endedRead
+)
+
 // tcpInfo is what TCP_INFO tells that is needed here.
 type tcpInfo struct {
 	state   uint8
@@ -51,7 +59,7 @@ func (f *Found) tcpFindings(s *Scene) []image.Finding {
 	if err != nil {
 		return []image.Finding{f.refuse(err.Error(), closeSocket)}
 	}
-	giveUp := s.Policy.Get("tcp") != "refuse"
+	giveUp := s.Policy.Get("tcp") == "reset" || s.Policy.Get("tcp") == "close"
 	switch {
 	case in.state == stateListen && in.waiting > 0 && !giveUp:
 		return []image.Finding{f.refuse(fmt.Sprintf("%s to be accepted by it", waitText(in.waiting)),
@@ -61,10 +69,8 @@ func (f *Found) tcpFindings(s *Scene) []image.Finding {
 			"try again when the program has accepted it")}
 	case in.state == stateListen:
 		return nil
-	case in.state == tcpClose && queued(f.FD, unix.TIOCINQ) > 0 && !giveUp:
-		return []image.Finding{f.refuse("its connection is over, but not all that came is read", "let the program read it, or choose --policy tcp=close")}
-	case in.state == tcpClose && queued(f.FD, unix.TIOCINQ) > 0:
-		return []image.Finding{f.lose("its connection is over, and what came and is not read is lost (policy tcp="+s.Policy.Get("tcp")+")", "let the program read it")}
+	case in.state == tcpClose && queued(f.FD, unix.TIOCINQ) > maxTCPQueue:
+		return []image.Finding{f.refuse("its connection is over, and more than 64 MiB that came are not read", "let the program read it")}
 	case in.state == tcpClose && ready&unix.POLLERR != 0:
 		return []image.Finding{f.refuse("an error waits to be reported by it (SO_ERROR), and only the program may look at that", "let the program use it once, then try again")}
 	case in.state == tcpClose:
@@ -75,17 +81,20 @@ func (f *Found) tcpFindings(s *Scene) []image.Finding {
 	case why == "":
 		return nil
 	case !giveUp:
-		return []image.Finding{f.refuse(why, closeSocket+", or choose --policy tcp=reset or tcp=close")}
+		return []image.Finding{f.refuse(why, closeSocket+", or choose --policy tcp=keep, tcp=reset or tcp=close")}
 	}
 	return []image.Finding{f.lose(why+"; the connection will have ended, with what is under way on it (policy tcp="+s.Policy.Get("tcp")+")", closeSocket)}
 }
 
 // connection tells whether a connection can be kept, and if not, why.
-func (f *Found) connection(s *Scene, in tcpInfo) (orphan bool, why string) {
-	if orphan, why = f.keepable(s, f.ofInet().protocol); why == "" {
+func (f *Found) connection(s *Scene, in tcpInfo) (at otherEnd, why string) {
+	if at, why = f.otherEnd(s, f.ofInet().protocol); at == outside && s.Policy.Get("tcp") == "keep" {
+		why = ""
+	}
+	if why == "" {
 		why = awkwardConn(f.FD, in)
 	}
-	return orphan, why
+	return at, why
 }
 
 func waitText(n uint32) string {
@@ -110,13 +119,22 @@ func (r *inetRec) readTCP(f *Found, s *Scene) (data []byte, err error) {
 		r.Listening, r.Backlog = true, in.backlog
 	case in.state == tcpClose && ready&unix.POLLRDHUP != 0 && len(r.Name) > 0:
 		r.Ended = endedOver
+		if n := queued(f.FD, unix.TIOCINQ); n > 0 {
+			r.Ended = endedRead
+			data, err = peekOver(f.FD, n)
+		}
 	case in.state != tcpClose:
-		orphan, why := f.connection(s, in)
+		at, why := f.connection(s, in)
 		if why == "" {
-			if data, err = r.readConn(f, in); err != nil {
+			if at == outside {
+				if err := s.hush(); err != nil {
+					return nil, err
+				}
+			}
+			if data, err = r.readConn(f); err != nil {
 				return nil, err
 			}
-			r.Conn.Orphan = orphan
+			r.Conn.Orphan, r.Conn.Outside = at == nowhere, at == outside
 			r.dropConnectionOpts()
 			return data, s.gap(f, r)
 		}
@@ -128,7 +146,7 @@ func (r *inetRec) readTCP(f *Found, s *Scene) (data []byte, err error) {
 	if r.Ended != 0 {
 		r.dropConnectionOpts()
 	}
-	return nil, nil
+	return data, err
 }
 
 // dropConnectionOpts forgets options that in a connection tell of the connection and not of what was
@@ -180,9 +198,8 @@ func (r *inetRec) listener() (fd int, name []byte, err error) {
 }
 
 func (r *inetRec) endedSocket(l int, to []byte) (fd int, err error) {
-	fd, err = unix.Socket(int(r.Family), unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("socket: %w", err)
+	if fd, err = r.connectTo(to); err != nil {
+		return -1, err
 	}
 	defer func() {
 		if err != nil {
@@ -190,17 +207,6 @@ func (r *inetRec) endedSocket(l int, to []byte) (fd int, err error) {
 			fd = -1
 		}
 	}()
-	if err := setOpts(fd, r.Opts, optEarly); err != nil {
-		return fd, err
-	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return fd, err
-	}
-	// The address it had, if it can be had: others of the tree may listen on the port.
-	_ = addressed(unix.SYS_BIND, fd, r.Name)
-	if err := addressed(unix.SYS_CONNECT, fd, to); err != nil {
-		return fd, fmt.Errorf("connect to %s: %w", addrText(to), err)
-	}
 	a, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
 	if err != nil {
 		return fd, fmt.Errorf("accept: %w", err)

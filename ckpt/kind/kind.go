@@ -15,6 +15,7 @@ package kind
 
 import (
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/netlock"
 	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"golang.org/x/sys/unix"
@@ -151,6 +152,9 @@ type Scene struct {
 	Maps func(dev, ino uint64) bool
 	// Member reports whether a process or thread id is one of the tree, zombies too; nil: none is.
 	Member func(id int) bool
+	// Hush keeps the packets of connections away until the tree goes on, or, if it is killed, until
+	// its restore; nil: it goes on at once, and nothing is to be noticed by anybody.
+	Hush func([]netlock.Conn) error
 	// Still says that the tree stands still, and that Files has those that are under way, too.
 	Still bool
 	// Rings has every io_uring that a look has found; true: it had no requests in flight when the tree had just been
@@ -171,6 +175,7 @@ type Scene struct {
 	conns       map[ends]*Found           // TCP connections, see connected
 	inetOpts    map[*Found][]sockOpt      // the options of all network sockets, see options
 	conned      map[ends]*inetRec         // those that were dumped, see gap
+	hushed      bool                      // the connections to the outside are
 	lines       []inetLine                // of all TCP sockets, see tcpLines
 	waits       map[uint32]uint32         // who waits to be accepted by whom, see waitsFor
 	freshes     map[int][]unixOpt         // the options of a new socket, by type
@@ -232,6 +237,9 @@ type Env struct {
 	Policy policy.Set
 	// Undo keeps what takes back something that Open has made and that would stay if the restore fails; nil: nobody does.
 	Undo func(f func() error)
+	// Last keeps what is done when the tree is whole and before any of it runs; what fails there
+	// fails the restore.
+	Last func(f func() error)
 	// Warn adds a line to NAME.log.
 	Warn func(format string, args ...any)
 	// Shared keeps what several files of one restore share, such as the two ends of a pipe,

@@ -53,8 +53,11 @@ func (regular) Dump(f *Found, s *Scene, rec *image.File) error {
 	case hidden:
 		return fmt.Errorf("%s: its path leads to another file", path)
 	case deleted:
-		if s.mapped(f) {
-			var err error
+		segment, err := streams(f, s)
+		if err != nil {
+			return fmt.Errorf("deleted file %s: %w", path, err)
+		}
+		if segment {
 			if rec.Segment, err = s.Gone(f, path, writable(f.Flags)); err != nil {
 				return fmt.Errorf("deleted file %s: %w", path, err)
 			}

@@ -22,6 +22,7 @@ var all = []Key{
 		Values: []Value{
 			{"refuse", "refuses the checkpoint"},
 			{"reset", "is in the image as one that the other side has reset: the next read fails with ECONNRESET"},
+			{"keep", "goes on after the restore, if the checkpoint kills the tree (--kill): its packets are kept away for up to 15 min, by netfilter; of a tree that goes on, the image has one that its peer will reset"},
 			{"close", "is in the image as one that is over: reads end of file, writing fails with EPIPE"},
 		},
 	},

@@ -81,6 +81,7 @@ func (f *dumpFlags) run(ctx context.Context, c *console, pid int) error {
 	if name == "" {
 		name = imageName(comm(pid), pid, time.Now())
 	}
+	sweepLocks(c.notef)
 	out, err := createOutput(c, name) // before the freeze: a wrong path costs the tree nothing
 	if err != nil {
 		return err

@@ -139,6 +139,7 @@ func (f *mountFlags) serve(ctx context.Context, dir string, l *log.Logger, up fu
 			return err
 		}
 	}
+	sweepLocks(l.Printf)
 	if stale {
 		l.Printf("cleared the mount of a server that died on %s", dir)
 	}

@@ -32,6 +32,7 @@ func probes() []probe {
 		{"exit codes through a pidfd", false, "ckptfs restore --wait exits with 0 whatever the tree does (Linux 6.15 tells)", probePidfdInfo},
 		{"lent priority", false, "on a busy machine trees are still for longer: needs CAP_SYS_NICE", probeLend},
 		{"TCP_REPAIR", false, "TCP connections within a tree are refused: needs CAP_NET_ADMIN", probeRepair},
+		{"netfilter (nftables)", false, "--policy tcp=keep does not work: needs CAP_NET_ADMIN and CONFIG_NF_TABLES_INET", probeNetfilter},
 		{"unix_diag", false, "programs with unix sockets are refused: the kernel lacks CONFIG_UNIX_DIAG", probeDiag},
 		{"io_uring", false, "programs with an io_uring are refused: see sysctl kernel.io_uring_disabled", probeRing},
 		{"BPF and BTF", false, "programs with an io_uring are refused, as its state cannot be read: needs CONFIG_DEBUG_INFO_BTF, CAP_BPF and CAP_PERFMON", probeMemory},

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 
+	"github.com/ckptfs/ckptfs/ckpt/netlock"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,6 +18,22 @@ func probeRepair(int) (string, error) {
 		return "", fmt.Errorf("TCP_REPAIR: %w", err)
 	}
 	return "works", unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, -1) // TCP_REPAIR_OFF_NO_WP
+}
+
+// probeNetfilter keeps away the packets of a connection that does not exist.
+func probeNetfilter(int) (string, error) {
+	if err := netlock.Probe(); err != nil {
+		return "", err
+	}
+	return "works", nil
+}
+
+// sweepLocks lets the packets of connections through that a ckptfs kept away which was killed. Who
+// may not look, or has no netfilter, has left none.
+func sweepLocks(say func(format string, args ...any)) {
+	if n, err := netlock.Sweep(); err == nil && n > 0 {
+		say("removed what a ckptfs that was killed had left in netfilter: %d TCP connections go on", n)
+	}
 }
 
 // probeDiag asks the kernel for the unix sockets, as a checkpoint does.

@@ -64,6 +64,7 @@ func (f *restoreFlags) run(ctx context.Context, c *console, name string) error {
 		return err
 	}
 	defer end()
+	sweepLocks(c.notef)
 	im, err := openImage(c, name)
 	if err != nil {
 		return err

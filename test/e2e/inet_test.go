@@ -37,7 +37,7 @@ open("result.tmp", "w").write("ok " + " ".join(x or "EOF" for x in says)); os.re
 	}
 	defer c.Close()
 	r.WaitReady()
-	fails(t, []string{harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null"}, "it is connected to "+l.Addr().String()+" of pid "+itoa(os.Getpid()), "outside the tree", "--policy tcp=reset")
+	fails(t, []string{harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null"}, "it is connected to "+l.Addr().String()+" of pid "+itoa(os.Getpid()), "outside the tree", "--policy tcp=keep", "tcp=reset")
 	images := map[string]string{}
 	for _, p := range []string{"tcp=reset", "tcp=close"} {
 		images[p] = r.Dump("--policy", p)

@@ -1,6 +1,7 @@
-package store
+package ahead
 
 import (
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -9,7 +10,7 @@ import (
 	"github.com/ckptfs/ckptfs/store/tree"
 )
 
-// ahead reads an image ahead of those who read it in order:
+// Reader reads an image, and ahead of those who read it in order:
 //
 //  1. Every read is noted. One that goes on where others ended, or nearly so, belongs to the
 //     same stream as they; reads that come in the wrong order do too, as they do when the
@@ -23,10 +24,11 @@ import (
 //  4. A read takes what is there and waits for what is on its way. What nobody fetches yet, or
 //     could not be fetched, it reads itself as if there were no read-ahead: so only that
 //     way ever says what is wrong with a chunk, and only to who asks for it.
-type ahead struct {
-	s    *Store
-	v    *view
-	list *chunkList
+type Reader struct {
+	src  Source
+	p    *Pools
+	view *View
+	list List
 	max  int64 // bytes in pieces
 	run  func()
 
@@ -56,11 +58,11 @@ func (t spent) parallel(procs int) int {
 	return int(min(n, max(aheadFetches, int64(procs))))
 }
 
-// chunkList is the list of the leaves of an image.
-type chunkList struct {
-	spans []tree.Span
-	ends  []int64 // offset where each of them ends
-	size  int64
+// List is the list of the leaves of an image.
+type List struct {
+	Spans []tree.Span
+	Ends  []int64 // offset where each of them ends
+	Size  int64   // bytes
 }
 
 // stream is a place where an image is being read in order.
@@ -106,15 +108,47 @@ const (
 	aheadIdle    = 64      // reads of others after which a stream is taken for dead
 )
 
-func (a *ahead) init(s *Store, v *view, list *chunkList) {
-	a.s, a.v, a.list, a.max = s, v, list, s.o.ReadAhead
+// New makes a Reader of an image whose chunks src has. Up to limit bytes are read ahead; less than
+// 0 means none. The image is empty until SetList.
+func New(src Source, p *Pools, limit int64) *Reader {
+	a := &Reader{src: src, p: p, view: NewView(src, p), max: limit}
 	a.ready.L = &a.mu
 	a.run = a.work
+	return a
+}
+
+// SetList says what the image consists of. It is called before the first Read.
+func (a *Reader) SetList(list List) { a.list = list }
+
+// Read fills p with the bytes at off, or adds them to g if that is not nil: then p is for what
+// was not read ahead. It returns io.EOF at the end.
+func (a *Reader) Read(g *cache.Gathered, p []byte, off int64) (int, error) {
+	n, noted := 0, 0
+	for n < len(p) {
+		at := off + int64(n)
+		if at >= a.list.Size {
+			return n, io.EOF
+		}
+		if n >= noted {
+			noted = n + int(a.note(at, min(int64(len(p)-n), a.list.Size-at, aheadBatch)))
+		}
+		if data, b, m := a.take(len(p)-n, at); m > 0 {
+			n += g.Add(p[n:n+m], data, b)
+			continue
+		}
+		i, base := tree.LeafAt(a.list.Ends, at)
+		m, err := a.view.ReadLeaf(p[n:], a.list.Spans[i], base, at)
+		if err != nil {
+			return n, err
+		}
+		n += g.Own(p[n : n+m])
+	}
+	return n, nil
 }
 
 // note enters that n bytes at off are about to be read, and returns how many of them it has
 // entered: the window follows a long read step by step.
-func (a *ahead) note(off, n int64) int64 {
+func (a *Reader) note(off, n int64) int64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.stopped.Load() || a.max <= 0 {
@@ -139,7 +173,7 @@ func (a *ahead) note(off, n int64) int64 {
 
 // streamOf returns the stream that a read belongs to, if need be a new one; nil if all are
 // busy.
-func (a *ahead) streamOf(off, n int64) *stream {
+func (a *Reader) streamOf(off, n int64) *stream {
 	var oldest *stream
 	for i := range a.streams {
 		s := &a.streams[i]
@@ -167,7 +201,7 @@ func (s *stream) worth() uint64 {
 }
 
 // advance moves a stream to where a read of it ends.
-func (a *ahead) advance(s *stream, off, end int64) {
+func (a *Reader) advance(s *stream, off, end int64) {
 	s.pos = end
 	s.next = max(s.next, off)
 	if s.window == 0 {
@@ -185,31 +219,31 @@ func (a *ahead) advance(s *stream, off, end int64) {
 	s.window = min(s.window, a.max/max(live, 1), int64(a.parallel())*aheadBatch)
 }
 
-func (a *ahead) parallel() int { return a.spent.parallel(cap(a.s.decoding)) }
+func (a *Reader) parallel() int { return a.spent.parallel(cap(a.p.Decoding)) }
 
 // batch is how many bytes of a stream are fetched at once.
 func (s *stream) batch() int64 { return min(max(s.window/8, 1), aheadBatch) }
 
 // plan makes pieces of the window, a whole batch at least.
-func (a *ahead) plan(s *stream) {
+func (a *Reader) plan(s *stream) {
 	a.trim(s)
-	limit := min(s.pos+s.window, a.list.size)
-	if s.window == 0 || s.blind || s.next+s.batch() > limit && limit < a.list.size {
+	limit := min(s.pos+s.window, a.list.Size)
+	if s.window == 0 || s.blind || s.next+s.batch() > limit && limit < a.list.Size {
 		return
 	}
 	for s.next < limit {
 		if a.held >= a.max && !a.dropIdle() {
 			return
 		}
-		i, base := tree.LeafAt(a.list.ends, s.next)
-		refs, ok := a.v.leaves.Now(&a.list.spans[i].Hash)
+		i, base := tree.LeafAt(a.list.Ends, s.next)
+		refs, ok := a.view.leaves.Now(&a.list.Spans[i].Hash)
 		if !ok {
 			s.blind = true
 			return
 		}
 		k, start := tree.Locate(refs, base, s.next)
 		if k == len(refs) {
-			s.next = a.list.ends[i] // the reader will be told when it gets there
+			s.next = a.list.Ends[i] // the reader will be told when it gets there
 		}
 		for ; k < len(refs) && start < limit && a.held < a.max; k++ {
 			s.pieces = append(s.pieces, a.newPiece(start, &refs[k]))
@@ -219,7 +253,7 @@ func (a *ahead) plan(s *stream) {
 	}
 }
 
-func (a *ahead) newPiece(off int64, ref *tree.Ref) *piece {
+func (a *Reader) newPiece(off int64, ref *tree.Ref) *piece {
 	var p *piece
 	if n := len(a.free); n > 0 {
 		p, a.free = a.free[n-1], a.free[:n-1]
@@ -236,7 +270,7 @@ func (a *ahead) newPiece(off int64, ref *tree.Ref) *piece {
 }
 
 // drop takes a piece out of a stream.
-func (a *ahead) drop(s *stream, i int) {
+func (a *Reader) drop(s *stream, i int) {
 	p := s.pieces[i]
 	s.pieces[i] = nil
 	if p.wanted {
@@ -251,7 +285,7 @@ func (a *ahead) drop(s *stream, i int) {
 }
 
 // discard ends a piece.
-func (a *ahead) discard(p *piece) {
+func (a *Reader) discard(p *piece) {
 	if !p.ref.Zero {
 		a.held -= int64(p.ref.Size)
 	}
@@ -263,7 +297,7 @@ func (a *ahead) discard(p *piece) {
 }
 
 // trim drops what lies too far behind the reader, and closes the gaps.
-func (a *ahead) trim(s *stream) {
+func (a *Reader) trim(s *stream) {
 	for ; s.head < len(s.pieces); s.head++ {
 		p := s.pieces[s.head]
 		if p == nil {
@@ -283,7 +317,7 @@ func (a *ahead) trim(s *stream) {
 }
 
 // reset makes a stream free.
-func (a *ahead) reset(s *stream) {
+func (a *Reader) reset(s *stream) {
 	for i := s.head; i < len(s.pieces); i++ {
 		if s.pieces[i] != nil {
 			a.drop(s, i)
@@ -293,7 +327,7 @@ func (a *ahead) reset(s *stream) {
 }
 
 // dropIdle makes room; it reports whether there was something to drop.
-func (a *ahead) dropIdle() bool {
+func (a *Reader) dropIdle() bool {
 	before := a.held
 	for i := range a.streams {
 		if s := &a.streams[i]; s.used > 0 && a.tick-s.used >= aheadIdle {
@@ -306,7 +340,7 @@ func (a *ahead) dropIdle() bool {
 // take returns up to n bytes at off out of one piece, and the buffer they are in, held for the
 // caller; nil for zeros, of which there are count. It waits for a piece that is on its way and
 // returns a count of 0 if there is none: then the caller reads the chunk.
-func (a *ahead) take(n int, off int64) (data []byte, b *cache.Buf, count int) {
+func (a *Reader) take(n int, off int64) (data []byte, b *cache.Buf, count int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for {
@@ -328,7 +362,7 @@ func (a *ahead) take(n int, off int64) (data []byte, b *cache.Buf, count int) {
 }
 
 // consume is take for a piece that is ready.
-func (a *ahead) consume(s *stream, i, n int, off int64) (data []byte, b *cache.Buf, count int) {
+func (a *Reader) consume(s *stream, i, n int, off int64) (data []byte, b *cache.Buf, count int) {
 	pc := s.pieces[i]
 	skip := int(off - pc.off)
 	n = min(n, int(pc.ref.Size)-skip)
@@ -343,7 +377,7 @@ func (a *ahead) consume(s *stream, i, n int, off int64) (data []byte, b *cache.B
 }
 
 // find returns the piece that holds off.
-func (a *ahead) find(off int64) (*stream, int) {
+func (a *Reader) find(off int64) (*stream, int) {
 	for i := range a.streams {
 		s := &a.streams[i]
 		for k := s.head; k < len(s.pieces); k++ {
@@ -360,8 +394,15 @@ func (a *ahead) find(off int64) (*stream, int) {
 	return nil, 0
 }
 
-// stop ends all fetches and gives everything back. It may be called more than once.
-func (a *ahead) stop() {
+// Held returns how many bytes are read ahead or on their way, and how many goroutines fetch.
+func (a *Reader) Held() (bytes int64, fetches int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.held, a.fetches
+}
+
+// Close ends all fetches and gives everything back. It may be called more than once.
+func (a *Reader) Close() {
 	a.mu.Lock()
 	a.stopped.Store(true)
 	a.ready.Broadcast()
@@ -372,4 +413,5 @@ func (a *ahead) stop() {
 	for i := range a.streams {
 		a.reset(&a.streams[i])
 	}
+	a.view.Close()
 }

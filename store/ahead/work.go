@@ -1,9 +1,9 @@
-package store
+package ahead
 
 import "github.com/ckptfs/ckptfs/store/tree"
 
 // start sees to it that enough goroutines fetch.
-func (a *ahead) start() {
+func (a *Reader) start() {
 	want := int64(0)
 	for i := range a.streams {
 		s := &a.streams[i]
@@ -16,12 +16,12 @@ func (a *ahead) start() {
 	}
 	for ; a.fetches < int(min(want, int64(a.parallel()))); a.fetches++ {
 		a.running.Add(1)
-		go a.run() // awaited by stop
+		go a.run() // awaited by Close
 	}
 }
 
 // work fetches until there is nothing to do.
-func (a *ahead) work() {
+func (a *Reader) work() {
 	defer a.running.Done()
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -42,7 +42,7 @@ func (a *ahead) work() {
 	a.fetches--
 }
 
-func (a *ahead) fetching() *fetching {
+func (a *Reader) fetching() *fetching {
 	if n := len(a.spare); n > 0 {
 		f := a.spare[n-1]
 		a.spare = a.spare[:n-1]
@@ -51,7 +51,7 @@ func (a *ahead) fetching() *fetching {
 	return new(fetching)
 }
 
-func (a *ahead) blindStream() *stream {
+func (a *Reader) blindStream() *stream {
 	for i := range a.streams {
 		if s := &a.streams[i]; s.blind {
 			return s
@@ -62,28 +62,28 @@ func (a *ahead) blindStream() *stream {
 
 // readLeaf reads the leaf that a stream comes to. It is called with mu held and gives it up
 // meanwhile.
-func (a *ahead) readLeaf(s *stream) {
+func (a *Reader) readLeaf(s *stream) {
 	s.blind = false
 	next := s.next
-	if next >= a.list.size {
+	if next >= a.list.Size {
 		return // the reader went on to the end, or looked beyond it, before we came here
 	}
-	i, _ := tree.LeafAt(a.list.ends, next)
+	i, _ := tree.LeafAt(a.list.Ends, next)
 	a.mu.Unlock()
-	_, err := a.v.leaf(a.list.spans[i])
+	_, err := a.view.leaf(a.list.Spans[i])
 	a.mu.Lock()
 	if s.next != next {
 		return // it is elsewhere by now
 	}
 	if err != nil {
-		s.next = a.list.ends[i] // the reader will be told when it gets there
+		s.next = a.list.Ends[i] // the reader will be told when it gets there
 	}
 	a.plan(s)
 	a.start()
 }
 
 // claim takes the batch of pieces that will be needed first; false if there is none.
-func (a *ahead) claim(f *fetching) bool {
+func (a *Reader) claim(f *fetching) bool {
 	f.pieces = f.pieces[:0]
 	var first *stream
 	for i := range a.streams {

@@ -1,4 +1,4 @@
-package store
+package fleet
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"github.com/ckptfs/ckptfs/store/bucket"
 	"github.com/ckptfs/ckptfs/store/disk"
 	"github.com/ckptfs/ckptfs/store/index"
+	"github.com/ckptfs/ckptfs/store/layout"
 	"github.com/ckptfs/ckptfs/store/pack"
 )
 
@@ -20,7 +21,7 @@ import (
 // shareFrom is how many packs a run must bring for it to be worth an object.
 const shareFrom = 64
 
-func runKey(id disk.ID) string { return indexName + "/" + id.String() + disk.RunExt }
+func runKey(id disk.ID) string { return layout.Index + "/" + id.String() + disk.RunExt }
 
 // sharedRun is a run in the bucket.
 type sharedRun struct {
@@ -41,8 +42,8 @@ func (r *rangeReader) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // runs lists the runs in the bucket. One that cannot be read helps nobody and is left out.
-func (sh *shared) runs(ctx context.Context) (list []sharedRun, err error) {
-	err = sh.b.List(ctx, indexName+"/", "", func(o bucket.Object) {
+func (f *Fleet) runs(ctx context.Context) (list []sharedRun, err error) {
+	err = f.Bucket.List(ctx, layout.Index+"/", "", func(o bucket.Object) {
 		if id, ok := keyID(o.Key, disk.RunExt); ok {
 			list = append(list, sharedRun{id: id, size: o.Size})
 		}
@@ -50,18 +51,18 @@ func (sh *shared) runs(ctx context.Context) (list []sharedRun, err error) {
 	if err != nil {
 		return nil, err
 	}
-	parallel(len(list), func(i int) {
+	bucket.Parallel(len(list), func(i int) {
 		r := &list[i]
 		var err error // ours: several are read at once
-		if r.packs, err = index.RunPacks(&rangeReader{ctx, sh.b, runKey(r.id)}, r.size); err != nil {
-			sh.s.o.Log(fmt.Sprintf("store %s: %s: %v; ignored", sh.b.URL, runKey(r.id), err))
+		if r.packs, err = index.RunPacks(&rangeReader{ctx, f.Bucket, runKey(r.id)}, r.size); err != nil {
+			f.c.Log(fmt.Sprintf("store %s: %s: %v; ignored", f.Bucket.URL, runKey(r.id), err))
 		}
 	})
 	return slices.DeleteFunc(list, func(r sharedRun) bool { return len(r.packs) == 0 }), nil
 }
 
-// fetchRuns brings those runs here that know many packs which no run here does.
-func (sh *shared) fetchRuns(packs map[disk.ID]*pack.Pack, known func(disk.ID, int64, int64) *pack.Pack) error {
+// FetchRuns brings those runs here that know many packs which no run here does.
+func (f *Fleet) FetchRuns(ix *index.Index, packs map[disk.ID]*pack.Pack, known func(disk.ID, int64, int64) *pack.Pack) error {
 	unknown := map[disk.ID]bool{}
 	for id, p := range packs {
 		if !p.Sealed.Load() {
@@ -71,7 +72,7 @@ func (sh *shared) fetchRuns(packs map[disk.ID]*pack.Pack, known func(disk.ID, in
 	if len(unknown) < shareFrom {
 		return nil
 	}
-	list, err := sh.runs(sh.ctx)
+	list, err := f.runs(f.Ctx)
 	if err != nil {
 		return err
 	}
@@ -81,8 +82,8 @@ func (sh *shared) fetchRuns(packs map[disk.ID]*pack.Pack, known func(disk.ID, in
 		if len(news) < shareFrom {
 			continue
 		}
-		if err := sh.fetchRun(r, known); err != nil {
-			sh.s.o.Log(fmt.Sprintf("store %s: %s: %v; the packs tell the same", sh.b.URL, runKey(r.id), err))
+		if err := f.fetchRun(ix, r, known); err != nil {
+			f.c.Log(fmt.Sprintf("store %s: %s: %v; the packs tell the same", f.Bucket.URL, runKey(r.id), err))
 			continue
 		}
 		for _, id := range news {
@@ -93,20 +94,20 @@ func (sh *shared) fetchRuns(packs map[disk.ID]*pack.Pack, known func(disk.ID, in
 }
 
 // fetchRun brings a run here and opens it.
-func (sh *shared) fetchRun(r sharedRun, known func(disk.ID, int64, int64) *pack.Pack) error {
-	path := filepath.Join(sh.s.dir, indexName, r.id.String()+disk.RunExt)
-	f, err := os.OpenFile(path+disk.TmpExt, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+func (f *Fleet) fetchRun(ix *index.Index, r sharedRun, known func(disk.ID, int64, int64) *pack.Pack) error {
+	path := filepath.Join(f.Dir, layout.Index, r.id.String()+disk.RunExt)
+	file, err := os.OpenFile(path+disk.TmpExt, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
 	piece := make([]byte, min(r.size, 4<<20))
 	for off := int64(0); off < r.size && err == nil; off += int64(len(piece)) {
 		piece = piece[:min(int64(len(piece)), r.size-off)]
-		if err = sh.b.Get(sh.ctx, runKey(r.id), piece, off); err == nil {
-			_, err = f.Write(piece)
+		if err = f.Bucket.Get(f.Ctx, runKey(r.id), piece, off); err == nil {
+			_, err = file.Write(piece)
 		}
 	}
-	err = errors.Join(err, f.Sync(), f.Close())
+	err = errors.Join(err, file.Sync(), file.Close())
 	if err == nil {
 		err = disk.Publish(path+disk.TmpExt, path)
 	}
@@ -114,21 +115,21 @@ func (sh *shared) fetchRun(r sharedRun, known func(disk.ID, int64, int64) *pack.
 		os.Remove(path + disk.TmpExt) // best effort: Open removes what stays
 		return err
 	}
-	if err := sh.s.ix.Add(path, known); err != nil {
+	if err := ix.Add(path, known); err != nil {
 		os.Remove(path) // best effort: Open makes it again
 		return err
 	}
 	return nil
 }
 
-// shareRun puts the largest run into the bucket if it brings much that none there has, and
-// removes those that it makes superfluous. Called with maint held.
-func (sh *shared) shareRun(ctx context.Context) error {
-	path, packs := sh.s.ix.Largest()
+// ShareRun puts the largest run into the bucket if it brings much that none there has, and
+// removes those that it makes superfluous. Called while nobody else replaces runs.
+func (f *Fleet) ShareRun(ctx context.Context, ix *index.Index) error {
+	path, packs := ix.Largest()
 	if len(packs) < shareFrom {
 		return nil
 	}
-	list, err := sh.runs(ctx)
+	list, err := f.runs(ctx)
 	if err != nil {
 		return err
 	}
@@ -150,12 +151,12 @@ func (sh *shared) shareRun(ctx context.Context) error {
 		return nil
 	}
 	id, _ := disk.ParseID(filepath.Base(path), disk.RunExt)
-	if err := sh.putRun(ctx, id, path); err != nil {
+	if err := f.putRun(ctx, id, path); err != nil {
 		return err
 	}
 	for _, r := range list {
-		if r.id != id && sh.superfluous(&r, mine) {
-			if err := sh.b.Remove(ctx, runKey(r.id)); err != nil {
+		if r.id != id && f.superfluous(&r, mine) {
+			if err := f.Bucket.Remove(ctx, runKey(r.id)); err != nil {
 				return err
 			}
 		}
@@ -164,11 +165,9 @@ func (sh *shared) shareRun(ctx context.Context) error {
 }
 
 // superfluous reports whether every pack of a run that still exists is in another one.
-func (sh *shared) superfluous(r *sharedRun, mine map[disk.ID]bool) bool {
-	sh.s.mu.Lock()
-	defer sh.s.mu.Unlock()
+func (f *Fleet) superfluous(r *sharedRun, mine map[disk.ID]bool) bool {
 	for _, id := range r.packs {
-		if !mine[id] && sh.s.packs[id] != nil {
+		if !mine[id] && f.local.Has(id) {
 			return false
 		}
 	}
@@ -176,17 +175,17 @@ func (sh *shared) superfluous(r *sharedRun, mine map[disk.ID]bool) bool {
 }
 
 // putRun uploads a run like a pack.
-func (sh *shared) putRun(ctx context.Context, id disk.ID, path string) error {
-	f, err := os.Open(path)
+func (f *Fleet) putRun(ctx context.Context, id disk.ID, path string) error {
+	file, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	st, err := f.Stat()
+	defer file.Close()
+	st, err := file.Stat()
 	if err != nil {
 		return err
 	}
-	u := sh.b.NewUpload(ctx, runKey(id), f)
+	u := f.Bucket.NewUpload(ctx, runKey(id), file)
 	u.Advance(st.Size())
 	return u.Finish(st.Size())
 }

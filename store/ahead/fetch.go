@@ -1,4 +1,4 @@
-package store
+package ahead
 
 import (
 	"bytes"
@@ -27,12 +27,12 @@ type located struct {
 const maxGap = 8 << 10
 
 // fetch reads chunks that stand near each other in a pack with one read. What cannot be had
-// at the first attempt is left to readChunk, which knows of other copies and of what to say,
+// at the first attempt is left to Source.ReadChunk, which knows of other copies and of what to say,
 // when the reader gets there.
-func (a *ahead) fetch(f *fetching) {
+func (a *Reader) fetch(f *fetching) {
 	f.found = f.found[:0]
 	for _, p := range f.pieces {
-		l, ok, err := a.s.ix.Find(&p.ref.Hash)
+		l, ok, err := a.src.Find(&p.ref.Hash)
 		if err != nil || !ok || l.Raw != p.ref.Size {
 			a.arrived(p, nil)
 			continue
@@ -65,18 +65,18 @@ func together(list []located) int {
 }
 
 // fetchRun reads chunks of one pack at once and decodes them.
-func (a *ahead) fetchRun(run []located) {
+func (a *Reader) fetchRun(run []located) {
 	from, end := int64(run[0].Loc.Off), int64(0)
 	for i := range run {
 		end = max(end, int64(run[i].Loc.Off)+int64(run[i].Stored))
 	}
-	raw := a.s.reads.Get(int(end - from))
+	raw := a.p.Reads.Get(int(end - from))
 	defer raw.Release()
 	begun := time.Now()
-	err := a.s.files.ReadAt(run[0].P, raw.Data, from)
+	err := a.src.ReadPack(run[0].P, raw.Data, from)
 	reading := time.Since(begun)
-	a.s.decoding <- struct{}{}
-	defer func() { <-a.s.decoding }()
+	a.p.Decoding <- struct{}{}
+	defer func() { <-a.p.Decoding }()
 	begun = time.Now()
 	for i := range run {
 		l := &run[i]
@@ -90,7 +90,7 @@ func (a *ahead) fetchRun(run []located) {
 	a.account(reading, time.Since(begun))
 }
 
-func (a *ahead) account(reading, decoding time.Duration) {
+func (a *Reader) account(reading, decoding time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.spent.reading += reading - a.spent.reading/8
@@ -98,9 +98,9 @@ func (a *ahead) account(reading, decoding time.Duration) {
 }
 
 // decode returns the checked bytes of a chunk, or nil.
-func (a *ahead) decode(l *located, stored []byte) *cache.Buf {
-	b := a.s.bufs.Get(int(l.Raw))
-	if a.s.decodeCopy(&l.Loc, &l.ref.Hash, b.Data, stored) != nil {
+func (a *Reader) decode(l *located, stored []byte) *cache.Buf {
+	b := a.p.Chunks.Get(int(l.Raw))
+	if a.src.Decode(&l.Loc, &l.ref.Hash, b.Data, stored) != nil {
 		b.Release()
 		return nil
 	}
@@ -108,7 +108,7 @@ func (a *ahead) decode(l *located, stored []byte) *cache.Buf {
 }
 
 // arrived ends the fetch of a piece; b is nil if it failed.
-func (a *ahead) arrived(p *piece, b *cache.Buf) {
+func (a *Reader) arrived(p *piece, b *cache.Buf) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p.buf, p.state = b, pieceReady

@@ -1,4 +1,6 @@
-package store
+// Package layout is what a store folder, or a bucket, is made of: its names, its version file, and
+// the lock of the one process that has it open.
+package layout
 
 import (
 	"errors"
@@ -16,24 +18,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// layoutVersion is the newest layout this program reads and the one it writes.
-const layoutVersion = 3
+// Newest is the newest layout this program reads and the one it writes.
+const Newest = 3
 
-const versionPrefix = "ckptfs store "
+// VersionPrefix begins the first line of a version file; the layout version follows.
+const VersionPrefix = "ckptfs store "
 
-// The names inside a store folder.
+// The names inside a store folder, and below the prefix of a bucket.
 const (
-	lockName    = "lock"
-	versionName = "version"
-	packsName   = "packs"
-	indexName   = "index"
-	imagesName  = "images"
+	LockName    = "lock"
+	VersionName = "version"
+	Packs       = "packs"
+	Index       = "index"
+	Images      = "images"
 )
 
-// lockDir takes the folder's lock. The lock is the kernel's (flock), so a holder that
+// Lock takes the folder's lock. The lock is the kernel's (flock), so a holder that
 // died leaves none; the number inside only tells people who it is.
-func lockDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+func Lock(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, LockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -64,37 +67,37 @@ const (
 	graceLine = "grace "
 )
 
-// checkVersion reads the version file, or writes it into a new store, and compares keys.
-func checkVersion(dir string, sec *secret.Secrets) error {
-	path := filepath.Join(dir, versionName)
+// Check reads the version file, or writes it into a new store, and compares keys.
+func Check(dir string, sec *secret.Secrets) error {
+	path := filepath.Join(dir, VersionName)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := mayInit(dir); err != nil {
 			return err
 		}
-		return disk.WriteFile(path, versionText(sec, 0))
+		return disk.WriteFile(path, Text(sec, 0))
 	}
 	if err != nil {
 		return err
 	}
-	v, err := parseVersion(dir, path, string(b), sec)
-	if err == nil && v.layout < layoutVersion {
+	v, err := Parse(dir, path, string(b), sec)
+	if err == nil && v.Layout < Newest {
 		// What we write from now on is not for the program that made it.
-		return disk.WriteFile(path, versionText(sec, 0))
+		return disk.WriteFile(path, Text(sec, 0))
 	}
 	return err
 }
 
-// version is what a version file says.
-type version struct {
-	layout int
-	key    string        // fingerprint; "" if not encrypted
-	grace  time.Duration // in a bucket
+// Version is what a version file says.
+type Version struct {
+	Layout int
+	Key    string        // fingerprint; "" if not encrypted
+	Grace  time.Duration // in a bucket
 }
 
-// versionText is the content of a version file. grace is 0 in a folder.
-func versionText(sec *secret.Secrets, grace time.Duration) []byte {
-	b := fmt.Appendf(nil, "%s%d\n%s%s\n", versionPrefix, layoutVersion, idLine, disk.NewID())
+// Text is the content of a version file. grace is 0 in a folder.
+func Text(sec *secret.Secrets, grace time.Duration) []byte {
+	b := fmt.Appendf(nil, "%s%d\n%s%s\n", VersionPrefix, Newest, idLine, disk.NewID())
 	if sec != nil {
 		b = fmt.Appendf(b, "%s%s\n", keyLine, sec.Fingerprint())
 	}
@@ -104,36 +107,36 @@ func versionText(sec *secret.Secrets, grace time.Duration) []byte {
 	return b
 }
 
-// parseVersion reads and checks the version file path of the store dir.
-func parseVersion(dir, path, text string, sec *secret.Secrets) (v version, err error) {
+// Parse reads and checks the version file path of the store dir.
+func Parse(dir, path, text string, sec *secret.Secrets) (v Version, err error) {
 	lines := strings.Split(strings.TrimSpace(text), "\n")
-	s, ok := strings.CutPrefix(strings.TrimSpace(lines[0]), versionPrefix)
-	v.layout, err = strconv.Atoi(s)
-	if !ok || err != nil || v.layout < 1 {
+	s, ok := strings.CutPrefix(strings.TrimSpace(lines[0]), VersionPrefix)
+	v.Layout, err = strconv.Atoi(s)
+	if !ok || err != nil || v.Layout < 1 {
 		return v, fmt.Errorf("%w: %s is not a version file", ErrNotStore, path)
 	}
-	if v.layout > layoutVersion {
-		return v, &VersionError{Dir: dir, Found: v.layout, Known: layoutVersion}
+	if v.Layout > Newest {
+		return v, &VersionError{Dir: dir, Found: v.Layout, Known: Newest}
 	}
 	for _, l := range lines[1:] {
 		if err := v.line(l); err != nil {
 			return v, fmt.Errorf("%w: %s: %w", ErrNotStore, path, err)
 		}
 	}
-	if v.key != "" != (sec != nil) || v.key != "" && !sec.Matches(v.key) {
-		return v, &KeyError{Dir: dir, Sealed: v.key != "", Given: sec != nil}
+	if v.Key != "" != (sec != nil) || v.Key != "" && !sec.Matches(v.Key) {
+		return v, &KeyError{Dir: dir, Sealed: v.Key != "", Given: sec != nil}
 	}
 	return v, nil
 }
 
-func (v *version) line(l string) (err error) {
+func (v *Version) line(l string) (err error) {
 	name, value, _ := strings.Cut(l, " ")
 	switch name + " " {
 	case idLine: // tells two stores of the same name apart
 	case keyLine:
-		v.key = value
+		v.Key = value
 	case graceLine:
-		v.grace, err = time.ParseDuration(value)
+		v.Grace, err = time.ParseDuration(value)
 	default:
 		err = fmt.Errorf("%q is not known", l)
 	}
@@ -149,15 +152,15 @@ func mayInit(dir string) error {
 	}
 	for _, e := range ents {
 		switch e.Name() {
-		case lockName, versionName + disk.TmpExt:
-		case packsName, indexName, imagesName:
+		case LockName, VersionName + disk.TmpExt:
+		case Packs, Index, Images:
 			sub, err := os.ReadDir(filepath.Join(dir, e.Name()))
 			if err != nil {
 				return err
 			}
 			if len(sub) > 0 {
 				return fmt.Errorf("%w: %s holds data but its file %q is missing; if it was written by layout version %d, put back %q",
-					ErrNotStore, dir, versionName, layoutVersion, fmt.Sprint(versionPrefix, layoutVersion))
+					ErrNotStore, dir, VersionName, Newest, fmt.Sprint(VersionPrefix, Newest))
 			}
 		default:
 			return fmt.Errorf("%w: %s is not empty (%s); choose an empty folder", ErrNotStore, dir, e.Name())
@@ -166,9 +169,9 @@ func mayInit(dir string) error {
 	return nil
 }
 
-// makeDirs makes the folders of a store; existing ones stay as they are.
-func makeDirs(dir string) error {
-	for _, n := range []string{packsName, indexName, imagesName} {
+// MakeDirs makes the folders of a store; existing ones stay as they are.
+func MakeDirs(dir string) error {
+	for _, n := range []string{Packs, Index, Images} {
 		if err := os.Mkdir(filepath.Join(dir, n), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}

@@ -1,4 +1,4 @@
-package store
+package collect
 
 import (
 	"errors"
@@ -8,6 +8,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/store/cache"
 	"github.com/ckptfs/ckptfs/store/codec"
+	"github.com/ckptfs/ckptfs/store/damage"
 	"github.com/ckptfs/ckptfs/store/pack"
 	"github.com/ckptfs/ckptfs/store/secret"
 	"github.com/klauspost/compress/zstd"
@@ -36,7 +37,7 @@ type moving struct {
 }
 
 // move copies what is wanted of a pack and returns the number of chunks.
-func (g *collection) move(w *pack.Writers, p *pack.Pack) (n int, err error) {
+func (g *Collection) move(w *pack.Writers, p *pack.Pack) (n int, err error) {
 	entries, err := g.entries(p)
 	if err != nil {
 		return 0, err
@@ -67,8 +68,8 @@ func (g *collection) move(w *pack.Writers, p *pack.Pack) (n int, err error) {
 }
 
 // entries lists what a pack holds.
-func (g *collection) entries(p *pack.Pack) ([]pack.Entry, error) {
-	info, err := g.s.readFooter(p)
+func (g *Collection) entries(p *pack.Pack) ([]pack.Entry, error) {
+	info, err := g.env.Footer(p)
 	switch {
 	case err == nil && g.fit != nil && !g.fit(p, info.Entries):
 		return nil, errUnfit
@@ -77,16 +78,16 @@ func (g *collection) entries(p *pack.Pack) ([]pack.Entry, error) {
 	case errors.Is(err, pack.ErrCut) && g.fit != nil:
 		return nil, errUnfit
 	case errors.Is(err, pack.ErrCut):
-		return g.s.ix.EntriesOf(p), nil
-	case isDamage(err) && !errors.Is(err, pack.ErrGone):
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+		return g.env.Index.EntriesOf(p), nil
+	case damage.Is(err) && !errors.Is(err, pack.ErrGone):
+		return nil, fmt.Errorf("%w: %w", damage.Err, err)
 	}
 	return nil, err
 }
 
 // moveBatch moves some chunks of p. They are read and encoded by several goroutines, and
 // written in the order in which they stood.
-func (g *collection) moveBatch(w *pack.Writers, p *pack.Pack, batch []moving) error {
+func (g *Collection) moveBatch(w *pack.Writers, p *pack.Pack, batch []moving) error {
 	if len(g.comps) == 0 {
 		g.comps = make([]*codec.Compressor, max(1, g.workers))
 	}
@@ -123,23 +124,23 @@ func (g *collection) moveBatch(w *pack.Writers, p *pack.Pack, batch []moving) er
 
 // load reads a chunk of p, if it is whole, and makes of it what will be stored: the same, or
 // if it was stored fast what zstd makes of it.
-func (g *collection) load(p *pack.Pack, m *moving, c **codec.Compressor) error {
-	s, e := g.s, &m.e
-	stored, raw := s.bufs.Get(int(e.Stored)), s.bufs.Get(int(e.Raw))
+func (g *Collection) load(p *pack.Pack, m *moving, c **codec.Compressor) error {
+	s, e := g.env, &m.e
+	stored, raw := s.Pools.Chunks.Get(int(e.Stored)), s.Pools.Chunks.Get(int(e.Raw))
 	defer raw.Release()
 	m.buf = stored
 	var err error
-	m.plain, err = g.checkedChunk(s.files.ReadAt, p, e, stored.Data, raw.Data)
-	if err != nil && s.sh != nil && isDamage(err) && !errors.Is(err, pack.ErrGone) {
-		s.files.Cache.Forget(p) // it may have come damaged
-		m.plain, err = g.checkedChunk(s.files.Cache.Fetch, p, e, stored.Data, raw.Data)
+	m.plain, err = g.checkedChunk(s.Files.ReadAt, p, e, stored.Data, raw.Data)
+	if err != nil && s.Fleet != nil && damage.Is(err) && !errors.Is(err, pack.ErrGone) {
+		s.Files.Cache.Forget(p) // it may have come damaged
+		m.plain, err = g.checkedChunk(s.Files.Cache.Fetch, p, e, stored.Data, raw.Data)
 	}
-	if errors.Is(err, pack.ErrGone) || (err != nil && !isDamage(err)) {
+	if errors.Is(err, pack.ErrGone) || (err != nil && !damage.Is(err)) {
 		return err
 	}
 	if err != nil {
-		s.ix.CondemnCopy(pack.Loc{P: p, Off: e.Off})
-		return &ChunkError{Hash: e.Hash, Pack: p.Name(), Err: err}
+		s.Index.CondemnCopy(pack.Loc{P: p, Off: e.Off})
+		return &damage.ChunkError{Hash: e.Hash, Pack: p.Name(), Err: err}
 	}
 	m.codec = e.Codec
 	if !codec.Provisional(e.Codec) && !(p.ID.IsFast() && e.Codec == codec.Raw) {
@@ -157,24 +158,24 @@ func (g *collection) load(p *pack.Pack, m *moving, c **codec.Compressor) error {
 }
 
 // checkedChunk reads a chunk as it is stored, decrypted, and checks it.
-func (g *collection) checkedChunk(readAt func(*pack.Pack, []byte, int64) error, p *pack.Pack, e *pack.Entry, stored, raw []byte) (plain []byte, err error) {
+func (g *Collection) checkedChunk(readAt func(*pack.Pack, []byte, int64) error, p *pack.Pack, e *pack.Entry, stored, raw []byte) (plain []byte, err error) {
 	if err := readAt(p, stored, int64(e.Off)); err != nil {
 		return nil, err
 	}
-	plain, err = p.Unseal(g.s.sec, e, stored)
+	plain, err = p.Unseal(g.env.Sec, e, stored)
 	if err == nil {
-		err = g.s.dec.Decode(raw, plain, e.Codec, e.Hash)
+		err = g.env.Dec.Decode(raw, plain, e.Codec, e.Hash)
 	}
 	return plain, err
 }
 
 // store writes a loaded chunk.
-func (g *collection) store(w *pack.Writers, p *pack.Pack, m *moving) (err error) {
+func (g *Collection) store(w *pack.Writers, p *pack.Pack, m *moving) (err error) {
 	e := pack.Entry{Hash: m.e.Hash, Raw: m.e.Raw, Codec: m.codec}
 	if m.again {
 		g.report.SettledFrom += int64(m.e.Stored)
 		g.report.SettledTo += int64(len(m.plain))
-		if g.s.sec != nil {
+		if g.env.Sec != nil {
 			g.report.SettledTo += secret.Overhead
 		}
 	}
@@ -183,4 +184,6 @@ func (g *collection) store(w *pack.Writers, p *pack.Pack, m *moving) (err error)
 }
 
 // alive reports whether the copy of a chunk in p is the one that is needed.
-func (g *collection) alive(p *pack.Pack, e *pack.Entry) (bool, error) { return g.s.ix.IsAlive(p, e) }
+func (g *Collection) alive(p *pack.Pack, e *pack.Entry) (bool, error) {
+	return g.env.Index.IsAlive(p, e)
+}

@@ -1,18 +1,18 @@
-package store
+package collect
 
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 
-	"github.com/ckptfs/ckptfs/store/disk"
+	"github.com/ckptfs/ckptfs/store/damage"
+
 	"github.com/ckptfs/ckptfs/store/pack"
 )
 
 // sweep writes what is alive in the chosen packs elsewhere, and removes them.
-func (g *collection) sweep(chosen []*pack.Pack) error {
-	w := g.s.packWriters(g, 0)
+func (g *Collection) sweep(chosen []*pack.Pack) error {
+	w := g.env.Writers(g)
 	var moved []*pack.Pack
 	settled := 0
 	err := func() error {
@@ -20,7 +20,7 @@ func (g *collection) sweep(chosen []*pack.Pack) error {
 			var n int
 			var err error
 			from := g.report.SettledFrom
-			if g.live[p] > 0 || g.s.sh == nil {
+			if g.live[p] > 0 || g.env.Fleet == nil {
 				n, err = g.move(w, p)
 			}
 			switch {
@@ -59,16 +59,16 @@ func (g *collection) sweep(chosen []*pack.Pack) error {
 			return err
 		}
 	}
-	return errors.Join(err, disk.SyncDir(filepath.Join(g.s.dir, packsName)))
+	return errors.Join(err, g.env.SyncPacks())
 }
 
 // strays picks the packs of which nobody knows any more what is in them: garbage, if all
 // that is needed is elsewhere. Not in a bucket, where others may know.
-func (g *collection) strays() (chosen []*pack.Pack) {
-	if g.s.sh != nil {
+func (g *Collection) strays() (chosen []*pack.Pack) {
+	if g.env.Fleet != nil {
 		return nil
 	}
-	for _, p := range g.s.ix.Unreadable() {
+	for _, p := range g.env.Index.Unreadable() {
 		if g.lost {
 			g.report.Kept = append(g.report.Kept, fmt.Sprintf("%s: %v; what an image lacks may be in it", p.Name(), pack.ErrCut))
 			continue
@@ -79,21 +79,17 @@ func (g *collection) strays() (chosen []*pack.Pack) {
 }
 
 // isKept reports whether a pack stays because it is damaged.
-func isKept(err error) bool { return err != nil && errors.Is(err, ErrDamaged) }
+func isKept(err error) bool { return err != nil && errors.Is(err, damage.Err) }
 
 // drop removes a pack of which nothing is needed any more.
-func (g *collection) drop(p *pack.Pack) error {
-	s := g.s
-	if s.sh != nil && !slices.Contains(g.ripened, p) {
+func (g *Collection) drop(p *pack.Pack) error {
+	if g.env.Fleet != nil && !slices.Contains(g.ripened, p) {
 		g.marked = append(g.marked, p)
 	}
-	if s.sh != nil {
+	if g.env.Fleet != nil {
 		return nil
 	}
-	s.mu.Lock()
-	delete(s.packs, p.ID)
-	s.mu.Unlock()
-	if err := s.files.Drop(p); err != nil {
+	if err := g.env.Remove(p); err != nil {
 		return err
 	}
 	g.report.Packs++
@@ -103,16 +99,14 @@ func (g *collection) drop(p *pack.Pack) error {
 
 // What the packs that GC writes tell it.
 
-func (g *collection) Opened(p *pack.Pack) {
-	g.s.mu.Lock()
-	defer g.s.mu.Unlock()
-	g.s.writing[p.ID] = struct{}{}
+func (g *Collection) Opened(p *pack.Pack) {
+	g.env.Opened(p)
 }
 
-func (g *collection) Added(p *pack.Pack, es []pack.Entry) { g.s.ix.Added(p, es) }
+func (g *Collection) Added(p *pack.Pack, es []pack.Entry) { g.env.Index.Added(p, es) }
 
-func (g *collection) Sealed(p *pack.Pack) {
-	g.s.packSealed(p)
+func (g *Collection) Sealed(p *pack.Pack) {
+	g.env.Sealed(p)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.report.Written++
@@ -120,8 +114,8 @@ func (g *collection) Sealed(p *pack.Pack) {
 }
 
 // failed: the copies are lost; the originals are still where they were.
-func (g *collection) Failed(p *pack.Pack, err error) {
-	g.s.packLost(p)
+func (g *Collection) Failed(p *pack.Pack, err error) {
+	g.env.Lost(p)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.err = errors.Join(g.err, err)

@@ -1,15 +1,13 @@
-package store
+package cache
 
 import (
 	"sort"
-
-	"github.com/ckptfs/ckptfs/store/cache"
 )
 
-// window holds the newest bytes of a running ingest, uncompressed, for readers that
-// follow it. It never holds more than limit bytes, nor fewer than the newest chunk.
-type window struct {
-	limit int64
+// Window holds the newest bytes of a running ingest, uncompressed, for readers that
+// follow it. It never holds more than Limit bytes, nor fewer than the newest chunk.
+type Window struct {
+	Limit int64
 	bytes int64         // of buffers
 	ring  []windowChunk // in order of offset, from head on
 	head  int
@@ -19,16 +17,16 @@ type window struct {
 type windowChunk struct {
 	off  int64
 	data []byte
-	buf  *cache.Buf
+	buf  *Buf
 }
 
-// push adds the chunk at off, whose bytes are in b.
-func (w *window) push(off int64, data []byte, b *cache.Buf) {
+// Push adds the chunk at off, whose bytes are in b.
+func (w *Window) Push(off int64, data []byte, b *Buf) {
 	if n := len(w.ring); n == w.head || w.ring[n-1].buf != b {
 		w.bytes += int64(cap(b.Data))
 	}
 	w.ring = append(w.ring, windowChunk{off, data, b.Hold()})
-	for w.bytes > w.limit && len(w.ring)-w.head > 1 {
+	for w.bytes > w.Limit && len(w.ring)-w.head > 1 {
 		old := &w.ring[w.head]
 		if w.head++; w.ring[w.head].buf != old.buf {
 			w.bytes -= int64(cap(old.buf.Data))
@@ -43,8 +41,8 @@ func (w *window) push(off int64, data []byte, b *cache.Buf) {
 	}
 }
 
-// find returns the chunk that holds off, and the buffer, held for the caller.
-func (w *window) find(off int64) (data []byte, b *cache.Buf, start int64, ok bool) {
+// Find returns the chunk that holds off, and the buffer, held for the caller.
+func (w *Window) Find(off int64) (data []byte, b *Buf, start int64, ok bool) {
 	live := w.ring[w.head:]
 	i := sort.Search(len(live), func(i int) bool { return live[i].off > off }) - 1
 	if i < 0 || off >= live[i].off+int64(len(live[i].data)) {
@@ -53,10 +51,10 @@ func (w *window) find(off int64) (data []byte, b *cache.Buf, start int64, ok boo
 	return live[i].data, live[i].buf.Hold(), live[i].off, true
 }
 
-// clear gives everything back.
-func (w *window) clear() {
+// Clear gives everything back.
+func (w *Window) Clear() {
 	for _, c := range w.ring[w.head:] {
 		c.buf.Release()
 	}
-	*w = window{limit: w.limit}
+	*w = Window{Limit: w.Limit}
 }
