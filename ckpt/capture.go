@@ -36,6 +36,7 @@ func (c *Checkpoint) capture(s *survey, procs []*proc, undo *undoStack) error {
 	if c.shm, err = sysv.ReadShm(); err != nil {
 		return err
 	}
+	kind.QuietRings(s.rings)         // before any memory is copied
 	files := c.captureFiles(s, pids) // needs no ptrace, so another CPU can do it
 	if err := c.captureProcs(procs, undo); err != nil {
 		return err // Close waits for the files
@@ -50,6 +51,9 @@ func (c *Checkpoint) capture(s *survey, procs []*proc, undo *undoStack) error {
 		return got.err
 	}
 	c.addFiles(got)
+	if err := c.checkRingMaps(); err != nil {
+		return err
+	}
 	return c.captureSegments(s)
 }
 

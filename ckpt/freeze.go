@@ -164,7 +164,7 @@ func (f *freezer) seize(pid int, root bool) ([]*thread, error) {
 	}
 	var out []*thread
 	for _, tid := range tids {
-		if f.seized[tid] {
+		if f.seized[tid] || tid != pid && isRingWorker(pid, tid) {
 			continue
 		}
 		th, err := f.tr.Seize(tid, unix.PTRACE_O_TRACESYSGOOD)

@@ -36,6 +36,7 @@ type survey struct {
 	procs    []*looked // parents before children
 	findings []image.Finding
 	out      *outside
+	rings    map[uint64]bool // every io_uring, see kind.Scene
 }
 
 // look surveys the tree below root without disturbing it. What vanishes meanwhile is left
@@ -45,7 +46,7 @@ func look(root int, set policy.Set) (*survey, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &survey{root: root, policy: set}
+	s := &survey{root: root, policy: set, rings: map[uint64]bool{}}
 	if pids, err = s.leaveOutSelf(pids); err != nil {
 		return nil, err
 	}
@@ -162,6 +163,7 @@ func (s *survey) lookAt(pid int) (*looked, error) {
 		return nil, err
 	}
 	s.checkGoneCwd(pid)
+	s.checkRegisteredRings(pid)
 	smaps, err := readSmaps(pid)
 	if err != nil {
 		return nil, err
@@ -277,7 +279,7 @@ func (s *survey) treePIDs() []int {
 func (s *survey) scene(set *fileSet) *kind.Scene {
 	return &kind.Scene{Files: set.found, Outside: s.out.fd, Root: "/", // paths in /proc are as we see them
 		Blob:    func([]byte) image.ObjRef { return 0 },
-		Segment: func(*kind.Found) (image.ObjRef, error) { return 0, nil }, MapsGone: s.mapsGone, Maps: s.maps, Member: s.member, Policy: s.policy}
+		Segment: func(*kind.Found) (image.ObjRef, error) { return 0, nil }, MapsGone: s.mapsGone, Maps: s.maps, Member: s.member, Rings: s.rings, Policy: s.policy}
 }
 
 // member reports whether an id is that of a process or thread of the tree.

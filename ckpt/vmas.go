@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/kind"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
@@ -49,6 +50,8 @@ func classify(m *procfs.Mapping) image.VMAKind {
 		return k
 	}
 	switch {
+	case m.Path == kind.RingLink:
+		return image.VMARing
 	case isSegment(m):
 		return image.VMASegment
 	case m.Ino == 0 && !m.Shared, isHuge(m) && !m.Shared:
@@ -99,7 +102,7 @@ func checkArea(pid int, a *area) (image.Finding, bool) {
 	refuse := func(kind, what, remedy string) (image.Finding, bool) {
 		return image.Finding{Severity: image.Refuse, PID: int32(pid), FD: image.NoFD, Addr: a.Start, Kind: kind, What: what, Remedy: remedy}, true
 	}
-	if a.kind == image.VMAVDSO || a.kind == image.VMAVvar {
+	if a.kind == image.VMAVDSO || a.kind == image.VMAVvar || a.kind == image.VMARing {
 		return image.Finding{}, false
 	}
 	for _, f := range a.Flags {

@@ -138,7 +138,7 @@ func (j *job) openAll() error {
 // are about processes, or the others.
 func (j *job) openFiles(refs []image.ObjRef, late bool) error {
 	for _, ref := range refs {
-		if j.later(ref) != late || j.depot.holds(ref) {
+		if fd, ok := j.ttys[ref]; j.later(ref) != late || j.depot.holds(ref) || ok && fd >= 0 {
 			continue
 		}
 		fd, err := j.openFile(ref)
@@ -149,8 +149,8 @@ func (j *job) openFiles(refs []image.ObjRef, late bool) error {
 			closeFD(fd)
 			return err
 		}
-		if _, ok := j.ttys[ref]; ok {
-			j.ttys[ref] = fd
+		if _, ok := j.ttys[ref]; ok || j.apart(ref) {
+			j.ttys[ref] = fd // the depot may keep others in queues, where these cannot go
 		} else if err := j.depot.put(ref, fd); err != nil {
 			return err
 		}

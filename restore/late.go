@@ -104,8 +104,16 @@ func (j *job) openLateFiles() error {
 // inProcess runs f with a process of the tree, or one that stands for one that had ended.
 func (j *job) inProcess(pid int, f func(p kind.Process) error) error {
 	for _, p := range j.procs {
-		if p.pid == pid && !p.ended {
+		if p.ended {
+			continue
+		}
+		if p.pid == pid {
 			return f(remoteProcess{j, p})
+		}
+		for _, th := range p.threads {
+			if th.TID == pid {
+				return p.inThread(th, func() error { return f(remoteProcess{j, p}) })
+			}
 		}
 	}
 	return fmt.Errorf("there is no process %d in the tree", pid)

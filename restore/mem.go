@@ -85,7 +85,11 @@ func (j *job) buildMemory(ctx context.Context, p *proc) error {
 		return err
 	}
 	f := &feeder{p: p}
-	if err := f.each(mm.VMAs, func(b *ptrace.Batch, v *image.VMA) { adviseVMA(b, v) }); err != nil {
+	if err := f.each(mm.VMAs, func(b *ptrace.Batch, v *image.VMA) {
+		if v.Kind != image.VMARing {
+			adviseVMA(b, v)
+		}
+	}); err != nil {
 		return err
 	}
 	if err := f.guard(mm); err != nil {
@@ -219,8 +223,8 @@ func writeLeftovers(p *proc, mm *image.MM) error {
 // mapVMA queues mapping a VMA. A private one that was writable once ("ac": it is accounted)
 // is mapped writable first, so that it is accounted again.
 func mapVMA(b *ptrace.Batch, v *image.VMA, fd func() uint64) {
-	if v.Kind == image.VMAVDSO || v.Kind == image.VMAVvar {
-		return
+	if v.Kind == image.VMAVDSO || v.Kind == image.VMAVvar || v.Kind == image.VMARing {
+		return // an io_uring is mapped when there is one
 	}
 	flags := uint64(v.Flags) | unix.MAP_FIXED_NOREPLACE
 	num, off := ^uint64(0), uint64(0)

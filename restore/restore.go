@@ -108,7 +108,7 @@ type job struct {
 	lasts    []func() error // what files do when the tree is whole
 	env      *kind.Env
 	depot    *depot                // m.Files that are open and that no process has yet
-	ttys     map[image.ObjRef]int  // our descriptors of the terminals of sessions
+	ttys     map[image.ObjRef]int  // our descriptors of the terminals of sessions, and of kind.Apart files
 	peers    map[image.ObjRef]int  // of those that are masters: our descriptors of their slaves
 	cwds     map[image.ObjRef]int  // our descriptors of working directories that were deleted, by FS
 	users    []fileUser            // who opens which files
@@ -171,6 +171,9 @@ func (j *job) run(ctx context.Context) error {
 	}
 	j.env.Policy = j.opt.Policy.Over(chosen)
 	if err := checkSharing(j.m); err != nil {
+		return err
+	}
+	if err := checkRingMaps(j.m); err != nil {
 		return err
 	}
 	if err := j.checkLockers(); err != nil {

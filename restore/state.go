@@ -82,7 +82,15 @@ func (j *job) placeFiles(p *proc) error {
 }
 
 // fillTable gives a stub the descriptors of a table, and takes the channel away.
-func (j *job) fillTable(p *proc, table []image.FD) error {
+func (j *job) fillTable(p *proc, table []image.FD) (err error) {
+	table, apart := j.splitApart(table)
+	if len(apart) > 0 {
+		defer func() {
+			if err == nil {
+				err = j.placeApart(p, apart)
+			}
+		}()
+	}
 	channel, highest := channelFor(table), -1
 	if len(table) > 0 {
 		highest = int(table[len(table)-1].Num)
@@ -155,12 +163,17 @@ func (j *job) finishFiles(p *proc) error {
 		if !slices.Contains(pids, int32(p.pid)) {
 			continue
 		}
-		if err := f.Finish(rec, int(fd.Num), remoteProcess{j, p}); err != nil {
+		if err := j.finishFile(p, f, rec, int(fd.Num)); err != nil {
 			return j.fileError(fd.File, "", "", err)
 		}
 		done[fd.File] = true
 	}
-	return nil
+	fd := &feeder{p: p}
+	return fd.each(j.m.MMs[p.task.MM-1].VMAs, func(b *ptrace.Batch, v *image.VMA) {
+		if v.Kind == image.VMARing { // mapped by now
+			adviseVMA(b, v)
+		}
+	})
 }
 
 // remoteProcess is a kind.Process.

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/kind"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"github.com/ckptfs/ckptfs/ckpt/sysv"
@@ -111,6 +112,8 @@ func viewOfVMA(v *image.VMA) view {
 	switch v.Kind {
 	case image.VMAFilePrivate, image.VMAFileShared:
 		w.Path, w.Offset, w.Backed = v.File.Path, v.Offset, true
+	case image.VMARing:
+		w.Path, w.Offset, w.Backed = kind.RingLink, v.Offset, true
 	case image.VMASegment:
 		w.Path, w.Offset, w.Backed = "", v.Offset, true
 	}

@@ -102,7 +102,7 @@ func TestValidate(t *testing.T) {
 		{"mms[0].vmas[1].start", func(m *M) { anon(m).Start -= 0x1000 }},
 		{"mms[0].vmas[1].prot", func(m *M) { anon(m).Prot = 8 }},
 		{"mms[0].vmas[1].offset", func(m *M) { anon(m).Offset = 1 }},
-		{"mms[0].vmas[1].kind", func(m *M) { anon(m).Kind = 7 }},
+		{"mms[0].vmas[1].kind", func(m *M) { anon(m).Kind = 8 }},
 		{"mms[0].vmas[1].flags", func(m *M) { anon(m).Flags = 3 }},
 		{"mms[0].vmas[1].flags", func(m *M) { anon(m).Flags = 1 }},
 		{"mms[0].vmas[1].file", func(m *M) { anon(m).File.Path = "/x" }},

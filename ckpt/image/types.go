@@ -263,6 +263,7 @@ const (
 	VMASegment     VMAKind = 4 // mapping of Segment, shared or (memfd, deleted file) private, by Flags
 	VMAVDSO        VMAKind = 5 // [vdso]
 	VMAVvar        VMAKind = 6 // [vvar], [vvar_vclock]: mapped by the kernel with the vdso
+	VMARing        VMAKind = 7 // mapping of an io_uring: the File of that kind says which part
 )
 
 // VMA is one virtual memory area.

@@ -124,7 +124,7 @@ func (v *VMA) validGuards() error {
 	if len(v.Guards) == 0 {
 		return nil
 	}
-	if v.Kind == VMAVDSO || v.Kind == VMAVvar {
+	if v.Kind == VMAVDSO || v.Kind == VMAVvar || v.Kind == VMARing {
 		return bad("guards", "there are %d in a VMA of kind %d", len(v.Guards), v.Kind)
 	}
 	if err := validExtents("guards", v.Guards, v.Start, v.End); err != nil {
@@ -144,7 +144,7 @@ func (v *VMA) validGuards() error {
 
 // backing checks that a VMA has what its kind needs and nothing else.
 func (v *VMA) backing(m *Manifest) error {
-	if v.Kind < VMAAnon || v.Kind > VMAVvar {
+	if v.Kind < VMAAnon || v.Kind > VMARing {
 		return bad("kind", "there is no kind %d", v.Kind)
 	}
 	file := v.Kind == VMAFilePrivate || v.Kind == VMAFileShared
@@ -164,7 +164,7 @@ func (v *VMA) backing(m *Manifest) error {
 	} else if v.Segment != 0 {
 		return bad("segment", "is %d in a VMA of kind %d", v.Segment, v.Kind)
 	}
-	if (file || v.Kind == VMASegment) && v.Offset > maxFileSize {
+	if (file || v.Kind == VMASegment || v.Kind == VMARing) && v.Offset > maxFileSize {
 		return bad("offset", "is %#x", v.Offset)
 	}
 	shared := v.Flags&mapType == mapShared
@@ -173,7 +173,7 @@ func (v *VMA) backing(m *Manifest) error {
 	case v.Flags&mapType == mapDroppable && kind == VMAAnon:
 	case !shared && v.Flags&mapType != mapPrivate:
 		return bad("flags", "%#x are neither shared nor private", v.Flags)
-	case shared && (kind == VMAAnon || kind == VMAFilePrivate), !shared && kind == VMAFileShared:
+	case shared && (kind == VMAAnon || kind == VMAFilePrivate), !shared && (kind == VMAFileShared || kind == VMARing):
 		return bad("flags", "are %#x in a VMA of kind %d", v.Flags, kind)
 	}
 	private := v.Kind == VMAAnon || v.Kind == VMAFilePrivate || v.Kind == VMASegment && !shared

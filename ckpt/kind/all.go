@@ -25,6 +25,7 @@ func All() []Kind {
 		netlinkSock{},
 		mqueue{},
 		ptyKind{},
+		uring{},
 	}
 }
 

@@ -173,7 +173,7 @@ func TestUnsupported(t *testing.T) {
 		}
 	}
 	for name, word := range map[string]string{
-		"io_uring": "io_uring has requests", "fanotify": "fanotify watches", "userfaultfd": "userfaultfd", "perf_event": "performance counters",
+		"fanotify": "fanotify watches", "userfaultfd": "userfaultfd", "perf_event": "performance counters",
 		"seccomp notify": "seccomp listener", "kvm-vm": "virtual machines", "bpf-map": "BPF programs", "bpf_link": "BPF programs", "btf": "BPF programs", "landlock-ruleset": "landlock", "something new": "of this kind",
 	} {
 		what, remedy := anonymous(name)

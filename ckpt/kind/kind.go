@@ -74,6 +74,15 @@ type Later interface {
 	Dead(rec *image.File) ([]Dead, error)
 }
 
+// Apart is a kind of files that cannot be sent by SCM_RIGHTS: processes fetch them with pidfd_getfd(2).
+type Apart interface{ Apart() }
+
+// FinishThreader is a Finisher whose step is for a certain thread of a process.
+type FinishThreader interface {
+	// FinishThread returns the thread of a process that FinishPIDs lists in which Finish is called.
+	FinishThread(rec *image.File, pid int32) (tid int32)
+}
+
 // Dead is a process that is not there any more, and that files are about.
 type Dead struct {
 	Key    string // files with the same key are about the same one
@@ -148,6 +157,9 @@ type Scene struct {
 	Hush func([]netlock.Conn) error
 	// Still says that the tree stands still, and that Files has those that are under way, too.
 	Still bool
+	// Rings has every io_uring that a look has found; true: it had no requests in flight when the tree had just been
+	// stopped (QuietRings); nil: nobody asks.
+	Rings map[uint64]bool
 	// Policy has the policies that were chosen for the checkpoint.
 	Policy policy.Set
 	// Root leads from here to the root directory of the tree: "/", or /proc/PID/root.
@@ -219,7 +231,7 @@ type Env struct {
 	Out func() (fd int, err error)
 	// Dead has the id of the process that stands for the Dead with that key, while it is alive.
 	Dead map[string]int
-	// In runs f with a process of the image or one of Dead, by its id, for Open of a Later kind. Nothing but the
+	// In runs f with a process or thread of the image or one of Dead, by its id, for Open of a Later kind. Nothing but the
 	// stub runs in it, with our own credentials, and it has no descriptors of its own yet.
 	In func(pid int, f func(p Process) error) error
 	// File returns a descriptor of our own of another file of the image, for Open of a Later kind.

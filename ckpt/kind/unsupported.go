@@ -40,8 +40,6 @@ func Unsupported(f *Found) image.Finding {
 func anonymous(name string) (what, remedy string) {
 	const after = "close it before the checkpoint and make it again afterwards"
 	switch name {
-	case "io_uring":
-		return "an io_uring has requests in the kernel that cannot be read", "run the program without io_uring (nodejs: UV_USE_IO_URING=0, others: their setting for it)"
 	case "fanotify":
 		return "fanotify watches are not kept: they may hold up other processes, which wait for an answer", after
 	case "userfaultfd":

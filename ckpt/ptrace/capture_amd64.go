@@ -76,6 +76,7 @@ var interrupted = map[uint64]bool{
 	unix.SYS_EPOLL_PWAIT2:    true,
 	unix.SYS_RT_SIGTIMEDWAIT: true,
 	unix.SYS_IO_GETEVENTS:    true,
+	unix.SYS_IO_URING_ENTER:  true, // nothing has been submitted then
 	unix.SYS_SEMOP:           true,
 	unix.SYS_SEMTIMEDOP:      true,
 }

@@ -33,7 +33,6 @@ func TestCheckRefuses(t *testing.T) {
 		"seccomp":                {"(seccomp)", "--security-opt seccomp=unconfined"},
 		"aio":                    {" at 0x", "(AIO context)", "io_setup(2)"},
 		"deadline":               {"(SCHED_DEADLINE)", "chrt -o -p 0 "},
-		"uring":                  {" thread ", "(io_uring worker)", "the kernel runs"},
 		"thread=own-fs":          {" thread ", "(own working directory)", "CLONE_FS"},
 		"thread=own-files":       {" thread ", "(own descriptor table)", "CLONE_FILES"},
 		"thread=own-personality": {" thread ", "(personality)", "0x40000"},

@@ -112,7 +112,7 @@ func TestMariaDB(t *testing.T) {
 				t.Fatal(err)
 			}
 			harness.Must(t, harness.Tool(t, "mariadb-install-db"), "--no-defaults", "--user=root", "--datadir="+data, "--auth-root-authentication-method=normal")
-			return fmt.Sprintf("%s --no-defaults --user=root --datadir=%s --socket=%s/sock --port=%d --bind-address=127.0.0.1 --pid-file=%s/pid --innodb-use-native-aio=0 --innodb-flush-log-at-trx-commit=0",
+			return fmt.Sprintf("%s --no-defaults --user=root --datadir=%s --socket=%s/sock --port=%d --bind-address=127.0.0.1 --pid-file=%s/pid --innodb-use-native-aio=1 --innodb-flush-log-at-trx-commit=0",
 				harness.Tool(t, "mariadbd"), data, d, port, d)
 		},
 		ready: func() bool {

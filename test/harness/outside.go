@@ -245,7 +245,7 @@ func mapLines(smaps string) string {
 func newVMA(h []string) vma {
 	hex := func(s string) uint64 { n, _ := strconv.ParseUint(s, 16, 64); return n }
 	v := vma{start: hex(h[1]), end: hex(h[2]), perms: h[3], off: hex(h[4]), dev: h[5], ino: h[6], path: shownName(h[7])}
-	if segmentPath.MatchString(v.path) {
+	if segmentPath.MatchString(v.path) || v.path == "anon_inode:[io_uring]" {
 		v.dev, v.ino = "-", "-"
 	}
 	return v

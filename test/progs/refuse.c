@@ -14,6 +14,8 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+static char waits_for_ever; // where a read that never ends puts what it has read
+
 static int lockfile(void) { return MUST(open("lock", O_RDWR | O_CREAT | O_TRUNC, 0644)); }
 
 static pid_t child, orphan;
@@ -97,7 +99,38 @@ static void make(const char *what)
 	} else if (strcmp(what, "io_uring") == 0) {
 		struct io_uring_params p;
 		memset(&p, 0, sizeof p);
-		MUST(syscall(SYS_io_uring_setup, 4, &p));
+		int ring = MUST(syscall(SYS_io_uring_setup, 4, &p)), end[2];
+		MUST(pipe(end));
+		char *mem = MUST(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING));
+		struct io_uring_sqe *sqe = MUST(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES));
+		sqe->opcode = IORING_OP_READ; // of a pipe into which nobody writes
+		sqe->fd = end[0];
+		sqe->addr = (unsigned long)&waits_for_ever;
+		sqe->len = 1;
+		*(unsigned *)(mem + p.sq_off.tail) = 1;
+		MUST(syscall(SYS_io_uring_enter, ring, 1, 0, 0, NULL, 0));
+	} else if (strncmp(what, "uring", 5) == 0) {
+		struct io_uring_params p;
+		memset(&p, 0, sizeof p);
+		p.flags = strcmp(what, "uringrestricted") == 0 ? IORING_SETUP_R_DISABLED : 0;
+		int ring = MUST(syscall(SYS_io_uring_setup, 4, &p));
+		if (strcmp(what, "uringpersonality") == 0)
+			MUST(syscall(SYS_io_uring_register, ring, IORING_REGISTER_PERSONALITY, NULL, 0));
+		else if (strcmp(what, "uringrestricted") == 0) {
+			struct io_uring_restriction r = {.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_NOP};
+			MUST(syscall(SYS_io_uring_register, ring, IORING_REGISTER_RESTRICTIONS, &r, 1));
+			MUST(syscall(SYS_io_uring_register, ring, IORING_REGISTER_ENABLE_RINGS, NULL, 0));
+		} else if (strcmp(what, "uringregistered") == 0) {
+			struct { unsigned offset, resv; unsigned long data; } up = {-1U, 0, ring};
+			MUST(syscall(SYS_io_uring_register, ring, 20 /* IORING_REGISTER_RING_FDS */, &up, 1));
+		} else if (strcmp(what, "uringbuffers") == 0) {
+			struct { unsigned long addr; unsigned entries; unsigned short bgid, flags; unsigned long resv[3]; } reg = {0, 4, 1, 0, {0}};
+			reg.addr = (unsigned long)MUST(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+			MUST(syscall(SYS_io_uring_register, ring, 22 /* IORING_REGISTER_PBUF_RING */, &reg, 1));
+		} else { // uringclosed: mapped and closed
+			MUST(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring, IORING_OFF_SQ_RING));
+			MUST(close(ring));
+		}
 	} else if (strcmp(what, "pidfd") == 0)
 		MUST(syscall(SYS_pidfd_open, getppid(), 0));
 	else if (strcmp(what, "procfile") == 0) {
