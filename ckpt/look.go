@@ -50,6 +50,7 @@ func look(root int, set policy.Set) (*survey, error) {
 	if pids, err = s.leaveOutSelf(pids); err != nil {
 		return nil, err
 	}
+	go kind.PrepareRings() // for checkRegisteredRings: it takes some ms
 	for _, pid := range pids {
 		l, err := s.lookAt(pid)
 		if err != nil && pid != root && ending(pid) {
@@ -65,6 +66,11 @@ func look(root int, set policy.Set) (*survey, error) {
 	}
 	if err := s.lookAtFiles(); err != nil {
 		return nil, err
+	}
+	for _, l := range s.procs {
+		if !l.zombie() {
+			s.checkRegisteredRings(l.pid)
+		}
 	}
 	s.findings = unique(s.findings)
 	return s, nil
@@ -163,7 +169,6 @@ func (s *survey) lookAt(pid int) (*looked, error) {
 		return nil, err
 	}
 	s.checkGoneCwd(pid)
-	s.checkRegisteredRings(pid)
 	smaps, err := readSmaps(pid)
 	if err != nil {
 		return nil, err

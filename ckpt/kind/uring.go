@@ -99,6 +99,12 @@ func (uring) Check(f *Found, s *Scene) []image.Finding {
 	if err := r.rec.affordable(); err != nil {
 		add(err.Error(), closeIt)
 	}
+	switch pid, err := ringOutside(f, s); {
+	case err != nil:
+		add(err.Error(), closeIt)
+	case pid != 0:
+		add(fmt.Sprintf("%s, which is outside the tree, has it open too", processName(pid)), "close it there, or checkpoint a tree that holds that process too")
+	}
 	return all
 }
 

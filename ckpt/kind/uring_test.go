@@ -1,7 +1,9 @@
 package kind
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -175,4 +177,21 @@ func TestGaps(t *testing.T) {
 	if got := gaps(maps, 0x10000, ringMap{Start: 0x31000, Len: 0x2000}); len(got) != 2 || got[1] != (span{0x30000, 0x31000}) {
 		t.Errorf("%#x", got)
 	}
+}
+
+// TestRingOutside: a ring that a process outside the tree has open too is refused.
+func TestRingOutside(t *testing.T) {
+	fd, _ := newRing(t, uringRec{SQEntries: 8, CQEntries: 16})
+	own, err := unix.Dup(fd)
+	must(t, err)
+	file := os.NewFile(uintptr(own), "ring")
+	defer file.Close()
+	child := exec.Command("sleep", "1000")
+	child.ExtraFiles = []*os.File{file}
+	must(t, child.Start())
+	defer child.Wait()
+	defer child.Process.Kill()
+	s := ringStage(t)
+	s.add(fd)
+	refused(t, s.check(), fmt.Sprintf("pid %d", child.Process.Pid), "which is outside the tree, has it open too")
 }

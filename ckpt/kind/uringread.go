@@ -237,6 +237,11 @@ func (r *ringState) refuse(p *pry) {
 
 const napiInactive = 255 // IO_URING_NAPI_TRACKING_INACTIVE
 
+// PrepareRings makes ready what RegisteredRings needs, once.
+func PrepareRings() {
+	_, _ = kmem.Open() // who needs it hears why not
+}
+
 // RegisteredRings reports whether a thread of a process has registered the descriptor of a ring with itself
 // (IORING_REGISTER_RING_FDS). The ring then may have no descriptor at all, and nothing else tells of it. A kernel that lets
 // nobody look is no error.

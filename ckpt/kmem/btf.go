@@ -44,11 +44,15 @@ var used = map[string]bool{"fdtable": true, "file": true, "files_struct": true, 
 // types finds members of structures.
 type types struct {
 	typ, str []byte
-	at       []int             // where each type stands in typ; type 0 is void
+	marks    []int32           // where every stride-th type stands in typ; type 0 is void
+	n        uint32            // types, void among them
 	structs  map[string]uint32 // those of used, by name
 	mu       sync.Mutex
 	found    map[string]field
 }
+
+// stride is how far apart marks are: to note where each of 130,000 types stands takes longer than to look.
+const stride = 64
 
 func parseBTF(b []byte) (*types, error) {
 	bad := func(what string) error { return fmt.Errorf("/sys/kernel/btf/vmlinux: %s", what) }
@@ -60,8 +64,8 @@ func parseBTF(b []byte) (*types, error) {
 	if head < 24 || head+typeOff+typeLen > len(b) || head+strOff+strLen > len(b) {
 		return nil, bad("its parts do not fit into it")
 	}
-	t := &types{typ: b[head+typeOff:][:typeLen], str: b[head+strOff:][:strLen], at: []int{-1}, structs: map[string]uint32{}, found: map[string]field{}}
-	for at := 0; at < len(t.typ); {
+	t := &types{typ: b[head+typeOff:][:typeLen], str: b[head+strOff:][:strLen], n: 1, marks: make([]int32, 1, typeLen/(20*stride)+2), structs: map[string]uint32{}, found: map[string]field{}}
+	for at := 0; at < len(t.typ); t.n++ {
 		if at+12 > len(t.typ) {
 			return nil, bad("a type is cut")
 		}
@@ -71,16 +75,37 @@ func parseBTF(b []byte) (*types, error) {
 		}
 		if k == kindStruct {
 			if name := t.name(at); used[string(name)] {
-				t.structs[string(name)] = uint32(len(t.at))
+				t.structs[string(name)] = t.n
 			}
 		}
-		t.at = append(t.at, at)
-		at += 12 + extra[k][0] + n*extra[k][1]
+		if t.n%stride == 0 {
+			t.marks = append(t.marks, int32(at))
+		}
+		at = next(at, k, n)
 		if at > len(t.typ) {
 			return nil, bad("a type is cut")
 		}
 	}
 	return t, nil
+}
+
+// next is where the type behind the one at at stands.
+func next(at, kind, vlen int) int { return at + 12 + extra[kind][0] + vlen*extra[kind][1] }
+
+// place is where a type stands, -1 for void and what is none.
+func (t *types) place(id uint32) int {
+	if id == 0 || id >= t.n {
+		return -1
+	}
+	at, from := int(t.marks[id/stride]), id/stride*stride
+	if from == 0 {
+		from = 1 // void stands nowhere
+	}
+	for ; from < id; from++ {
+		k, n := t.kind(at)
+		at = next(at, k, n)
+	}
+	return at
 }
 
 func (t *types) word(at int) uint32 { return binary.LittleEndian.Uint32(t.typ[at:]) }
@@ -102,10 +127,10 @@ func (t *types) name(at int) []byte {
 // bare follows typedefs and qualifiers to a type, and returns where that stands; -1: nowhere.
 func (t *types) bare(id uint32) int {
 	for range 32 {
-		if int(id) >= len(t.at) || id == 0 {
+		at := t.place(id)
+		if at < 0 {
 			return -1
 		}
-		at := t.at[id]
 		switch k, _ := t.kind(at); k {
 		case kindTypedef, kindVolatile, kindConst, kindRestrict, kindTypeTag:
 			id = t.word(at + 8)

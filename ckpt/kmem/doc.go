@@ -12,6 +12,7 @@ package kmem
 import (
 	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 
@@ -30,7 +31,7 @@ type Memory struct {
 var Open = sync.OnceValues(open)
 
 func open() (*Memory, error) {
-	b, err := os.ReadFile("/sys/kernel/btf/vmlinux")
+	b, err := readBTF()
 	if err != nil {
 		return nil, fmt.Errorf("the kernel does not describe its types (CONFIG_DEBUG_INFO_BTF): %w", err)
 	}
@@ -113,4 +114,25 @@ func (m *Memory) Get(addr uint64, member string) (uint64, error) {
 		v &= 1<<f.size - 1
 	}
 	return v, nil
+}
+
+// readBTF maps the kernel's description of its types, which costs less than to read it and works since
+// Linux 6.16, or reads it. It stays for as long as we run.
+func readBTF() ([]byte, error) {
+	f, err := os.Open("/sys/kernel/btf/vmlinux")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	b, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_PRIVATE)
+	if err == nil {
+		return b, nil
+	}
+	b = make([]byte, st.Size())
+	_, err = io.ReadFull(f, b)
+	return b, err
 }
