@@ -50,7 +50,7 @@ func look(root int, set policy.Set) (*survey, error) {
 	if pids, err = s.leaveOutSelf(pids); err != nil {
 		return nil, err
 	}
-	go kind.PrepareRings() // for checkRegisteredRings: it takes some ms
+	go kind.PrepareRings() // for checkRingThreads: it takes some ms
 	for _, pid := range pids {
 		l, err := s.lookAt(pid)
 		if err != nil && pid != root && ending(pid) {
@@ -69,7 +69,7 @@ func look(root int, set policy.Set) (*survey, error) {
 	}
 	for _, l := range s.procs {
 		if !l.zombie() {
-			s.checkRegisteredRings(l.pid)
+			s.checkRingThreads(l.pid)
 		}
 	}
 	s.findings = unique(s.findings)

@@ -26,12 +26,11 @@ func (c *Checkpoint) checkRingMaps() error {
 	return image.Refusals(all)
 }
 
-// checkRegisteredRings refuses an io_uring that a thread has registered with itself.
-func (s *survey) checkRegisteredRings(pid int) {
-	if on, err := kind.RegisteredRings(pid); err == nil && on { // what could not be read has changed meanwhile
+// checkRingThreads refuses what threads have set for themselves with io_uring.
+func (s *survey) checkRingThreads(pid int) {
+	if what, err := kind.RingThreads(pid); err == nil && what != "" { // what could not be read has changed meanwhile
 		s.findings = append(s.findings, image.Finding{Severity: image.Refuse, PID: int32(pid), FD: image.NoFD, Kind: "io_uring",
-			What:   "a thread has registered the descriptor of an io_uring (IORING_REGISTER_RING_FDS, IORING_SETUP_REGISTERED_FD_ONLY), which is not kept",
-			Remedy: "run the program without io_uring"})
+			What: what, Remedy: "run the program without io_uring"})
 	}
 }
 

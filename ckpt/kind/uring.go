@@ -73,7 +73,7 @@ func (uring) Check(f *Found, s *Scene) []image.Finding {
 	}
 	r, err := readRing(f, s)
 	if err != nil {
-		add(fmt.Sprintf("what the kernel holds for it cannot be read: %v", err), "use a kernel with BTF (CONFIG_DEBUG_INFO_BTF) and BPF, Linux 6.15 or newer, or run the program without io_uring")
+		add(fmt.Sprintf("what the kernel holds for it cannot be read: %v", err), "use a kernel with BTF (CONFIG_DEBUG_INFO_BTF) and BPF, Linux 6.16 or newer, or run the program without io_uring")
 		return all
 	}
 	if !s.Still && s.Rings != nil {

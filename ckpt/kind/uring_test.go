@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -194,4 +195,43 @@ func TestRingOutside(t *testing.T) {
 	s := ringStage(t)
 	s.add(fd)
 	refused(t, s.check(), fmt.Sprintf("pid %d", child.Process.Pid), "which is outside the tree, has it open too")
+}
+
+// TestRingWorkersPinned: the processors of a thread's workers are seen.
+func TestRingWorkersPinned(t *testing.T) {
+	fd, _ := newRing(t, uringRec{SQEntries: 8, CQEntries: 16})
+	const registerAff, unregisterAff = 17, 18 // IORING_REGISTER_IOWQ_AFF, of linux/io_uring.h
+	register := func(what, arg, n uintptr) {
+		t.Helper()
+		if _, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(fd), what, arg, n, 0, 0); errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+	var all, one unix.CPUSet
+	must(t, unix.SchedGetaffinity(0, &all))
+	for i := range 1024 {
+		if all.IsSet(i) {
+			one.Set(i)
+			break
+		}
+	}
+	runtime.LockOSThread() // it is a setting of the thread
+	defer runtime.UnlockOSThread()
+	what, err := RingThreads(os.Getpid())
+	must(t, err)
+	if what != "" {
+		t.Errorf("at first: %s", what)
+	}
+	register(registerAff, uintptr(unsafe.Pointer(&one)), unsafe.Sizeof(one))
+	what, err = RingThreads(os.Getpid())
+	must(t, err)
+	if all.Count() > 1 {
+		wantWords(t, what, "on which processors", "IORING_REGISTER_IOWQ_AFF")
+	}
+	register(unregisterAff, 0, 0)
+	what, err = RingThreads(os.Getpid())
+	must(t, err)
+	if what != "" {
+		t.Errorf("in the end: %s", what)
+	}
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"sync"
 	"unsafe"
@@ -236,44 +235,6 @@ func (r *ringState) refuse(p *pry) {
 }
 
 const napiInactive = 255 // IO_URING_NAPI_TRACKING_INACTIVE
-
-// PrepareRings makes ready what RegisteredRings needs, once.
-func PrepareRings() {
-	_, _ = kmem.Open() // who needs it hears why not
-}
-
-// RegisteredRings reports whether a thread of a process has registered the descriptor of a ring with itself
-// (IORING_REGISTER_RING_FDS). The ring then may have no descriptor at all, and nothing else tells of it. A kernel that lets
-// nobody look is no error.
-func RegisteredRings(pid int) (bool, error) {
-	m, err := kmem.Open()
-	if err != nil || !m.Has("io_uring_task.registered_rings") {
-		return false, nil
-	}
-	tasks, err := m.Threads(pid)
-	if err != nil {
-		return false, err
-	}
-	at, err := m.Offset("io_uring_task.registered_rings")
-	if err != nil {
-		return false, err
-	}
-	p := pry{m: m}
-	for _, task := range tasks {
-		tctx := p.get(task, "task_struct.io_uring")
-		if tctx == 0 || p.err != nil {
-			continue
-		}
-		b := make([]byte, 16*8) // IO_RINGFD_REG_MAX pointers
-		if err := m.Read(tctx+at, b); err != nil {
-			return false, err
-		}
-		if slices.ContainsFunc(b, func(c byte) bool { return c != 0 }) {
-			return true, nil
-		}
-	}
-	return false, p.err
-}
 
 // content is the blob of a ring: its entries, those of completions, and the indices.
 func (r *ringState) content() ([]byte, error) {

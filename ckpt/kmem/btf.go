@@ -38,7 +38,7 @@ type field struct {
 
 // used are the structures that anybody asks for; a kernel has ten thousand more.
 var used = map[string]bool{"fdtable": true, "file": true, "files_struct": true, "inode": true, "io_ev_fd": true, "io_mapped_ubuf": true,
-	"io_ring_ctx": true, "io_rings": true, "io_rsrc_node": true, "io_sq_data": true, "io_uring_task": true,
+	"io_ring_ctx": true, "io_rings": true, "io_rsrc_node": true, "io_sq_data": true, "io_uring_task": true, "io_wq": true,
 	"pid": true, "signal_struct": true, "task_struct": true}
 
 // types finds members of structures.

@@ -23,7 +23,7 @@ func probeMemory(int) (string, error) {
 		return "", err
 	}
 	if !m.Has("io_ring_ctx.nr_req_allocated") {
-		return "", fmt.Errorf("this kernel does not count the requests of an io_uring (Linux 6.15 does)")
+		return "", fmt.Errorf("this kernel does not count the requests of an io_uring (Linux 6.16 does)")
 	}
 	return "works", nil
 }
