@@ -94,6 +94,9 @@ func (inetSock) Match(f *Found) bool {
 	if f.Stat.Mode&unix.S_IFMT != unix.S_IFSOCK || f.Flags&unix.O_PATH != 0 {
 		return false
 	}
+	if d := f.domain(); d != unix.AF_INET && d != unix.AF_INET6 {
+		return false
+	}
 	return f.ofInet().known
 }
 
@@ -189,10 +192,10 @@ func (r *inetRec) read(f *Found, s *Scene) (data []byte, err error) {
 		return r.readTCP(f, s)
 	}
 	r.Peer, err = sockName(f.FD, unix.SYS_GETPEERNAME)
-	if errors.Is(err, unix.ENOTCONN) {
+	if errors.Is(err, unix.ENOTCONN) && (r.Type == unix.SOCK_RAW || r.Protocol == unix.IPPROTO_ICMP || r.Protocol == unix.IPPROTO_ICMPV6) {
 		r.Peer, err = r.rawPeer(f.Stat.Ino)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, unix.ENOTCONN) {
 		return nil, err
 	}
 	r.Groups, err = s.groups(f)

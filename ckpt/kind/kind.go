@@ -116,7 +116,9 @@ type Found struct {
 	// unix(7)). Its only slot is one of our own.
 	Carrier *Found
 
-	inet *inetKind // of a network socket, see ofInet
+	inet   *inetKind // of a network socket, see ofInet
+	family *int      // of a socket, see domain
+	cred   *peerOf   // of a unix socket, see peerCred
 }
 
 // Place is where to tell the user to look for the file.
@@ -179,6 +181,7 @@ type Scene struct {
 	lines       []inetLine                // of all TCP sockets, see tcpLines
 	waits       map[uint32]uint32         // who waits to be accepted by whom, see waitsFor
 	freshes     map[int][]unixOpt         // the options of a new socket, by type
+	unixOpts    map[*Found][]unixOpt      // all options of all unix sockets, see unixOptions
 	staying     map[int]bool              // processes that SO_PEERCRED can name after a restore, see stays
 	masters     map[ptyKey]*Found         // of pseudoterminals, see ptys
 	mastersOf   int                       // how many of Files are in it

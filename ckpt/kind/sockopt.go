@@ -197,19 +197,13 @@ func (s *Scene) options(f *Found) ([]sockOpt, error) {
 				all = append(all, g)
 			}
 		}
-		read, errs := make([][]sockOpt, len(all)), make([]error, runtime.NumCPU())
-		var group sync.WaitGroup
-		var next atomic.Int64
-		for w := range errs {
-			group.Go(func() {
-				for i := next.Add(1) - 1; i < int64(len(all)) && errs[w] == nil; i = next.Add(1) - 1 {
-					k := all[i].ofInet()
-					read[i], errs[w] = dumpOpts(all[i].FD, k.typ, s.fresh[[3]int{k.family, k.typ, k.protocol}])
-				}
-			})
-		}
-		group.Wait()
-		if err := errors.Join(errs...); err != nil {
+		read := make([][]sockOpt, len(all))
+		err := onAllCPUs(len(all), func(i int) (err error) {
+			k := all[i].ofInet()
+			read[i], err = dumpOpts(all[i].FD, k.typ, s.fresh[[3]int{k.family, k.typ, k.protocol}])
+			return err
+		})
+		if err != nil {
 			return nil, err
 		}
 		s.inetOpts = map[*Found][]sockOpt{}
@@ -225,6 +219,22 @@ func (s *Scene) options(f *Found) ([]sockOpt, error) {
 		return nil, err
 	}
 	return dumpOpts(f.FD, f.ofInet().typ, fresh)
+}
+
+// onAllCPUs calls f for 0 to n-1, some of it at once, until one fails.
+func onAllCPUs(n int, f func(i int) error) error {
+	errs := make([]error, runtime.NumCPU())
+	var group sync.WaitGroup
+	var next atomic.Int64
+	for w := range errs {
+		group.Go(func() {
+			for i := next.Add(1) - 1; i < int64(n) && errs[w] == nil; i = next.Add(1) - 1 {
+				errs[w] = f(int(i))
+			}
+		})
+	}
+	group.Wait()
+	return errors.Join(errs...)
 }
 
 // multicast reports whether an option is about sending to groups. One that came from accept(2) has

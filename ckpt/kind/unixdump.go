@@ -18,7 +18,7 @@ func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.Link, err)
 	}
-	if r.Opts, err = s.unixOptions(f.FD, int(r.Type)); err != nil {
+	if r.Opts, err = s.unixOptions(f, int(r.Type)); err != nil {
 		return fmt.Errorf("%s: %w", f.Link, err)
 	}
 	if r.Filter, err = socketFilter(f.FD); err != nil {
@@ -59,7 +59,7 @@ func (s *Scene) describeSocket(f *Found) (*unixRec, error) {
 	if r.Name, r.File, err = s.nameOf(f); err != nil {
 		return nil, err
 	}
-	if r.Cred, err = peerCred(f.FD); err != nil {
+	if r.Cred, err = f.peerCred(); err != nil {
 		return nil, err
 	}
 	r.Reconnect = s.reconnects(f, u)
@@ -280,6 +280,21 @@ func socketAddr(fd int, nr uintptr) ([]byte, error) {
 		return nil, nil
 	}
 	return buf[2:n], nil
+}
+
+// peerOf is what SO_PEERCRED and SO_PEERGROUPS have told.
+type peerOf struct {
+	cred *unixCred
+	err  error
+}
+
+// peerCred is that of a socket that stands still, or as it was when it was asked for first.
+func (f *Found) peerCred() (*unixCred, error) {
+	if f.cred == nil {
+		f.cred = &peerOf{}
+		f.cred.cred, f.cred.err = peerCred(f.FD)
+	}
+	return f.cred.cred, f.cred.err
 }
 
 // peerCred is SO_PEERCRED and SO_PEERGROUPS, nil if there is none.

@@ -72,7 +72,7 @@ func allUnixOpts(fd int) ([]unixOpt, error) {
 }
 
 // unixOptions reads the options that are not those of a new socket, and the sizes in any case.
-func (s *Scene) unixOptions(fd, typ int) ([]unixOpt, error) {
+func (s *Scene) unixOptions(f *Found, typ int) ([]unixOpt, error) {
 	if s.freshes[typ] == nil {
 		fresh, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
@@ -88,9 +88,17 @@ func (s *Scene) unixOptions(fd, typ int) ([]unixOpt, error) {
 		}
 		s.freshes[typ] = usual
 	}
-	all, err := allUnixOpts(fd)
-	if err != nil {
-		return nil, err
+	if s.unixOpts == nil {
+		if err := s.readUnixOpts(); err != nil {
+			return nil, err
+		}
+	}
+	all := s.unixOpts[f]
+	if all == nil { // one that was found since, under way in a message
+		var err error
+		if all, err = allUnixOpts(f.FD); err != nil {
+			return nil, err
+		}
 	}
 	var out []unixOpt
 	for i, o := range all {
@@ -99,6 +107,29 @@ func (s *Scene) unixOptions(fd, typ int) ([]unixOpt, error) {
 		}
 	}
 	return out, nil
+}
+
+// readUnixOpts reads the options of all unix sockets at once, on all CPUs: there is a system call for each.
+func (s *Scene) readUnixOpts() error {
+	var all []*Found
+	for _, f := range s.Files {
+		if (unixSock{}).Match(f) {
+			all = append(all, f)
+		}
+	}
+	read := make([][]unixOpt, len(all))
+	err := onAllCPUs(len(all), func(i int) (err error) {
+		read[i], err = allUnixOpts(all[i].FD)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	s.unixOpts = make(map[*Found][]unixOpt, len(all))
+	for i, f := range all {
+		s.unixOpts[f] = read[i]
+	}
+	return nil
 }
 
 // set sets an option if it is another one now.

@@ -70,8 +70,19 @@ func (unixSock) Match(f *Found) bool {
 	if f.Stat.Mode&unix.S_IFMT != unix.S_IFSOCK || f.Flags&unix.O_PATH != 0 {
 		return false
 	}
-	family, err := unix.GetsockoptInt(f.FD, unix.SOL_SOCKET, unix.SO_DOMAIN)
-	return err == nil && family == unix.AF_UNIX
+	return f.domain() == unix.AF_UNIX
+}
+
+// domain is the address family of a socket, which never changes; -1: it is none, or opened with O_PATH.
+func (f *Found) domain() int {
+	if f.family == nil {
+		family, err := unix.GetsockoptInt(f.FD, unix.SOL_SOCKET, unix.SO_DOMAIN)
+		if err != nil {
+			family = -1
+		}
+		f.family = &family
+	}
+	return *f.family
 }
 
 // socket is what the kernel tells of the unix socket f.
@@ -227,8 +238,8 @@ func (f *Found) pairFindings(peer *Found, name []byte, s *Scene) []image.Finding
 	if err != nil {
 		return []image.Finding{f.refuse(err.Error(), closeSocket)}
 	}
-	a, err := peerCred(f.FD)
-	b, err2 := peerCred(peer.FD)
+	a, err := f.peerCred()
+	b, err2 := peer.peerCred()
 	if err != nil || err2 != nil {
 		return []image.Finding{f.refuse(errors.Join(err, err2).Error(), closeSocket)}
 	}
@@ -294,7 +305,7 @@ func (s *Scene) reconnects(f *Found, u *unixInfo) bool {
 	if v := s.sockets[u.Peer]; v == nil || uint64(v.Peer) == f.Stat.Ino {
 		return false
 	}
-	cred, err := peerCred(f.FD)
+	cred, err := f.peerCred()
 	name, nerr := socketAddr(f.FD, unix.SYS_GETPEERNAME)
 	if err != nil || nerr != nil || cred != nil || len(name) == 0 {
 		return false
@@ -310,7 +321,7 @@ func (s *Scene) reconnects(f *Found, u *unixInfo) bool {
 // peerCredFindings tells if SO_PEERCRED names a process that cannot be named again. One that has
 // ended can, if its id is free then.
 func (f *Found) peerCredFindings(s *Scene) []image.Finding {
-	c, err := peerCred(f.FD)
+	c, err := f.peerCred()
 	if err != nil {
 		return []image.Finding{f.refuse(err.Error(), closeSocket)}
 	}
