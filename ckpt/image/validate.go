@@ -112,6 +112,18 @@ func text(field, s string, most int) error {
 	return nil
 }
 
+// path checks the path of a file as the kernel tells it: one that leads back by .. is no kernel's.
+func path(field, s string) error {
+	if strings.HasPrefix(s, "/") {
+		for name := range strings.SplitSeq(s, "/") {
+			if name == "." || name == ".." {
+				return bad(field, "%q leads through %q", s, name)
+			}
+		}
+	}
+	return text(field, s, maxPath)
+}
+
 // first returns the first error of a list of checks.
 func first(errs ...error) error {
 	for _, err := range errs {

@@ -48,7 +48,7 @@ func (mm *MM) validate(m *Manifest) error {
 		within("auxv", int64(len(mm.Auxv)), 0, maxAuxv),
 		mm.Exe.validate("exe"),
 		mm.exeSegment(m),
-		text("exe_was", mm.ExeWas, maxPath),
+		path("exe_was", mm.ExeWas),
 	)
 	if err != nil {
 		return err
@@ -109,7 +109,7 @@ func (v *VMA) validate(after uint64, m *Manifest) error {
 	}
 	return first(
 		text("name", v.Name, maxPath),
-		text("was", v.Was, maxPath),
+		path("was", v.Was),
 		v.File.validate("file"),
 		v.backing(m),
 		validExtents("extents", v.Extents, v.Start, v.End),
@@ -199,7 +199,7 @@ func validExtents(field string, all []Extent, low, high uint64) error {
 
 // validate checks the identity of a file.
 func (f *MappedFile) validate(field string) error {
-	return at2(field, text("path", f.Path, maxPath), within("size", f.Size, 0, 1<<63-1))
+	return at2(field, path("path", f.Path), within("size", f.Size, 0, 1<<63-1))
 }
 
 // at2 is the first error with the field before it.
@@ -235,7 +235,7 @@ func (f *File) validate(m *Manifest) error {
 	}
 	return first(
 		text("kind", f.Kind, 256),
-		text("path", f.Path, maxPath),
+		path("path", f.Path),
 		within("pos", f.Pos, 0, 1<<63-1),
 		optional("blob", f.Blob, len(m.Blobs)),
 		optional("segment", f.Segment, len(m.Segments)),
@@ -305,7 +305,7 @@ func (f *FS) validate() error {
 		if !strings.HasPrefix(p.path, "/") {
 			return bad(p.field, "%q is not an absolute path", p.path)
 		}
-		if err := text(p.field, p.path, maxPath); err != nil {
+		if err := path(p.field, p.path); err != nil {
 			return err
 		}
 	}

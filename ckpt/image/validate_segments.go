@@ -84,7 +84,7 @@ func (s *Segment) deletedFile() error {
 			return at(bad("name", "%q of %d bytes is none that the file of a user has", x.Name, len(x.Value)), "xattrs[%d]", i)
 		}
 	}
-	return text("path", s.Path, maxPath)
+	return path("path", s.Path)
 }
 
 // sysV checks what only shared memory of System V has.

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
-	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"golang.org/x/sys/unix"
@@ -180,12 +178,12 @@ func queued(fd int, what uint) int {
 // readConn reads a connection. Its socket is in repair mode meanwhile, for some microseconds; what
 // puts it there also takes it out again if we are killed. data is what waits to be sent, and then
 // what waits to be read.
-func (r *inetRec) readConn(f *Found) (data []byte, err error) {
+func (r *inetRec) readConn(f *Found, s *Scene) (data []byte, err error) {
 	c := &tcpConn{}
 	if c.Peer, err = sockName(f.FD, unix.SYS_GETPEERNAME); err != nil {
 		return nil, err
 	}
-	in, q, err := stillConn(f.FD)
+	in, q, err := s.stillConn(f)
 	if err != nil {
 		return nil, err
 	}
@@ -214,119 +212,6 @@ func (r *inetRec) readConn(f *Found) (data []byte, err error) {
 
 // siocOutQNSD is SIOCOUTQNSD of linux/sockios.h: how many bytes were never sent.
 const siocOutQNSD = 0x894b
-
-// errMoving says that a connection changed while it was looked at.
-var errMoving = errors.New("more comes to wait in it while it is looked at")
-
-// stillConn reads a connection at one moment: packets come from outside although the tree stands
-// still, until the window is full.
-func stillConn(fd int) (in tcpInfo, q *tcpQueues, err error) {
-	for try := 0; try < 100; try++ {
-		if in, err = readTCPInfo(fd); err != nil {
-			return in, nil, err
-		}
-		q, err = peekTCP(fd, queued(fd, unix.TIOCOUTQ), queued(fd, unix.TIOCINQ))
-		if errors.Is(err, errMoving) {
-			continue
-		}
-		if err != nil {
-			return in, nil, err
-		}
-		after, err := readTCPInfo(fd)
-		if err != nil {
-			return in, nil, err
-		}
-		if after.state == in.state {
-			return in, q, nil
-		}
-	}
-	return in, nil, errMoving
-}
-
-// tcpQueues is what a socket tells in repair mode.
-type tcpQueues struct {
-	sendSeq, recvSeq uint32
-	send, recv       []byte
-	mss, time        uint32
-	window           []byte
-}
-
-// peekTCP reads the queues of a connection, which are of these lengths at most; a FIN counts as one.
-func peekTCP(fd, sendLen, recvLen int) (*tcpQueues, error) {
-	// What the calls point at lies in one place on the heap, see runApart.
-	type room struct {
-		on, off, sendQ, recvQ, reuse              int32
-		sendSeq, recvSeq, again, mss, time        uint32
-		lenSend, lenRecv, lenMSS, lenTime, lenWin uint32
-		lenAgain                                  uint32
-		window                                    [tcpWindowLen]byte
-	}
-	m := &room{on: 1, off: -1, sendQ: tcpSendQueue, recvQ: tcpRecvQueue, lenSend: 4, lenRecv: 4, lenAgain: 4, lenMSS: 4, lenTime: 4, lenWin: tcpWindowLen}
-	reuse, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
-	if err != nil {
-		return nil, fmt.Errorf("SO_REUSEADDR: %w", err)
-	}
-	m.reuse = int32(reuse)
-	send, recv := make([]byte, sendLen+1), make([]byte, recvLen+1)
-	at := func(p unsafe.Pointer) uintptr { return uintptr(p) }
-	set := func(level, name int, v *int32) call {
-		return call{nr: unix.SYS_SETSOCKOPT, args: [6]uintptr{uintptr(fd), uintptr(level), uintptr(name), at(unsafe.Pointer(v)), 4}}
-	}
-	get := func(name int, v unsafe.Pointer, n *uint32) call {
-		return call{nr: unix.SYS_GETSOCKOPT, args: [6]uintptr{uintptr(fd), unix.SOL_TCP, uintptr(name), at(v), at(unsafe.Pointer(n))}}
-	}
-	peek := func(b []byte) call {
-		return call{nr: unix.SYS_RECVFROM, args: [6]uintptr{uintptr(fd), at(unsafe.Pointer(&b[0])), uintptr(len(b)), unix.MSG_PEEK | unix.MSG_DONTWAIT}}
-	}
-	calls := []call{
-		set(unix.SOL_TCP, unix.TCP_REPAIR, &m.on),
-		set(unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, &m.sendQ),
-		get(unix.TCP_QUEUE_SEQ, unsafe.Pointer(&m.sendSeq), &m.lenSend),
-		peek(send),
-		set(unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, &m.recvQ),
-		get(unix.TCP_QUEUE_SEQ, unsafe.Pointer(&m.recvSeq), &m.lenRecv),
-		peek(recv),
-		get(unix.TCP_QUEUE_SEQ, unsafe.Pointer(&m.again), &m.lenAgain),
-		get(unix.TCP_MAXSEG, unsafe.Pointer(&m.mss), &m.lenMSS),
-		get(unix.TCP_TIMESTAMP, unsafe.Pointer(&m.time), &m.lenTime),
-		get(unix.TCP_REPAIR_WINDOW, unsafe.Pointer(&m.window), &m.lenWin),
-		set(unix.SOL_TCP, unix.TCP_REPAIR, &m.off),
-		set(unix.SOL_SOCKET, unix.SO_REUSEADDR, &m.reuse), // repair mode has taken it away
-	}
-	err = runApart(calls)
-	runtime.KeepAlive(m)
-	runtime.KeepAlive(send)
-	runtime.KeepAlive(recv)
-	if err != nil {
-		return nil, err
-	}
-	if m.again != m.recvSeq {
-		return nil, errMoving
-	}
-	q := &tcpQueues{sendSeq: m.sendSeq, recvSeq: m.recvSeq, mss: m.mss, time: m.time, window: append([]byte{}, m.window[:]...)}
-	for i, c := range calls {
-		err := c.err()
-		switch {
-		case i == 3 || i == 6: // nothing there, or only a FIN
-			b, got := send, &q.send
-			if i == 6 {
-				b, got = recv, &q.recv
-			}
-			if err != nil && err != unix.EAGAIN && err != unix.ENOTCONN {
-				return nil, fmt.Errorf("look at what waits in it: %w", err)
-			}
-			*got = b[:max(c.ret, 0)]
-			if len(*got) == len(b) {
-				return nil, errMoving
-			}
-		case err == unix.EPERM:
-			return nil, fmt.Errorf("repair mode (TCP_REPAIR) needs CAP_NET_ADMIN: %w", err)
-		case err != nil:
-			return nil, fmt.Errorf("call %d in repair mode: %w", i, err)
-		}
-	}
-	return q, nil
-}
 
 // gap refuses a pair of ends that were not read at one moment: bytes that neither has.
 func (s *Scene) gap(f *Found, r *inetRec) error {

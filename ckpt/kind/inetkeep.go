@@ -30,6 +30,9 @@ func (s *Scene) hush() error {
 		}
 	}
 	s.hushed = true
+	if len(conns) == 0 {
+		return nil
+	}
 	return s.Hush(conns)
 }
 

@@ -126,12 +126,7 @@ func (r *inetRec) readTCP(f *Found, s *Scene) (data []byte, err error) {
 	case in.state != tcpClose:
 		at, why := f.connection(s, in)
 		if why == "" {
-			if at == outside {
-				if err := s.hush(); err != nil {
-					return nil, err
-				}
-			}
-			if data, err = r.readConn(f); err != nil {
+			if data, err = r.readConn(f, s); err != nil {
 				return nil, err
 			}
 			r.Conn.Orphan, r.Conn.Outside = at == nowhere, at == outside

@@ -178,6 +178,7 @@ type Scene struct {
 	inetOpts    map[*Found][]sockOpt      // the options of all network sockets, see options
 	conned      map[ends]*inetRec         // those that were dumped, see gap
 	hushed      bool                      // the connections to the outside are
+	peeked      map[*Found]*tcpPeek       // what the connections that are kept hold, see stillConn
 	lines       []inetLine                // of all TCP sockets, see tcpLines
 	waits       map[uint32]uint32         // who waits to be accepted by whom, see waitsFor
 	freshes     map[int][]unixOpt         // the options of a new socket, by type

@@ -1,7 +1,9 @@
 package kind
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"strconv"
@@ -180,11 +182,17 @@ func masterHolders(skip func(pid int) bool) (all []masterHolder) {
 	return all
 }
 
+// dying reports whether a process has no memory any more: it is about to close its files, and uses none.
+func dying(pid int) bool {
+	_, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return errors.Is(err, fs.ErrNotExist)
+}
+
 // masterOutside returns a process outside the tree that has this very master, or 0.
 func (s *Scene) masterOutside(f *Found, index uint32) int {
 	if !s.holdersRead {
 		s.holdersRead = true
-		s.holders = masterHolders(func(pid int) bool { return s.member(pid) || pid == os.Getpid() || SameProgram(pid) })
+		s.holders = masterHolders(func(pid int) bool { return s.member(pid) || pid == os.Getpid() || SameProgram(pid) || dying(pid) })
 	}
 	const kcmpFile = 0
 	self := uintptr(os.Getpid())
