@@ -16,6 +16,20 @@ int main(int argc, char **argv)
 	mqd_t from = MUST(mq_open(name, O_RDONLY));
 	mqd_t answer = MUST(mq_open(lost, O_RDONLY | O_NONBLOCK));
 	MUST(mq_unlink(lost));
+	// A third has messages, one of them of several pages, and its name is gone.
+	static char page[8192], got[8192];
+	for (unsigned i = 0; i < sizeof page; i++)
+		page[i] = i * 13 + i / 256;
+	strcat(lost, "2");
+	struct mq_attr large = {.mq_maxmsg = 5, .mq_msgsize = sizeof page};
+	mqd_t full = MUST(mq_open(lost, O_CREAT | O_EXCL | O_RDWR | O_NONBLOCK, 0600, &large));
+	MUST(mq_unlink(lost));
+	MUST(mq_send(full, "low", 3, 1));
+	MUST(mq_send(full, page, sizeof page, 5));
+	MUST(mq_send(full, "", 0, 5));
+	MUST(mq_send(full, "lower", 5, 0));
+	MUST(mq_send(full, "low too", 7, 1));
+	CHECK(mq_send(full, "no", 2, 1) == -1 && errno == EAGAIN, "it is not full");
 	pid_t child = MUST(fork());
 	if (child == 0) {
 		unsigned prio;
@@ -37,6 +51,14 @@ int main(int argc, char **argv)
 	MUST(fstat(to, &st));
 	CHECK((st.st_mode & 0777) == (0620 & ~022), "mode %o", st.st_mode);
 	CHECK(mq_open(lost, O_RDONLY) == -1 && errno == ENOENT, "the lost name is there");
+	CHECK(mq_send(full, "no", 2, 1) == -1 && errno == EAGAIN, "it is not full any more");
+	unsigned p;
+	CHECK(mq_receive(full, got, sizeof got, &p) == sizeof page && p == 5 && memcmp(got, page, sizeof page) == 0, "the long one");
+	CHECK(mq_receive(full, got, sizeof got, &p) == 0 && p == 5, "the empty one");
+	CHECK(mq_receive(full, got, sizeof got, &p) == 3 && p == 1 && memcmp(got, "low", 3) == 0, "the low one");
+	CHECK(mq_receive(full, got, sizeof got, &p) == 7 && p == 1 && memcmp(got, "low too", 7) == 0, "the other low one");
+	CHECK(mq_receive(full, got, sizeof got, &p) == 5 && p == 0 && memcmp(got, "lower", 5) == 0, "the lowest");
+	CHECK(mq_receive(full, got, sizeof got, &p) == -1 && errno == EAGAIN, "one more");
 	MUST(mq_send(to, "hello", 5, 9));
 	int status;
 	CHECK(waitpid(child, &status, 0) == child && status == 0, "child ended with %#x", status);
