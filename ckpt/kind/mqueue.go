@@ -15,8 +15,8 @@ import (
 
 // mqueue is a POSIX message queue (mq_overview(7)), which is a file with a name of its own namespace. It stays when its
 // processes are gone, and is opened again by its name, as a regular file is; one that is gone, or had no name any more, is made
-// anew. Its messages are read from the kernel's memory, see mqmessages.go. A registration for a signal
-// (mq_notify(3)), whose value nobody can read, is refused.
+// anew. Its messages, and who waits for a signal of it, are read from the kernel's memory, see mqmessages.go
+// and mqnotify.go.
 type mqueue struct{}
 
 type mqueueRec struct {
@@ -32,6 +32,7 @@ type mqueueRec struct {
 	// Messages are those that wait, in the order in which they are received; their bytes are the blob.
 	// One record of a queue has them.
 	Messages []mqMessage `cbor:"10,keyasint,omitempty"`
+	Notify   *mqNotify   `cbor:"11,keyasint,omitempty"` // of a process that has this description
 }
 
 // Limits of linux/ipc_namespace.h, which no privilege lifts.
@@ -74,8 +75,10 @@ func (mqueue) Check(f *Found, s *Scene) []image.Finding {
 	case err != nil:
 		all = append(all, f.refuse(fmt.Sprintf("whether somebody waits for a signal of the message queue cannot be read: %v", err), "run ckptfs as root"))
 	case pid != 0 && s.member(pid):
-		all = append(all, f.refuse(fmt.Sprintf("pid %d has registered with the queue (mq_notify), and the value that its signal will carry cannot be read", pid),
-			"let it take the registration back (mq_notify with NULL) before the checkpoint"))
+		if _, err := readNotify(f, pid); err != nil {
+			all = append(all, f.refuse(fmt.Sprintf("pid %d has registered with the queue (mq_notify): %v", pid, err),
+				"let it take the registration back (mq_notify with NULL) before the checkpoint"))
+		}
 	}
 	if f.Stat.Nlink == 0 {
 		if pid := max(s.Outside(f.Stat.Dev, f.Stat.Ino, unix.O_RDONLY), s.Outside(f.Stat.Dev, f.Stat.Ino, unix.O_WRONLY)); pid != 0 {
@@ -101,12 +104,16 @@ func (mqueue) Dump(f *Found, s *Scene, rec *image.File) error {
 			rec.Blob = s.Blob(data)
 		}
 	}
+	notify, err := s.mqNotifyOf(f)
+	if err != nil {
+		return fmt.Errorf("%s: mq_notify: %w", f.Link, err)
+	}
 	link := f.Link
 	if f.Stat.Nlink == 0 {
 		link = strings.TrimSuffix(link, " (deleted)")
 	}
 	return encodeRec(rec, &mqueueRec{Name: path.Base(link), Unlinked: f.Stat.Nlink == 0, Dev: f.Stat.Dev, Ino: f.Stat.Ino,
-		Mode: f.Stat.Mode & 0o7777, UID: f.Stat.Uid, GID: f.Stat.Gid, MaxMsg: a.maxMsg, MsgSize: a.msgSize, Messages: msgs})
+		Mode: f.Stat.Mode & 0o7777, UID: f.Stat.Uid, GID: f.Stat.Gid, MaxMsg: a.maxMsg, MsgSize: a.msgSize, Messages: msgs, Notify: notify})
 }
 
 // record decodes what an image holds of a queue, and bounds it.
@@ -122,6 +129,9 @@ func (mqueue) record(rec *image.File) (*mqueueRec, error) {
 		return nil, fmt.Errorf("message queue %q: %d messages of %d bytes are more than a queue can have", r.Name, r.MaxMsg, r.MsgSize)
 	case r.Mode&^0o7777 != 0:
 		return nil, fmt.Errorf("message queue %q: the mode %#o", r.Name, r.Mode)
+	}
+	if err := r.Notify.check(); err != nil {
+		return nil, fmt.Errorf("message queue %q: %w", r.Name, err)
 	}
 	return &r, r.checkMessages()
 }
@@ -281,13 +291,14 @@ func (r *mqueueRec) create(name string) error {
 	return nil
 }
 
-// mqOpen is mq_open(3). A queue that it makes has no permissions but for its owner.
+// mqOpen is mq_open(3). A queue that it makes has no permissions but for its owner. The descriptor closes
+// by exec anyway; with O_CLOEXEC its description would show that for every other descriptor, too.
 func mqOpen(name string, flags int, attr *mqAttr) (int, error) {
 	p, err := unix.BytePtrFromString(name)
 	if err != nil {
 		return -1, err
 	}
-	fd, _, errno := unix.Syscall6(unix.SYS_MQ_OPEN, uintptr(unsafe.Pointer(p)), uintptr(flags|unix.O_CLOEXEC), 0o600, uintptr(unsafe.Pointer(attr)), 0, 0)
+	fd, _, errno := unix.Syscall6(unix.SYS_MQ_OPEN, uintptr(unsafe.Pointer(p)), uintptr(flags&^unix.O_CLOEXEC), 0o600, uintptr(unsafe.Pointer(attr)), 0, 0)
 	if errno != 0 {
 		return -1, fmt.Errorf("mq_open: %w", errno)
 	}

@@ -126,28 +126,13 @@ func TestMQueueUnlinked(t *testing.T) {
 	refused(t, s.check(), "has no name any more", "pid 4711")
 }
 
-func TestMQueueRefused(t *testing.T) {
-	fd := newQueue(t, queueName(t)+"2", unix.O_WRONLY)
-	event := [64]byte{8: byte(unix.SIGUSR1)} // struct sigevent: SIGEV_SIGNAL
-	if _, _, errno := unix.Syscall(unix.SYS_MQ_NOTIFY, uintptr(fd), uintptr(unsafe.Pointer(&event)), 0); errno != 0 {
-		t.Fatal(errno)
-	}
-	s := newStage(t)
-	s.add(fd)
-	s.scene.Member = func(id int) bool { return id == os.Getpid() }
-	refused(t, s.check(), "has registered with the queue (mq_notify)")
-	s.scene.Member = nil // somebody else waits for it, and will go on to
-	if all := s.check(); len(all) != 0 {
-		t.Error(all)
-	}
-}
-
 func TestMQueueHostile(t *testing.T) {
 	good := mqueueRec{Name: "x", MaxMsg: 1, MsgSize: 1}
 	for what, spoil := range map[string]func(r *mqueueRec){
 		"no name": func(r *mqueueRec) { r.Name = "" }, "no name of": func(r *mqueueRec) { r.Name = "../x" },
 		"that is no name": func(r *mqueueRec) { r.Name = strings.Repeat("x", 256) }, "-1 messages": func(r *mqueueRec) { r.MaxMsg = -1 },
 		"messages of 1073741824": func(r *mqueueRec) { r.MsgSize = 1 << 30 }, "the mode": func(r *mqueueRec) { r.Mode = 0o100600 },
+		"its signal 65": func(r *mqueueRec) { r.Notify = &mqNotify{PID: 1, Signal: 65} }, "pid 0": func(r *mqueueRec) { r.Notify = &mqNotify{Signal: 1} },
 	} {
 		r := good
 		spoil(&r)

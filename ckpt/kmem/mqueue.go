@@ -87,3 +87,19 @@ func (q *queueWalk) message(at uint64) {
 	}
 	q.all = append(q.all, Message{uint32(prio), data})
 }
+
+// Notification is the struct sigevent of who has registered with the POSIX message queue behind a
+// descriptor of ours (mq_notify(3)): sigev_value, and sigev_signo and sigev_notify. It means nothing if
+// nobody has.
+func (m *Memory) Notification(fd int) (value uint64, signal, how int32, err error) {
+	file, err := m.File(fd)
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	w := walk{m: m}
+	info := w.get(file, "file.f_inode") - w.off("mqueue_inode_info.vfs_inode")
+	at := info + w.off("mqueue_inode_info.notify")
+	value = w.word(at)
+	both := w.word(at + 8)
+	return value, int32(uint32(both)), int32(uint32(both >> 32)), w.err
+}

@@ -27,6 +27,11 @@ static int nap_forever(void *arg)
 		nap(10);
 }
 
+static void notified(union sigval v)
+{
+	(void)v;
+}
+
 static void make(const char *what)
 {
 	if (strcmp(what, "socket") == 0)
@@ -159,7 +164,7 @@ static void make(const char *what)
 		snprintf(name, sizeof name, "/ckptfs-refuse-%d", getpid());
 		mqd_t q = MUST(mq_open(name, O_CREAT | O_RDWR, 0600, NULL));
 		MUST(mq_unlink(name));
-		struct sigevent ev = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1, .sigev_value = {.sival_int = 7}};
+		struct sigevent ev = {.sigev_notify = SIGEV_THREAD, .sigev_notify_function = notified};
 		MUST(mq_notify(q, &ev));
 	} else if (strcmp(what, "numapart") == 0) {
 		// A policy of a part of shared memory, made through another mapping.
