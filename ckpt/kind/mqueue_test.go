@@ -212,7 +212,7 @@ func TestMQueueMessages(t *testing.T) {
 	var undo []func() error
 	s.env.Undo = func(f func() error) { undo = append(undo, f) }
 	s.warned = nil
-	got, err = s.open()
+	_, err = s.open()
 	must(t, err)
 	if len(s.warned) != 1 || !strings.Contains(s.warned[0], "had 1 messages, and has the 7 of the image now") {
 		t.Errorf("%q", s.warned)
