@@ -34,7 +34,7 @@ sentfin.sendall(b"last"); sentfin.shutdown(socket.SHUT_WR)
 waits = lambda x: struct.unpack("i", fcntl.ioctl(x, termios.FIONREAD, b"    "))[0]
 def ended(x):
     p = select.poll(); p.register(x, 0x2000); return bool(p.poll(0))
-while waits(full) < 100000 or not ended(gotfin) or not ended(closing): time.sleep(0.01)
+while waits(full) < 30000 or not ended(gotfin) or not ended(closing): time.sleep(0.01)
 closing.shutdown(socket.SHUT_WR)
 open("full", "w").write(str(n)); open("ready", "w").close()
 while not os.path.exists("go"): time.sleep(0.01)
@@ -45,8 +45,8 @@ def all(x):
 says = []
 idle.sendall(b"ping"); says.append(idle.recv(9).decode())
 got = b""
-while len(got) < 100000: got += full.recv(65536)
-says.append("full" if got == b"b" * 100000 else "damaged"); full.sendall(b"end"); full.shutdown(socket.SHUT_WR); full.recv(1)
+while len(got) < 30000: got += full.recv(65536)
+says.append("full" if got == b"b" * 30000 else "damaged"); full.sendall(b"end"); full.shutdown(socket.SHUT_WR); full.recv(1)
 says.append(all(gotfin).decode()); gotfin.sendall(b"after"); gotfin.close()
 says.append(all(sentfin).decode())
 says.append(all(closing).decode())
@@ -93,7 +93,7 @@ func peerTalks(c *net.TCPConn, what byte, ready, restored <-chan struct{}) (stri
 		fmt.Fprint(c, "pong")
 		return read(4), nil
 	case 1:
-		fmt.Fprint(c, strings.Repeat("b", 100000))
+		fmt.Fprint(c, strings.Repeat("b", 30000))
 		<-restored
 		b, err := io.ReadAll(c)
 		return fmt.Sprint(len(b)-3, len(bytes.TrimLeft(b, "a")), string(bytes.TrimLeft(b, "a"))), err
