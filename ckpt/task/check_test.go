@@ -34,7 +34,6 @@ func TestCheckRefuses(t *testing.T) {
 		"aio":                    {" at 0x", "(AIO context)", "io_setup(2)"},
 		"deadline":               {"(SCHED_DEADLINE)", "chrt -o -p 0 "},
 		"thread=own-fs":          {" thread ", "(own working directory)", "CLONE_FS"},
-		"thread=own-files":       {" thread ", "(own descriptor table)", "CLONE_FILES"},
 		"thread=own-personality": {" thread ", "(personality)", "0x40000"},
 		"thread=own-net":         {" thread ", "(net namespace)", "nsenter -t ", " -n"},
 		"thread=timer-of-dead":   {"(POSIX timer 0)", "has ended", "timer_delete"},
