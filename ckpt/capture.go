@@ -22,12 +22,12 @@ func (c *Checkpoint) capture(s *survey, procs []*proc, undo *undoStack) error {
 			pids = append(pids, p.pid)
 		}
 	}
-	parents := map[int]int{}
+	stats := family{}
 	for _, p := range procs {
-		parents[p.pid] = p.stat.PPID
+		stats[p.pid] = &p.stat
 	}
 	// The look may have missed it: it does not judge who shares memory during a vfork.
-	if err := image.Refusals(checkShared(pids, parents, procs[0].stat.PPID)); err != nil {
+	if err := image.Refusals(checkShared(pids, stats, procs[0].stat.PPID)); err != nil {
 		return err
 	}
 	c.tables = findTables(pids, frozenThreads(procs))

@@ -1,6 +1,7 @@
 package ckpt
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/kind"
+	"github.com/ckptfs/ckptfs/ckpt/task"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,19 +19,25 @@ import (
 
 // tables tells which descriptor tables a tree has.
 type tables struct {
-	ids   []int       // the first process or thread that has each, by which it goes; that of a process before those of its threads
-	first map[int]int // the others, processes and threads with another table than their process, and the first one
-	own   map[int]int // the process of every thread with another table than that
+	ids     []int       // the first process or thread that has each, by which it goes; that of a process before those of its threads
+	first   map[int]int // the others, processes and threads with another table than their process, and the first one
+	own     map[int]int // the process of every thread with another table than that
+	workers map[int]int // the process of every thread that the kernel runs for an io_uring, with another table
 }
 
 // findTables finds the tables of processes; threads lists those of each.
 func findTables(pids []int, threads func(pid int) []int) *tables {
-	t := &tables{own: map[int]int{}}
+	t := &tables{own: map[int]int{}, workers: map[int]int{}}
 	var all []int
 	for _, pid := range pids {
 		all = append(all, pid)
 		for _, tid := range threads(pid) {
-			if c, err := kcmpTasks(pid, tid, kcmpFiles); tid != pid && err == nil && c != 0 && hasTable(tid) {
+			if c, err := kcmpTasks(pid, tid, kcmpFiles); tid == pid || err != nil || c == 0 || ending(tid) {
+				continue // what ends has no table
+			}
+			if st, err := readStat(tid); err == nil && st.Flags&task.IOWorker != 0 {
+				t.workers[tid] = pid
+			} else if err == nil {
 				all, t.own[tid] = append(all, tid), pid
 			}
 		}
@@ -37,14 +45,6 @@ func findTables(pids []int, threads func(pid int) []int) *tables {
 	t.first = sharers(all, kcmpFiles)
 	t.ids = slices.DeleteFunc(all, func(id int) bool { return t.first[id] != 0 })
 	return t
-}
-
-// hasTable reports whether a thread has a table that counts: what ends has none, and a thread that the kernel
-// runs for an io_uring has that of the thread which made the ring.
-func hasTable(tid int) bool {
-	const ioWorker = 0x10 // PF_IO_WORKER of linux/sched.h
-	st, err := readStat(tid)
-	return err == nil && st.Flags&ioWorker == 0 && !ending(tid)
 }
 
 // liveThreads is threads for findTables, of processes that run.
@@ -98,7 +98,7 @@ func (t *tables) ownRefs(n int, refs map[int]image.ObjRef) {
 func (t *tables) check(above int) []image.Finding {
 	var out []image.Finding
 	refuse := func(tid int, what, remedy string) {
-		out = append(out, image.Finding{Severity: image.Refuse, PID: int32(t.own[tid]), TID: int32(tid), FD: image.NoFD,
+		out = append(out, image.Finding{Severity: image.Refuse, PID: int32(cmp.Or(t.own[tid], t.workers[tid])), TID: int32(tid), FD: image.NoFD,
 			Kind: "own descriptor table", What: what, Remedy: remedy})
 	}
 	for _, tid := range slices.Sorted(maps.Keys(t.own)) { // the same order each time: see steadyLook
@@ -119,6 +119,9 @@ func (t *tables) check(above int) []image.Finding {
 		if t.own[id] == 0 && t.own[first] != 0 {
 			refuse(first, fmt.Sprintf("the thread has file descriptors of its own, and pid %d shares them", id), "wait until one of them ends or calls exec")
 		}
+	}
+	for _, tid := range slices.Sorted(maps.Keys(t.workers)) {
+		refuse(tid, "the kernel works for an io_uring that a thread with file descriptors of its own has made", "close the io_uring before the checkpoint")
 	}
 	return out
 }

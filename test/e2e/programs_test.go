@@ -97,6 +97,7 @@ var programs = []program{
 	{"files_writers", "writers", nil, false},
 	{"share", "share", nil, true},
 	{"tables", "tables", nil, true},
+	{"tables_late", "tables", []string{"late"}, true},
 	{"deleted", "deleted", nil, false},
 	{"gone", "gone", nil, true},
 	{"gone_linked", "gone", []string{"linked"}, false}, // maps shows the other name

@@ -8,7 +8,7 @@
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 
-static int common, only, cloexec, ep, ev, tick, pair[2], flocked, aside, leader_tid, tid, twin_tid;
+static int common, only, cloexec, ep, ev, tick, pair[2], flocked, aside, leader_tid, tid, twin_tid, late;
 static volatile int set, step;
 static struct flock lock = {.l_type = F_WRLCK, .l_start = 10, .l_len = 5};
 
@@ -56,6 +56,8 @@ static void *thread(void *arg)
 	MUST(timerfd_settime(tick, 0, &its, NULL));
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
 	MUST(write(pair[0], "waits", 5));
+	if (late) // a file about processes, which a restore opens when all threads are there
+		late = MUST(syscall(SYS_pidfd_open, getpid(), 0));
 	struct f_owner_ex own = {F_OWNER_TID, tid};
 	MUST(fcntl(pair[1], F_SETOWN_EX, &own));
 	MUST(fcntl(only, F_SETLK, &lock));
@@ -86,6 +88,8 @@ static void *thread(void *arg)
 	char buf[8];
 	CHECK(read(pair[1], buf, sizeof buf) == 5 && memcmp(buf, "waits", 5) == 0, "socketpair");
 	CHECK(fcntl(pair[1], F_GETOWN_EX, &own) == 0 && own.type == F_OWNER_TID && own.pid == tid, "owner %d %d", own.type, own.pid);
+	if (late)
+		CHECK(syscall(SYS_pidfd_send_signal, late, 0, NULL, 0) == 0, "pidfd");
 	dup2(only, 444);
 	step = 3;
 	until(&step, 4);
@@ -98,6 +102,7 @@ static void *thread(void *arg)
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
+	late = argc > 4 && strcmp(argv[4], "late") == 0;
 	leader_tid = gettid();
 	common = MUST(open("common", O_RDWR | O_CREAT | O_TRUNC, 0600));
 	for (int i = 0; i < 10; i++)
