@@ -57,8 +57,8 @@ func (j *job) checkAll(ctx context.Context, deadline time.Time) error {
 	return j.checkIPC()
 }
 
-// checkSharing checks that objects are shared only as processes made by fork and threads
-// share them: a checkpoint refuses the rest, and building it here would be wrong.
+// checkSharing checks that objects are shared only as processes made by fork and threads share them,
+// and that the own descriptor table of a thread is that of no other process: a checkpoint refuses the rest, and building it here would be wrong.
 func checkSharing(m *image.Manifest) error {
 	type user struct {
 		what string

@@ -16,7 +16,7 @@ import (
 
 // TestCheckNothing: an ordinary process is not complained about, whatever of this package's state it has.
 func TestCheckNothing(t *testing.T) {
-	for _, pieces := range [][]string{nil, {"signals", "timers"}, {"prctl"}, {"batch"}, {"fifo"}, {"limits"}} {
+	for _, pieces := range [][]string{nil, {"signals", "timers"}, {"prctl"}, {"batch"}, {"fifo"}, {"limits"}, {"thread=own-files"}} {
 		t.Run(strings.Join(pieces, "+"), func(t *testing.T) {
 			t.Parallel()
 			pid, _ := start(t, pieces...)

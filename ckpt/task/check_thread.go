@@ -56,7 +56,7 @@ func (c *checker) thread(tid int) error {
 }
 
 // likeLeader finds what a thread does not share with the leader, although all threads of a restored
-// process will.
+// process will. Descriptor tables may differ.
 func (c *checker) likeLeader(tid int, add func(kind, what, remedy string)) error {
 	same, err := Kcmp(c.pid, tid, KcmpFS)
 	if err != nil {

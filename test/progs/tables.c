@@ -3,6 +3,7 @@
 // one's table. All descriptors of the process stay its own.
 #include "prog.h"
 #include <linux/kcmp.h>
+#include <linux/sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -115,6 +116,15 @@ int main(int argc, char **argv)
 	pthread_t t;
 	pthread_create(&t, NULL, thread, NULL);
 	until(&set, 1);
+	pid_t child = 0; // with the table of the process
+	struct clone_args share = {.flags = CLONE_FILES, .exit_signal = SIGCHLD};
+	if (late && (child = MUST(syscall(SYS_clone3, &share, sizeof share))) == 0) {
+		while (fcntl(500, F_GETFD) == -1)
+			nap(5);
+		CHECK(same_table(getppid(), getpid()) && !same_table(tid, getpid()), "the child's table");
+		close(500);
+		_exit(0);
+	}
 	int mine = MUST(open("mine", O_RDWR | O_CREAT, 0600)); // a number that the threads use for something else
 	MUST(fcntl(mine, F_SETLK, &lock));
 	ready();
@@ -141,6 +151,11 @@ int main(int argc, char **argv)
 		_exit(0);
 	}
 	int st;
+	if (child) {
+		MUST(dup2(other, 500));
+		CHECK(waitpid(child, &st, 0) == child && st == 0, "child with our table: %#x", st);
+		CHECK(fcntl(500, F_GETFD) == -1, "what the child has closed in our table");
+	}
 	CHECK(waitpid(see, &st, 0) == see && st == 0, "what another process sees: %#x", st);
 	CHECK(lseek(common, 0, SEEK_CUR) == 20, "offset %ld", (long)lseek(common, 0, SEEK_CUR));
 	MUST(lseek(common, 50, SEEK_SET));
