@@ -26,9 +26,9 @@ func (j *job) buildState(ctx context.Context, p *proc) error {
 	return j.buildOwn(p)
 }
 
-// buildFiles gives a process its files.
+// buildFiles gives a process its files. If threads have tables of their own, the late steps wait for buildOwn.
 func (j *job) buildFiles(p *proc) error {
-	if err := j.placeFiles(p); err != nil {
+	if err := j.placeFiles(p); err != nil || len(holdings(j.m, p.task)) > 1 {
 		return err
 	}
 	return j.finishFiles(p)

@@ -151,9 +151,13 @@ func (j *job) makeThread(p *proc, i int) error {
 	})
 }
 
-// buildOwn gives the threads that have a table of their own their files.
+// buildOwn gives the threads that have a table of their own their files, and then takes the late steps of all tables of the
+// process: what closes a descriptor anywhere in a process undoes some (mq_notify(3)).
 func (j *job) buildOwn(p *proc) error {
-	return j.eachOwn(p, func(u holding) error {
+	if len(holdings(j.m, p.task)) == 1 {
+		return nil
+	}
+	err := j.eachOwn(p, func(u holding) error {
 		at, err := kind.Lend(j.remote(p, u), j.channel[1])
 		if err != nil {
 			return fmt.Errorf("restore thread %d: give it the channel: %w", u.id, err)
@@ -166,9 +170,13 @@ func (j *job) buildOwn(p *proc) error {
 				return err
 			}
 		}
-		if err := j.fillTable(p, u.fds); err != nil {
-			return err
-		}
-		return j.finishTable(p, u)
+		return j.fillTable(p, u.fds)
 	})
+	if err != nil {
+		return err
+	}
+	if err := j.finishFiles(p); err != nil {
+		return err
+	}
+	return j.eachOwn(p, func(u holding) error { return j.finishTable(p, u) })
 }

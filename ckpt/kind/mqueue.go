@@ -15,8 +15,8 @@ import (
 
 // mqueue is a POSIX message queue (mq_overview(7)), which is a file with a name of its own namespace. It stays when its
 // processes are gone, and is opened again by its name, as a regular file is; one that is gone, or had no name any more, is made
-// anew. Messages can only be read by taking them, so a queue with messages is refused; so is a
-// registration for a signal (mq_notify(3)), whose value nobody can read.
+// anew. Its messages, and who waits for a signal of it, are read from the kernel's memory, see mqmessages.go
+// and mqnotify.go.
 type mqueue struct{}
 
 type mqueueRec struct {
@@ -29,6 +29,10 @@ type mqueueRec struct {
 	GID      uint32 `cbor:"7,keyasint,omitempty"`
 	MaxMsg   int64  `cbor:"8,keyasint"` // messages
 	MsgSize  int64  `cbor:"9,keyasint"` // bytes of one
+	// Messages are those that wait, in the order in which they are received; their bytes are the blob.
+	// One record of a queue has them.
+	Messages []mqMessage `cbor:"10,keyasint,omitempty"`
+	Notify   *mqNotify   `cbor:"11,keyasint,omitempty"` // of a process that has this description
 }
 
 // Limits of linux/ipc_namespace.h, which no privilege lifts.
@@ -61,16 +65,20 @@ func (mqueue) Check(f *Found, s *Scene) []image.Finding {
 		return append(all, f.refuse(fmt.Sprintf("the message queue does not tell its attributes: %v", err), "close the queue with mq_close before the checkpoint"))
 	}
 	if a.current > 0 {
-		all = append(all, f.refuse(fmt.Sprintf("messages wait in the queue (%d), and only taking them out would tell what is in them", a.current),
-			"try again when they have been received"))
+		if _, _, err := mqMessages(f); err != nil {
+			all = append(all, f.refuse(fmt.Sprintf("messages wait in the queue (%d), and what is in them cannot be read: %v", a.current, err),
+				"try again when they have been received"))
+		}
 	}
 	pid, err := mqNotified(f.FD)
 	switch {
 	case err != nil:
 		all = append(all, f.refuse(fmt.Sprintf("whether somebody waits for a signal of the message queue cannot be read: %v", err), "run ckptfs as root"))
 	case pid != 0 && s.member(pid):
-		all = append(all, f.refuse(fmt.Sprintf("pid %d has registered with the queue (mq_notify), and the value that its signal will carry cannot be read", pid),
-			"let it take the registration back (mq_notify with NULL) before the checkpoint"))
+		if _, err := readNotify(f, pid); err != nil {
+			all = append(all, f.refuse(fmt.Sprintf("pid %d has registered with the queue (mq_notify): %v", pid, err),
+				"let it take the registration back (mq_notify with NULL) before the checkpoint"))
+		}
 	}
 	if f.Stat.Nlink == 0 {
 		if pid := max(s.Outside(f.Stat.Dev, f.Stat.Ino, unix.O_RDONLY), s.Outside(f.Stat.Dev, f.Stat.Ino, unix.O_WRONLY)); pid != 0 {
@@ -86,15 +94,26 @@ func (mqueue) Dump(f *Found, s *Scene, rec *image.File) error {
 	if err != nil {
 		return fmt.Errorf("%s: mq_getattr: %w", f.Link, err)
 	}
-	if a.current > 0 {
-		return fmt.Errorf("%s: a message has come into the queue: try again", f.Link)
+	var msgs []mqMessage
+	if first(f, s) == f {
+		var data []byte
+		if msgs, data, err = mqMessages(f); err != nil {
+			return fmt.Errorf("%s: the messages that wait in the queue: %w", f.Link, err)
+		}
+		if len(data) > 0 {
+			rec.Blob = s.Blob(data)
+		}
+	}
+	notify, err := s.mqNotifyOf(f)
+	if err != nil {
+		return fmt.Errorf("%s: mq_notify: %w", f.Link, err)
 	}
 	link := f.Link
 	if f.Stat.Nlink == 0 {
 		link = strings.TrimSuffix(link, " (deleted)")
 	}
 	return encodeRec(rec, &mqueueRec{Name: path.Base(link), Unlinked: f.Stat.Nlink == 0, Dev: f.Stat.Dev, Ino: f.Stat.Ino,
-		Mode: f.Stat.Mode & 0o7777, UID: f.Stat.Uid, GID: f.Stat.Gid, MaxMsg: a.maxMsg, MsgSize: a.msgSize})
+		Mode: f.Stat.Mode & 0o7777, UID: f.Stat.Uid, GID: f.Stat.Gid, MaxMsg: a.maxMsg, MsgSize: a.msgSize, Messages: msgs, Notify: notify})
 }
 
 // record decodes what an image holds of a queue, and bounds it.
@@ -111,7 +130,10 @@ func (mqueue) record(rec *image.File) (*mqueueRec, error) {
 	case r.Mode&^0o7777 != 0:
 		return nil, fmt.Errorf("message queue %q: the mode %#o", r.Name, r.Mode)
 	}
-	return &r, nil
+	if err := r.Notify.check(); err != nil {
+		return nil, fmt.Errorf("message queue %q: %w", r.Name, err)
+	}
+	return &r, r.checkMessages()
 }
 
 // CheckOpen compares a queue that is there with the image.
@@ -125,7 +147,15 @@ func (k mqueue) CheckOpen(rec *image.File, e *Env) (warn string, err error) {
 		return "", nil // it is made anew, or opening it tells why not
 	}
 	defer unix.Close(fd)
-	return r.changed(fd, e)
+	if warn, err = r.changed(fd, e); err != nil {
+		return "", err
+	}
+	want, data, err := r.messages(e)
+	if err != nil {
+		return "", err
+	}
+	_, err = r.mayFill(fd, want, data, e)
+	return warn, err
 }
 
 // changed tells what of a queue is not as it was: an error, or with the policy files=changed a warning.
@@ -143,7 +173,11 @@ func (r *mqueueRec) changed(fd int, e *Env) (string, error) {
 			r.Name, a.maxMsg, a.msgSize, r.MaxMsg, r.MsgSize, r.Name)
 	}
 	var all []string
-	if a.current > 0 {
+	want, _, err := r.messages(e)
+	if err != nil {
+		return "", err
+	}
+	if a.current > 0 && len(want) == 0 { // what others have sent meanwhile is theirs
 		all = append(all, fmt.Sprintf("was empty and has messages now (%d)", a.current))
 	}
 	if st.Mode&0o7777 != r.Mode || st.Uid != r.UID || st.Gid != r.GID {
@@ -191,6 +225,9 @@ func (r *mqueueRec) openNamed(rec *image.File, e *Env) (int, error) {
 		return -1, err
 	}
 	warn, err := r.changed(fd, e)
+	if err == nil {
+		err = r.fill(r.Name, e)
+	}
 	if err != nil {
 		unix.Close(fd) // never used
 		return -1, err
@@ -220,6 +257,9 @@ func (r *mqueueRec) openUnlinked(rec *image.File, e *Env) (int, error) {
 		}
 		if name != r.Name {
 			e.Warn("message queue /%s was removed while it was open, and another one has that name now: it shows as /%s", r.Name, name)
+		}
+		if err := r.fill(name, e); err != nil {
+			return nil, errors.Join(err, mqUnlink(name))
 		}
 		return &unnamed{name}, nil
 	})
@@ -251,13 +291,14 @@ func (r *mqueueRec) create(name string) error {
 	return nil
 }
 
-// mqOpen is mq_open(3). A queue that it makes has no permissions but for its owner.
+// mqOpen is mq_open(3). A queue that it makes has no permissions but for its owner. The descriptor closes
+// by exec anyway; with O_CLOEXEC its description would show that for every other descriptor, too.
 func mqOpen(name string, flags int, attr *mqAttr) (int, error) {
 	p, err := unix.BytePtrFromString(name)
 	if err != nil {
 		return -1, err
 	}
-	fd, _, errno := unix.Syscall6(unix.SYS_MQ_OPEN, uintptr(unsafe.Pointer(p)), uintptr(flags|unix.O_CLOEXEC), 0o600, uintptr(unsafe.Pointer(attr)), 0, 0)
+	fd, _, errno := unix.Syscall6(unix.SYS_MQ_OPEN, uintptr(unsafe.Pointer(p)), uintptr(flags&^unix.O_CLOEXEC), 0o600, uintptr(unsafe.Pointer(attr)), 0, 0)
 	if errno != 0 {
 		return -1, fmt.Errorf("mq_open: %w", errno)
 	}

@@ -207,3 +207,35 @@ func (s *Scene) masterOutside(f *Found, index uint32) int {
 	}
 	return 0
 }
+
+// openOwn opens the slave of a terminal that the tree has itself, or one that is hung up.
+func (r *terminalRec) openOwn(rec *image.File, e *Env) (int, error) {
+	w, err := openPTYs(e) // also for a hung up one, which must not have the number of one that lives
+	if err != nil {
+		return -1, err
+	}
+	if r.PTY != 0 {
+		p := w.pairs[r.PTY]
+		if p == nil {
+			return -1, fmt.Errorf("open file %d of the image is not its master", r.PTY)
+		}
+		fd, err := openPeer(p.master, openFlags(rec.Flags))
+		if err != nil {
+			return -1, err
+		}
+		return finished(fd, rec.Flags, 0, 0)
+	}
+	m, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("/dev/ptmx: %w", err)
+	}
+	fd := -1
+	if err = unix.IoctlSetPointerInt(m, unix.TIOCSPTLCK, 0); err == nil {
+		fd, err = openPeer(m, openFlags(rec.Flags))
+	}
+	if err == nil {
+		fd, err = finished(fd, rec.Flags, 0, 0)
+	}
+	unix.Close(m) // that hangs it up
+	return fd, err
+}

@@ -39,6 +39,7 @@ type field struct {
 // used are the structures that anybody asks for; a kernel has ten thousand more.
 var used = map[string]bool{"fdtable": true, "file": true, "files_struct": true, "inode": true, "io_ev_fd": true, "io_mapped_ubuf": true,
 	"io_ring_ctx": true, "io_rings": true, "io_rsrc_node": true, "io_sq_data": true, "io_uring_task": true, "io_wq": true,
+	"mqueue_inode_info": true, "msg_msg": true, "msg_msgseg": true, "posix_msg_tree_node": true, "rb_node": true,
 	"pid": true, "signal_struct": true, "task_struct": true}
 
 // types finds members of structures.
@@ -163,6 +164,15 @@ func (t *types) find(path string) (field, error) {
 	}
 	t.found[path] = f
 	return f, nil
+}
+
+// bytes is how long a structure of used is.
+func (t *types) bytes(name string) (uint64, error) {
+	at := t.place(t.structs[name])
+	if at < 0 {
+		return 0, fmt.Errorf("this kernel has no %s", name)
+	}
+	return uint64(t.word(at + 8)), nil
 }
 
 // member finds a member of a structure or of what is in it without a name.

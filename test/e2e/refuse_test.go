@@ -41,8 +41,7 @@ var refusals = []struct {
 	{"userfaultfd", []string{"fd 3", "a userfaultfd has memory registered with it"}},
 	{"perf", []string{"fd 3", "performance counters are not kept: nobody can set what they have counted"}},
 	{"bpf", []string{"fd 3", "bpf-map", "BPF programs, maps and links are not kept"}},
-	{"mqueue", []string{"fd 3", "/ckptfs-refuse-", "messages wait in the queue (1)"}},
-	{"mqnotify", []string{"fd 3", "has registered with the queue (mq_notify)"}},
+	{"mqnotify", []string{"fd 3", "has registered with the queue (mq_notify)", "SIGEV_THREAD"}},
 	{"hiddenlink", []string{"mapped file", "1 name", "/dev/shm"}},
 	{"gonewithothers", []string{"shared memory", "outside the tree"}},
 }

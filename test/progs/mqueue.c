@@ -1,6 +1,7 @@
 // POSIX message queues: one with a name, one whose name is gone, a receiver that waits in each.
 #include "prog.h"
 #include <mqueue.h>
+#include <signal.h>
 #include <sys/wait.h>
 
 int main(int argc, char **argv)
@@ -16,6 +17,30 @@ int main(int argc, char **argv)
 	mqd_t from = MUST(mq_open(name, O_RDONLY));
 	mqd_t answer = MUST(mq_open(lost, O_RDONLY | O_NONBLOCK));
 	MUST(mq_unlink(lost));
+	// A third has messages, one of them of several pages, and its name is gone.
+	static char page[8192], got[8192];
+	for (unsigned i = 0; i < sizeof page; i++)
+		page[i] = i * 13 + i / 256;
+	strcat(lost, "2");
+	struct mq_attr large = {.mq_maxmsg = 5, .mq_msgsize = sizeof page};
+	mqd_t full = MUST(mq_open(lost, O_CREAT | O_EXCL | O_RDWR | O_NONBLOCK, 0600, &large));
+	MUST(mq_unlink(lost));
+	MUST(mq_send(full, "low", 3, 1));
+	MUST(mq_send(full, page, sizeof page, 5));
+	MUST(mq_send(full, "", 0, 5));
+	MUST(mq_send(full, "lower", 5, 0));
+	MUST(mq_send(full, "low too", 7, 1));
+	CHECK(mq_send(full, "no", 2, 1) == -1 && errno == EAGAIN, "it is not full");
+	// And with a fourth we are registered for a signal.
+	strcat(lost, "3");
+	mqd_t bell = MUST(mq_open(lost, O_CREAT | O_EXCL | O_RDWR, 0600, NULL)), ring = dup(bell);
+	MUST(mq_unlink(lost));
+	sigset_t usr2;
+	sigemptyset(&usr2);
+	sigaddset(&usr2, SIGUSR2);
+	MUST(sigprocmask(SIG_BLOCK, &usr2, NULL));
+	struct sigevent ev = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR2, .sigev_value = {.sival_ptr = (void *)0x123456789abcdef0}};
+	MUST(mq_notify(bell, &ev));
 	pid_t child = MUST(fork());
 	if (child == 0) {
 		unsigned prio;
@@ -37,6 +62,18 @@ int main(int argc, char **argv)
 	MUST(fstat(to, &st));
 	CHECK((st.st_mode & 0777) == (0620 & ~022), "mode %o", st.st_mode);
 	CHECK(mq_open(lost, O_RDONLY) == -1 && errno == ENOENT, "the lost name is there");
+	CHECK(mq_send(full, "no", 2, 1) == -1 && errno == EAGAIN, "it is not full any more");
+	unsigned p;
+	siginfo_t info;
+	CHECK(mq_notify(ring, &ev) == -1 && errno == EBUSY, "the registration is gone");
+	MUST(mq_send(ring, "x", 1, 0));
+	CHECK(sigwaitinfo(&usr2, &info) == SIGUSR2 && info.si_code == SI_MESGQ && info.si_pid == getpid() && info.si_value.sival_ptr == (void *)0x123456789abcdef0, "the signal");
+	CHECK(mq_receive(full, got, sizeof got, &p) == sizeof page && p == 5 && memcmp(got, page, sizeof page) == 0, "the long one");
+	CHECK(mq_receive(full, got, sizeof got, &p) == 0 && p == 5, "the empty one");
+	CHECK(mq_receive(full, got, sizeof got, &p) == 3 && p == 1 && memcmp(got, "low", 3) == 0, "the low one");
+	CHECK(mq_receive(full, got, sizeof got, &p) == 7 && p == 1 && memcmp(got, "low too", 7) == 0, "the other low one");
+	CHECK(mq_receive(full, got, sizeof got, &p) == 5 && p == 0 && memcmp(got, "lower", 5) == 0, "the lowest");
+	CHECK(mq_receive(full, got, sizeof got, &p) == -1 && errno == EAGAIN, "one more");
 	MUST(mq_send(to, "hello", 5, 9));
 	int status;
 	CHECK(waitpid(child, &status, 0) == child && status == 0, "child ended with %#x", status);

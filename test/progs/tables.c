@@ -4,6 +4,7 @@
 #include "prog.h"
 #include <linux/kcmp.h>
 #include <linux/sched.h>
+#include <mqueue.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -11,6 +12,7 @@
 
 static int common, only, cloexec, ep, ev, tick, pair[2], flocked, aside, leader_tid, tid, twin_tid, late;
 static volatile int set, step;
+static mqd_t queue;
 static struct flock lock = {.l_type = F_WRLCK, .l_start = 10, .l_len = 5};
 
 static void until(volatile int *what, int value)
@@ -47,6 +49,7 @@ static void *thread(void *arg)
 	MUST(lseek(only, 7, SEEK_SET));
 	MUST(dup2(only, 200)); // 200 of the process is another file
 	cloexec = MUST(fcntl(common, F_DUPFD_CLOEXEC, 300));
+	MUST(dup2(queue, 400));
 	close(aside); // the process has it still
 	ev = MUST(eventfd(3, 0));
 	ep = MUST(epoll_create1(0));
@@ -105,6 +108,10 @@ int main(int argc, char **argv)
 	begin(argc, argv);
 	late = argc > 4 && strcmp(argv[4], "late") == 0;
 	leader_tid = gettid();
+	sigset_t wanted;
+	sigemptyset(&wanted);
+	sigaddset(&wanted, SIGUSR1);
+	MUST(sigprocmask(SIG_BLOCK, &wanted, NULL)); // in all threads
 	common = MUST(open("common", O_RDWR | O_CREAT | O_TRUNC, 0600));
 	for (int i = 0; i < 10; i++)
 		MUST(write(common, "0123456789", 10));
@@ -113,6 +120,10 @@ int main(int argc, char **argv)
 	MUST(dup2(other, 200));
 	aside = MUST(dup2(MUST(open("/dev/null", O_RDWR)), 333));
 	MUST(fcntl(aside, F_SETFD, FD_CLOEXEC));
+	char name[64];
+	snprintf(name, sizeof name, "/ckptfs-tables-%d", getpid());
+	queue = MUST(mq_open(name, O_RDWR | O_CREAT, 0600, NULL));
+	MUST(mq_unlink(name));
 	pthread_t t;
 	pthread_create(&t, NULL, thread, NULL);
 	until(&set, 1);
@@ -127,8 +138,14 @@ int main(int argc, char **argv)
 	}
 	int mine = MUST(open("mine", O_RDWR | O_CREAT, 0600)); // a number that the threads use for something else
 	MUST(fcntl(mine, F_SETLK, &lock));
+	// A close of the queue in any table of the process would take this back.
+	MUST(mq_notify(queue, &(struct sigevent){.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1, .sigev_value.sival_int = 77}));
 	ready();
 	wait_go();
+
+	MUST(mq_send(queue, "x", 1, 0));
+	siginfo_t info;
+	CHECK(sigwaitinfo(&wanted, &info) == SIGUSR1 && info.si_value.sival_int == 77, "signal of the queue");
 
 	CHECK(!same_table(leader_tid, tid) && same_table(tid, twin_tid), "tables");
 	// The lock belongs to the other table: this one is a stranger to it, and so is another process.
