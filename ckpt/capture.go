@@ -3,7 +3,6 @@ package ckpt
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -23,15 +22,20 @@ func (c *Checkpoint) capture(s *survey, procs []*proc, undo *undoStack) error {
 			pids = append(pids, p.pid)
 		}
 	}
-	parents := map[int]int{}
+	stats := family{}
 	for _, p := range procs {
-		parents[p.pid] = p.stat.PPID
+		stats[p.pid] = &p.stat
 	}
 	// The look may have missed it: it does not judge who shares memory during a vfork.
-	if err := image.Refusals(checkShared(pids, parents, procs[0].stat.PPID)); err != nil {
+	if err := image.Refusals(checkShared(pids, stats, procs[0].stat.PPID)); err != nil {
 		return err
 	}
-	c.tables, c.dirs = sharers(pids, kcmpFiles), sharers(pids, kcmpFS)
+	c.tables = findTables(pids, frozenThreads(procs))
+	if err := image.Refusals(c.tables.check(procs[0].stat.PPID)); err != nil {
+		return err
+	}
+	c.tables.ownRefs(len(pids), c.refs)
+	c.dirs = sharers(pids, kcmpFS)
 	var err error
 	if c.shm, err = sysv.ReadShm(); err != nil {
 		return err
@@ -165,7 +169,7 @@ func (c *Checkpoint) captureTraced(p *proc, t *image.Task) error {
 		if th.state, err = th.Capture(p.remote.Mem()); err != nil {
 			return err
 		}
-		it := image.Thread{TID: int32(th.TID), FDTable: c.shared(c.tables, p.pid), FS: c.shared(c.dirs, p.pid)}
+		it := image.Thread{TID: int32(th.TID), FDTable: c.shared(c.tables.first, c.tables.user(p.pid, th.TID)), FS: c.shared(c.dirs, p.pid)}
 		if err := task.ReadThreadOutside(p.pid, th.TID, &it); err != nil {
 			return err
 		}
@@ -299,7 +303,7 @@ func (c *Checkpoint) captureMemory(p *proc, locked uint64) (err error) {
 // captured is what captureFiles has read.
 type captured struct {
 	files  []image.File
-	tables []image.FDTable // one for each of the processes, in their order; a shared one is the first one's
+	tables []image.FDTable // one for each of the processes, in their order; a shared one is the first one's; then those of threads
 	ttys   map[uint64]image.ObjRef
 	ctl    map[int]image.ObjRef // terminals by session, of those whose master is in the tree
 	lost   []image.Finding
@@ -321,11 +325,10 @@ func (c *Checkpoint) captureFiles(s *survey, pids []int) <-chan captured {
 }
 
 func (c *Checkpoint) readFiles(s *survey, pids []int) (got captured, err error) {
-	owners := slices.DeleteFunc(slices.Clone(pids), func(pid int) bool { return c.tables[pid] != 0 })
 	step := c.op.Step("files", s.root)
 	fds := 0
 	defer func() { step.Count("fds", int64(fds)).Count("files", int64(len(got.files))).End(err) }()
-	set, err := collectFiles(owners, true)
+	set, err := collectFiles(c.tables, true)
 	if err != nil {
 		return got, err
 	}
@@ -348,6 +351,11 @@ func (c *Checkpoint) readFiles(s *survey, pids []int) (got captured, err error) 
 	}
 	for _, pid := range pids {
 		got.tables = append(got.tables, set.table(pid))
+	}
+	for _, id := range c.tables.ids {
+		if c.tables.own[id] != 0 {
+			got.tables = append(got.tables, set.table(id))
+		}
 	}
 	got.ttys, got.ctl = terminals(set.found), sc.Controlled()
 	return got, nil

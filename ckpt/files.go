@@ -35,18 +35,19 @@ type slot struct {
 // fileSet is every open file description of a tree, each once.
 type fileSet struct {
 	found  []*kind.Found
-	slots  map[int][]*slot // by pid, ascending numbers
+	tables *tables
+	slots  map[int][]*slot // by the id of the table, ascending numbers
 	held   int             // duplicates that are open
 	foldAt int             // how many of them are too many; -1: that cannot be helped
 }
 
-// collectFiles fetches the descriptors of the processes and finds out which of them share an
+// collectFiles fetches the descriptors of the tables and finds out which of them share an
 // open file description. With frozen false, descriptors and processes that vanish meanwhile
 // are left out. The caller closes the set.
-func collectFiles(pids []int, frozen bool) (*fileSet, error) {
-	s := &fileSet{foldAt: roomForFiles(), slots: map[int][]*slot{}}
+func collectFiles(t *tables, frozen bool) (*fileSet, error) {
+	s := &fileSet{tables: t, foldAt: roomForFiles(), slots: map[int][]*slot{}}
 	var all []*slot
-	for _, pid := range pids {
+	for _, pid := range t.ids {
 		got, err := s.fetchFDs(pid, frozen, all)
 		s.slots[pid] = got
 		all = append(all, got...)
@@ -99,8 +100,8 @@ func (s *fileSet) fetchFDs(pid int, frozen bool, others []*slot) ([]*slot, error
 	if err != nil {
 		return nil, fmt.Errorf("pid %d: list its descriptors: %w", pid, err)
 	}
-	pidfd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) && !frozen {
+	pidfd, err := s.tables.pidfd(pid)
+	if s.tables.own[pid] != 0 && !frozen && err != nil || errors.Is(err, unix.ESRCH) && !frozen {
 		return nil, nil
 	}
 	if err != nil {
@@ -341,10 +342,10 @@ func readCloexec(pid int, slots []*slot, frozen bool) error {
 	return nil
 }
 
-// table is the descriptor table of a process.
-func (s *fileSet) table(pid int) image.FDTable {
+// table is the descriptor table that goes by an id.
+func (s *fileSet) table(id int) image.FDTable {
 	var t image.FDTable
-	for _, sl := range s.slots[pid] {
+	for _, sl := range s.slots[id] {
 		t.FDs = append(t.FDs, image.FD{Num: int32(sl.num), File: sl.found.Ref, CloExec: sl.cloexec})
 	}
 	return t
@@ -354,9 +355,9 @@ func (s *fileSet) table(pid int) image.FDTable {
 func (s *fileSet) check(sc *kind.Scene) []image.Finding {
 	var out []image.Finding
 	for _, f := range s.found {
-		out = append(out, kind.Check(f, sc)...)
+		out = append(append(out, kind.Check(f, sc)...), s.tables.checkFile(f)...)
 	}
-	return out
+	return s.tables.byThread(out)
 }
 
 // dump turns the descriptions into records. check must have refused nothing.

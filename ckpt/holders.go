@@ -8,7 +8,7 @@ import (
 // holders knows the processes of a tree that hold locks or are named as owners of files.
 type holders struct {
 	pids   []int
-	tables map[int]int // by pid: with whom it shares its descriptor table
+	tables *tables
 }
 
 // describe fills in who gets SIGIO for a file, and its locks.
@@ -59,7 +59,7 @@ const (
 
 // table is the process under which the descriptor table of a process was read.
 func (h *holders) table(pid int) int {
-	if first := h.tables[pid]; first != 0 {
+	if first := h.tables.first[pid]; first != 0 {
 		return first
 	}
 	return pid

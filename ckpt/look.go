@@ -250,10 +250,11 @@ func (s *survey) pids() []int {
 
 // lookAtFiles finds what of the tree's files and shared memory cannot be kept.
 func (s *survey) lookAtFiles() error {
-	pids := s.pids()
-	tables := sharers(pids, kcmpFiles)
-	pids = slices.DeleteFunc(pids, func(pid int) bool { return tables[pid] != 0 })
-	set, err := collectFiles(pids, false)
+	t := findTables(s.pids(), liveThreads)
+	if !s.vforking() {
+		s.findings = append(s.findings, t.check(s.procs[0].stat.PPID)...)
+	}
+	set, err := collectFiles(t, false)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -53,8 +54,8 @@ func sharers(pids []int, typ int) map[int]int {
 // could not hand down from parent to child: it makes a process that shares its parent's
 // descriptor table or directories by clone(2), and there is no other way.
 //
-// parents maps every process of the tree to its parent; above is the parent of the root.
-func checkShared(pids []int, parents map[int]int, above int) []image.Finding {
+// stats has every process of the tree; above is the parent of the root.
+func checkShared(pids []int, stats family, above int) []image.Finding {
 	var out []image.Finding
 	all := pids
 	if above > 1 {
@@ -70,8 +71,15 @@ func checkShared(pids []int, parents map[int]int, above int) []image.Finding {
 		}
 		for _, pid := range pids {
 			other, ok := first[pid]
-			inherits := head(parents[pid]) == other && slices.Contains(pids, parents[pid])
-			if !ok || inherits && (typ == kcmpFiles || typ == kcmpFS) {
+			parent := stats[pid].PPID
+			inherits := head(parent) == other && slices.Contains(pids, parent)
+			if !ok || inherits && (typ == kcmpFiles || typ == kcmpFS) && !stats.adopted(pid) {
+				continue
+			}
+			if inherits && (typ == kcmpFiles || typ == kcmpFS) {
+				out = append(out, image.Finding{Severity: image.Refuse, PID: int32(pid), FD: image.NoFD, Kind: sharedKinds[typ],
+					What:   fmt.Sprintf("it shares it with its parent, pid %d, but is in session %d, where that never was: nobody can make such a process", parent, stats[pid].SID),
+					Remedy: "wait until one of them ends or calls exec"})
 				continue
 			}
 			if slices.Contains(pids, other) {
@@ -84,11 +92,47 @@ func checkShared(pids []int, parents map[int]int, above int) []image.Finding {
 	return out
 }
 
+// family has the stat of every process of a tree.
+type family map[int]*procfs.Stat
+
+// adopted reports whether a process cannot have been forked by its parent: it is in a session that it does not
+// lead, and neither was its parent ever. That has been in older sessions than the one that it leads: those with
+// a process that does not descend from it.
+func (f family) adopted(pid int) bool {
+	st := f[pid]
+	parent := f[st.PPID]
+	if st.SID == pid || st.SID == parent.SID {
+		return false
+	}
+	if parent.SID != parent.PID {
+		return true
+	}
+	for other, o := range f {
+		if leader := f[st.SID]; leader != nil {
+			other = leader.PID
+		}
+		if o.SID == st.SID && !f.below(other, parent.PID) {
+			return false
+		}
+	}
+	return true
+}
+
+// below reports whether a process descends from another.
+func (f family) below(pid, top int) bool {
+	for st := f[pid]; st != nil; st = f[st.PPID] {
+		if st.PPID == top {
+			return true
+		}
+	}
+	return false
+}
+
 // checkShared is checkShared for the processes of a survey.
 func (s *survey) checkShared() {
-	parents := map[int]int{}
+	stats := family{}
 	for _, l := range s.procs {
-		parents[l.pid] = l.stat.PPID
+		stats[l.pid] = &l.stat
 	}
-	s.findings = append(s.findings, checkShared(s.pids(), parents, s.procs[0].stat.PPID)...)
+	s.findings = append(s.findings, checkShared(s.pids(), stats, s.procs[0].stat.PPID)...)
 }

@@ -79,7 +79,7 @@ type Checkpoint struct {
 	blobs     [][]byte
 	ttys      map[int32]int        // by pid: tty_nr of its controlling terminal
 	refs      map[int]image.ObjRef // by pid: the place of its records
-	tables    map[int]int          // by pid: with whom it shares its descriptor table
+	tables    *tables              // whose descriptor tables there are
 	dirs      map[int]int          // by pid: with whom it shares cwd, root and umask
 	sleepers  *sleepers
 	tr        *ptrace.Tracer

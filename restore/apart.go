@@ -32,9 +32,8 @@ func (j *job) splitApart(table []image.FD) (rest, apart []image.FD) {
 }
 
 // placeApart lets a process fetch them.
-func (j *job) placeApart(p *proc, apart []image.FD) error {
+func (j *job) placeApart(p *proc, table, apart []image.FD) error {
 	const spare = 2 // and the pidfd's
-	table := j.table(p)
 	highest := int(table[len(table)-1].Num)
 	room, err := roomFor(p.pid, highest+1+spare)
 	if err != nil {
@@ -69,7 +68,7 @@ func (j *job) fetch(p *proc, fd image.FD, set uint64) error {
 	if !ok || ours < 0 {
 		return fmt.Errorf("restore pid %d: descriptor %d is not open yet", p.pid, fd.Num)
 	}
-	num, err := kind.Lend(remoteProcess{j, p}, ours)
+	num, err := kind.Lend(remoteProcess{j, p, p.pid}, ours)
 	if err != nil {
 		return fmt.Errorf("restore pid %d: descriptor %d: %w", p.pid, fd.Num, err)
 	}
@@ -88,8 +87,8 @@ func (j *job) fetch(p *proc, fd image.FD, set uint64) error {
 }
 
 // finishFile takes the late step of a file, in the thread that it is for.
-func (j *job) finishFile(p *proc, f kind.Finisher, rec *image.File, num int) error {
-	run := func() error { return f.Finish(rec, num, remoteProcess{j, p}) }
+func (j *job) finishFile(p *proc, u holding, f kind.Finisher, rec *image.File, num int) error {
+	run := func() error { return f.Finish(rec, num, j.remote(p, u)) }
 	t, ok := f.(kind.FinishThreader)
 	if !ok {
 		return run()

@@ -57,8 +57,8 @@ func (j *job) checkAll(ctx context.Context, deadline time.Time) error {
 	return j.checkIPC()
 }
 
-// checkSharing checks that objects are shared only as processes made by fork and threads
-// share them: a checkpoint refuses the rest, and building it here would be wrong.
+// checkSharing checks that objects are shared only as processes made by fork and threads share them,
+// and that the own descriptor table of a thread is that of no other process: a checkpoint refuses the rest, and building it here would be wrong.
 func checkSharing(m *image.Manifest) error {
 	type user struct {
 		what string
@@ -88,8 +88,14 @@ func checkSharing(m *image.Manifest) error {
 		}
 		for j := range t.Threads {
 			th := &t.Threads[j]
-			if th.FDTable != t.Threads[0].FDTable || th.FS != t.Threads[0].FS {
-				return &ImageError{int(t.PID), fmt.Sprintf("its thread %d has a descriptor table or working directory of its own, which this version cannot build", th.TID)}
+			if th.FS != t.Threads[0].FS {
+				return &ImageError{int(t.PID), fmt.Sprintf("its thread %d has a working directory of its own, which this version cannot build", th.TID)}
+			}
+			table := user{ownFiles, th.FDTable}
+			if other, ok := owner[table]; th.FDTable == 0 || ok && other != t.PID && th.FDTable != t.Threads[0].FDTable {
+				return &ImageError{int(t.PID), fmt.Sprintf("its thread %d has the descriptor table of pid %d, not that of its process, which this version cannot build", th.TID, other)}
+			} else if !ok {
+				owner[table] = t.PID
 			}
 			if len(th.Seccomp) > 0 {
 				return &ImageError{int(t.PID), fmt.Sprintf("its thread %d has a seccomp filter, which this version cannot install", th.TID)}

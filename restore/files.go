@@ -14,7 +14,7 @@ import (
 
 // slot is a descriptor of a process.
 type slot struct {
-	pid int
+	pid int // or the thread by which the table goes, see holding
 	num int
 }
 
@@ -30,7 +30,7 @@ type mapKey struct {
 	write bool // through a shared mapping
 }
 
-// planFiles finds out who opens which file: the main thread of the first process that has it.
+// planFiles finds out who opens which file: the first thread of the first table that has it.
 // Those of a process come together, by their numbers: they are placed in this order.
 func (j *job) planFiles() {
 	j.holder = map[image.ObjRef]slot{}
@@ -39,20 +39,26 @@ func (j *job) planFiles() {
 		if len(t.Threads) == 0 || t.State == image.TaskZombie {
 			continue
 		}
-		creds := &t.Threads[0].Creds
-		for _, fd := range j.m.FDTables[t.Threads[0].FDTable-1].FDs {
-			if _, ok := j.holder[fd.File]; ok {
-				continue
-			}
-			j.holder[fd.File] = slot{int(t.PID), int(fd.Num)}
-			if n := len(j.users); n == 0 || !sameAccess(j.users[n-1].creds, creds) {
-				j.users = append(j.users, fileUser{creds: creds})
-			}
-			u := &j.users[len(j.users)-1]
-			u.files = append(u.files, fd.File)
+		for _, u := range holdings(j.m, t) {
+			j.planTable(u, &t.Threads[u.thread].Creds)
 		}
 	}
 	j.planCarried()
+}
+
+// planTable is planFiles for one table.
+func (j *job) planTable(by holding, creds *image.Creds) {
+	for _, fd := range by.fds {
+		if _, ok := j.holder[fd.File]; ok {
+			continue
+		}
+		j.holder[fd.File] = slot{by.id, int(fd.Num)}
+		if n := len(j.users); n == 0 || !sameAccess(j.users[n-1].creds, creds) {
+			j.users = append(j.users, fileUser{creds: creds})
+		}
+		u := &j.users[len(j.users)-1]
+		u.files = append(u.files, fd.File)
+	}
 }
 
 // planCarried adds the files that wait in the queue of another one: that user opens them, if no
@@ -228,7 +234,7 @@ func (j *job) fileError(ref image.ObjRef, what, remedy string, err error) error 
 	if !ok {
 		at = slot{int(j.m.Tasks[0].PID), NoFD}
 	}
-	return &FileError{PID: at.pid, FD: at.num, Path: j.m.Files[ref-1].Path, What: what, Remedy: remedy, Err: err}
+	return &FileError{PID: j.processOf(at.pid), FD: at.num, Path: j.m.Files[ref-1].Path, What: what, Remedy: remedy, Err: err}
 }
 
 // openMapped opens the files that are mapped or executed. They have been compared with the

@@ -101,7 +101,7 @@ func (j *job) writeLast(p *proc) error {
 		if err := p.batch(func(b *ptrace.Batch) { task.WriteLast(b, p.task, it, mm, leader) }); err != nil {
 			return err
 		}
-		return task.WriteUrgent(remoteProcess{j, p}, p.task, it, leader)
+		return task.WriteUrgent(remoteProcess{j, p, p.pid}, p.task, it, leader)
 	})
 	if err != nil {
 		return err
@@ -117,13 +117,17 @@ func (j *job) writeLast(p *proc) error {
 
 // startFiles starts the clocks of the files that p is the first to have.
 func (j *job) startFiles(p *proc) error {
-	for _, fd := range j.m.FDTables[p.task.Threads[0].FDTable-1].FDs {
+	return j.eachTable(p, func(u holding) error { return j.startTable(p, u) })
+}
+
+func (j *job) startTable(p *proc, u holding) error {
+	for _, fd := range u.fds {
 		rec := &j.m.Files[fd.File-1]
 		s, ok := kind.ByName(rec.Kind).(kind.Starter)
-		if !ok || j.holder[fd.File] != (slot{p.pid, int(fd.Num)}) {
+		if !ok || j.holder[fd.File] != (slot{u.id, int(fd.Num)}) {
 			continue
 		}
-		if err := s.Start(rec, int(fd.Num), remoteProcess{j, p}); err != nil {
+		if err := s.Start(rec, int(fd.Num), j.remote(p, u)); err != nil {
 			return j.fileError(fd.File, "", "", err)
 		}
 	}

@@ -45,7 +45,12 @@ func (j *job) buildStates(ctx context.Context, alive []*proc) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
-	return j.each("files", alive, j.buildFiles)
+	return j.each("files", alive, func(p *proc) error {
+		if err := j.buildFiles(p); err != nil {
+			return err
+		}
+		return j.buildOwn(p)
+	})
 }
 
 // openLate opens the files that are about processes. Those that are not there any more are made
@@ -108,11 +113,11 @@ func (j *job) inProcess(pid int, f func(p kind.Process) error) error {
 			continue
 		}
 		if p.pid == pid {
-			return f(remoteProcess{j, p})
+			return f(remoteProcess{j, p, p.pid})
 		}
 		for _, th := range p.threads {
 			if th.TID == pid {
-				return p.inThread(th, func() error { return f(remoteProcess{j, p}) })
+				return p.inThread(th, func() error { return f(remoteProcess{j, p, p.pid}) })
 			}
 		}
 	}

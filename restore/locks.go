@@ -30,13 +30,9 @@ func (j *job) checkLockers() error {
 	return nil
 }
 
-// lockSlot returns the lowest descriptor of a file in a process of the tree.
+// lockSlot returns the lowest descriptor of a file in a process of the tree, or in the own table of a thread.
 func (j *job) lockSlot(ref image.ObjRef, pid int32) (num int, ok bool) {
-	i := pidNode(j.m.Tasks, pid) - 1
-	if i < 0 || i >= len(j.m.Tasks) || j.m.Tasks[i].State == image.TaskZombie {
-		return -1, false
-	}
-	fds := j.m.FDTables[j.m.Tasks[i].Threads[0].FDTable-1].FDs
+	fds := j.tableOf(pid)
 	at := slices.IndexFunc(fds, func(fd image.FD) bool { return fd.File == ref })
 	if at < 0 {
 		return -1, false
@@ -75,20 +71,20 @@ func (j *job) stillLocked(pid int) string {
 	return ""
 }
 
-// verifyLocks compares the locks of a process with the image, as the kernel shows them: what closes a
+// verifyLocks compares the locks of a table with the image, as the kernel shows them: what closes a
 // descriptor of a file drops locks of it.
-func (j *job) verifyLocks(p *proc) error {
+func (j *job) verifyLocks(u holding) error {
 	done := map[image.ObjRef]bool{}
-	for _, fd := range j.table(p) {
+	for _, fd := range u.fds {
 		f := &j.m.Files[fd.File-1]
 		if len(f.Locks) == 0 || done[fd.File] {
 			continue
 		}
 		done[fd.File] = true
-		held := heldLocks(p.pid, strconv.Itoa(int(fd.Num)))
+		held := heldLocks(u.id, strconv.Itoa(int(fd.Num)))
 		for i := range f.Locks {
 			l := &f.Locks[i]
-			if l.PID == int32(p.pid) && !slices.ContainsFunc(held, func(h procfs.Lock) bool { return sameLock(l, &h) }) {
+			if l.PID == int32(u.id) && !slices.ContainsFunc(held, func(h procfs.Lock) bool { return sameLock(l, &h) }) {
 				return fmt.Errorf("descriptor %d does not hold %s any more", fd.Num, lockText(l))
 			}
 		}
@@ -107,17 +103,22 @@ func sameLock(l *image.Lock, h *procfs.Lock) bool {
 
 // takeLocks takes the locks and leases that p took.
 func (j *job) takeLocks(p *proc) error {
+	return j.eachTable(p, func(u holding) error { return j.lockTable(p, u) })
+}
+
+// lockTable takes those that stand in one of its tables: those of F_SETLK belong to the table.
+func (j *job) lockTable(p *proc, u holding) error {
 	done := map[image.ObjRef]bool{}
-	for _, fd := range j.table(p) {
+	for _, fd := range u.fds {
 		if done[fd.File] {
 			continue
 		}
 		done[fd.File] = true
 		for _, l := range j.m.Files[fd.File-1].Locks {
-			if l.PID != int32(p.pid) {
+			if l.PID != int32(u.id) {
 				continue
 			}
-			if err := j.takeLock(p, fd, &l); err != nil {
+			if err := j.takeLock(p, u, fd, &l); err != nil {
 				return err
 			}
 		}
@@ -126,7 +127,7 @@ func (j *job) takeLocks(p *proc) error {
 }
 
 // takeLock takes one lock. It never waits.
-func (j *job) takeLock(p *proc, fd image.FD, l *image.Lock) error {
+func (j *job) takeLock(p *proc, u holding, fd image.FD, l *image.Lock) error {
 	call := func(nr uintptr, args ...uint64) error {
 		_, err := p.rem.Syscall(nr, append([]uint64{uint64(fd.Num)}, args...)...)
 		return err
@@ -161,12 +162,12 @@ func (j *job) takeLock(p *proc, fd image.FD, l *image.Lock) error {
 	case l.Type == image.LockLease && errors.Is(err, unix.EACCES):
 		return j.lockError(fd.File, l, "", fmt.Errorf("%w; the file is another user's, and ckptfs has no CAP_LEASE", err))
 	}
-	return j.lockError(fd.File, l, j.whoLocks(p, fd, l), nil)
+	return j.lockError(fd.File, l, j.whoLocks(u, fd, l), nil)
 }
 
 // whoLocks names who was in the way of a lock.
-func (j *job) whoLocks(p *proc, fd image.FD, l *image.Lock) string {
-	pidfd, err := unix.PidfdOpen(p.pid, 0)
+func (j *job) whoLocks(u holding, fd image.FD, l *image.Lock) string {
+	pidfd, err := j.openPidfd(u.id)
 	if err == nil {
 		defer unix.Close(pidfd)
 		var own int
@@ -187,7 +188,7 @@ func (j *job) whoLocks(p *proc, fd image.FD, l *image.Lock) string {
 // lockError is the error about a lock that cannot be taken: who, if not "", is in the way.
 func (j *job) lockError(ref image.ObjRef, l *image.Lock, who string, err error) error {
 	num, _ := j.lockSlot(ref, l.PID)
-	e := &FileError{PID: int(l.PID), FD: num, Path: j.m.Files[ref-1].Path, Err: err,
+	e := &FileError{PID: j.processOf(int(l.PID)), FD: num, Path: j.m.Files[ref-1].Path, Err: err,
 		What: fmt.Sprintf("it held %s, which cannot be taken again", lockText(l))}
 	switch {
 	case who == "":

@@ -22,14 +22,18 @@ const (
 // F_SETSIG of fcntl(2)). The kernel remembers the user ids of who sets it, so the process
 // does that itself, when it has its own.
 func (j *job) writeOwners(p *proc) error {
-	for _, fd := range j.table(p) {
+	return j.eachTable(p, func(u holding) error { return j.ownTable(p, u) })
+}
+
+func (j *job) ownTable(p *proc, u holding) error {
+	for _, fd := range u.fds {
 		f := &j.m.Files[fd.File-1]
-		if j.holder[fd.File] != (slot{p.pid, int(fd.Num)}) || f.Owner == (image.FOwner{}) {
+		if j.holder[fd.File] != (slot{u.id, int(fd.Num)}) || f.Owner == (image.FOwner{}) {
 			continue
 		}
 		_, err := p.rem.Syscall(unix.SYS_FCNTL, uint64(fd.Num), unix.F_SETSIG, uint64(f.Owner.Signal))
 		if err == nil && f.Owner.PID != 0 {
-			err = j.writeOwner(p, int(fd.Num), f)
+			err = j.writeOwner(p, u, int(fd.Num), f)
 		}
 		if err != nil {
 			return j.fileError(fd.File, "set who gets its SIGIO", "", err)
@@ -40,13 +44,13 @@ func (j *job) writeOwners(p *proc) error {
 
 // writeOwner sets the owner of one file. One that does not exist any more is a warning: nobody
 // gets the signal then, and surely not another process that has the number now.
-func (j *job) writeOwner(p *proc, num int, f *image.File) error {
+func (j *job) writeOwner(p *proc, u holding, num int, f *image.File) error {
 	gone := !j.ownerStays(f)
 	var err error
 	if !gone {
 		ex := le.AppendUint32(le.AppendUint32(nil, uint32(f.Owner.Type)), uint32(f.Owner.PID))
-		if j.ownedByOther(p, f) {
-			err = ownAs(p.pid, num, f.OwnerBy, ex)
+		if j.ownedByOther(p, u, f) {
+			err = j.ownAs(u.id, num, f.OwnerBy, ex)
 		} else {
 			var at uint64
 			if at, err = j.put(p, 0, ex); err == nil {
@@ -104,17 +108,17 @@ func (j *job) ownerInTree(o image.FOwner) bool {
 
 // ownedByOther reports whether the owner was set by somebody with other user ids than p has:
 // the process has changed its own since. Only a restore by root may set it so.
-func (j *job) ownedByOther(p *proc, f *image.File) bool {
-	c := &p.task.Threads[0].Creds
+func (j *job) ownedByOther(p *proc, u holding, f *image.File) bool {
+	c := &p.task.Threads[u.thread].Creds
 	return len(f.OwnerBy) == 2 && (f.OwnerBy[0] != c.UID[0] || f.OwnerBy[1] != c.UID[1]) && j.opt.CallerUID <= 0
 }
 
 // ownAs sets the owner of a file of a process on a thread that has these real and effective user
 // ids. The thread ends with that.
-func ownAs(pid, num int, ids []uint32, ex []byte) error {
-	pidfd, err := unix.PidfdOpen(pid, 0)
+func (j *job) ownAs(id, num int, ids []uint32, ex []byte) error {
+	pidfd, err := j.openPidfd(id)
 	if err != nil {
-		return fmt.Errorf("pidfd_open: %w", err)
+		return err
 	}
 	defer unix.Close(pidfd)
 	fd, err := unix.PidfdGetfd(pidfd, num, 0)

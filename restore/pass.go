@@ -189,8 +189,8 @@ func (s *fileSource) one(ref image.ObjRef) (int, error) {
 	pidfd, ok := s.pidfds[at.pid]
 	if !ok {
 		var err error
-		if pidfd, err = unix.PidfdOpen(at.pid, 0); err != nil {
-			return -1, fmt.Errorf("restore pid %d: pidfd_open: %w", at.pid, err)
+		if pidfd, err = s.j.openPidfd(at.pid); err != nil {
+			return -1, err
 		}
 		s.pidfds[at.pid] = pidfd
 	}

@@ -173,6 +173,9 @@ func (j *job) run(ctx context.Context) error {
 	if err := checkSharing(j.m); err != nil {
 		return err
 	}
+	if err := checkOwnTables(j.m); err != nil {
+		return err
+	}
 	if err := checkRingMaps(j.m); err != nil {
 		return err
 	}

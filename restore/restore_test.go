@@ -213,7 +213,12 @@ func TestCheckSharing(t *testing.T) {
 	}{
 		{func(m *image.Manifest) { m.Tasks[1].MM = 1 }, "image: pid 3: it shares its memory with pid 1"},
 		{func(m *image.Manifest) { m.Tasks[1].Threads[0].FDTable = 1 }, "image: pid 3: it shares its descriptor table with pid 1"},
-		{func(m *image.Manifest) { m.Tasks[0].Threads[1].FS = 2 }, "image: pid 1: its thread 2 has a descriptor table or working directory of its own"},
+		{func(m *image.Manifest) { m.Tasks[0].Threads[1].FS = 2 }, "image: pid 1: its thread 2 has a working directory of its own"},
+		{func(m *image.Manifest) { m.Tasks[0].Threads[1].FDTable = 0 }, "image: pid 1: its thread 2 has the descriptor table of pid 0"},
+		{func(m *image.Manifest) {
+			m.Tasks[1].Threads = append(m.Tasks[1].Threads, image.Thread{TID: 5, FDTable: 1, FS: 2})
+		}, "image: pid 3: its thread 5 has the descriptor table of pid 1, not that of its process"},
+		{func(m *image.Manifest) { m.Tasks[0].Threads[1].FDTable, m.Tasks[1].PPID = 2, 1 }, "image: pid 3: it shares its descriptor table with pid 1"},
 		{func(m *image.Manifest) { m.Tasks[0].Sighand = 0 }, "image: pid 1: it has no signal handlers"},
 		{func(m *image.Manifest) { m.Tasks[1].Threads = nil }, "image: pid 3: it has no main thread"},
 		{func(m *image.Manifest) { m.Tasks[1].Threads[0].Seccomp = make([]image.Seccomp, 1) }, "image: pid 3: its thread 3 has a seccomp filter"},

@@ -20,12 +20,15 @@ func (j *job) buildState(ctx context.Context, p *proc) error {
 	if err := j.each("files", []*proc{p}, j.buildFiles); err != nil {
 		return err
 	}
-	return j.each("threads", []*proc{p}, j.buildThreads)
+	if err := j.each("threads", []*proc{p}, j.buildThreads); err != nil {
+		return err
+	}
+	return j.buildOwn(p)
 }
 
-// buildFiles gives a process its files.
+// buildFiles gives a process its files. If threads have tables of their own, the late steps wait for buildOwn.
 func (j *job) buildFiles(p *proc) error {
-	if err := j.placeFiles(p); err != nil {
+	if err := j.placeFiles(p); err != nil || len(holdings(j.m, p.task)) > 1 {
 		return err
 	}
 	return j.finishFiles(p)
@@ -83,11 +86,12 @@ func (j *job) placeFiles(p *proc) error {
 
 // fillTable gives a stub the descriptors of a table, and takes the channel away.
 func (j *job) fillTable(p *proc, table []image.FD) (err error) {
-	table, apart := j.splitApart(table)
+	whole := table
+	table, apart := j.splitApart(whole)
 	if len(apart) > 0 {
 		defer func() {
 			if err == nil {
-				err = j.placeApart(p, apart)
+				err = j.placeApart(p, whole, apart)
 			}
 		}()
 	}
@@ -147,26 +151,10 @@ func noRoom(pid, want, room int) error {
 		Remedy: "raise the limit of ckptfs (ulimit -Hn), or run it with CAP_SYS_RESOURCE"}
 }
 
-// finishFiles takes the late steps of p's files: each kind says for which processes.
+// finishFiles takes the late steps of the files in p's table, and of its mappings of some.
 func (j *job) finishFiles(p *proc) error {
-	done := map[image.ObjRef]bool{} // a file may have several numbers here
-	for _, fd := range j.table(p) {
-		rec := &j.m.Files[fd.File-1]
-		f, ok := kind.ByName(rec.Kind).(kind.Finisher)
-		if !ok || done[fd.File] {
-			continue
-		}
-		pids, err := f.FinishPIDs(rec)
-		if err != nil {
-			return j.fileError(fd.File, "", "", err)
-		}
-		if !slices.Contains(pids, int32(p.pid)) {
-			continue
-		}
-		if err := j.finishFile(p, f, rec, int(fd.Num)); err != nil {
-			return j.fileError(fd.File, "", "", err)
-		}
-		done[fd.File] = true
+	if err := j.finishTable(p, holdings(j.m, p.task)[0]); err != nil {
+		return err
 	}
 	fd := &feeder{p: p}
 	return fd.each(j.m.MMs[p.task.MM-1].VMAs, func(b *ptrace.Batch, v *image.VMA) {
@@ -176,11 +164,39 @@ func (j *job) finishFiles(p *proc) error {
 	})
 }
 
+// finishTable takes the late steps of the files in a table: each kind says for which processes.
+func (j *job) finishTable(p *proc, u holding) error {
+	done := map[image.ObjRef]bool{} // a file may have several numbers here
+	for _, fd := range u.fds {
+		rec := &j.m.Files[fd.File-1]
+		f, ok := kind.ByName(rec.Kind).(kind.Finisher)
+		if !ok || done[fd.File] {
+			continue
+		}
+		pids, err := f.FinishPIDs(rec)
+		if err != nil {
+			return j.fileError(fd.File, "", "", err)
+		}
+		if !slices.Contains(pids, int32(u.id)) {
+			continue
+		}
+		if err := j.finishFile(p, u, f, rec, int(fd.Num)); err != nil {
+			return j.fileError(fd.File, "", "", err)
+		}
+		done[fd.File] = true
+	}
+	return nil
+}
+
 // remoteProcess is a kind.Process.
 type remoteProcess struct {
-	j *job
-	p *proc
+	j  *job
+	p  *proc
+	id int // by which the descriptor table goes
 }
+
+// remote is a process as the kinds see it, or a thread with a table of its own.
+func (j *job) remote(p *proc, u holding) remoteProcess { return remoteProcess{j, p, u.id} }
 
 func (r remoteProcess) Syscall(nr uintptr, args ...uint64) (uint64, error) {
 	return r.p.rem.Syscall(nr, args...)
@@ -188,7 +204,7 @@ func (r remoteProcess) Syscall(nr uintptr, args ...uint64) (uint64, error) {
 
 func (r remoteProcess) Put(b []byte) (uint64, error) { return r.j.put(r.p, 0, b) }
 
-func (r remoteProcess) PID() int { return r.p.pid }
+func (r remoteProcess) PID() int { return r.id }
 
 // threadFlags are what pthread_create(3) passes, without what registers addresses: that is
 // done in the thread.
@@ -197,11 +213,7 @@ const threadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLON
 // makeThreads makes the other threads of a process, with the ids they had.
 func (j *job) makeThreads(p *proc) error {
 	for i := range p.task.Threads[1:] {
-		th, err := j.clone(p, threadFlags, 0, int(p.task.Threads[i+1].TID))
-		if th != nil {
-			p.threads = append(p.threads, th)
-		}
-		if err != nil {
+		if err := j.makeThread(p, i+1); err != nil {
 			return err
 		}
 	}

@@ -31,11 +31,13 @@ func (j *job) verify(p *proc) error {
 	if err := compareMaps(j.m.MMs[p.task.MM-1].VMAs, maps); err != nil {
 		return fmt.Errorf("restore pid %d: its memory came out wrong: %w", p.pid, err)
 	}
-	if err := j.compareFDs(p); err != nil {
-		return fmt.Errorf("restore pid %d: %w", p.pid, err)
-	}
-	if err := j.verifyLocks(p); err != nil {
-		return fmt.Errorf("restore pid %d: %w", p.pid, err)
+	for _, u := range holdings(j.m, p.task) {
+		if err := compareFDs(u); err != nil {
+			return fmt.Errorf("restore pid %d: %w", u.id, err)
+		}
+		if err := j.verifyLocks(u); err != nil {
+			return fmt.Errorf("restore pid %d: %w", u.id, err)
+		}
 	}
 	for i := range p.task.Threads {
 		th := &p.task.Threads[i]
@@ -140,9 +142,9 @@ func viewOfMapping(m *procfs.Mapping) view {
 	return w
 }
 
-// compareFDs compares the numbers of a process's descriptors with its table.
-func (j *job) compareFDs(p *proc) error {
-	names, err := os.ReadDir(procPath(p.pid, "fd"))
+// compareFDs compares the numbers of descriptors with the table.
+func compareFDs(u holding) error {
+	names, err := os.ReadDir(procPath(u.id, "fd"))
 	if err != nil {
 		return err
 	}
@@ -154,7 +156,7 @@ func (j *job) compareFDs(p *proc) error {
 		}
 		got = append(got, num)
 	}
-	for _, fd := range j.table(p) {
+	for _, fd := range u.fds {
 		want = append(want, int(fd.Num))
 	}
 	slices.Sort(got)

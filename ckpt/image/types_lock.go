@@ -17,5 +17,5 @@ type Lock struct {
 	Write bool     `cbor:"2,keyasint,omitempty" json:"write,omitempty"` // exclusive; else shared
 	Start int64    `cbor:"3,keyasint,omitempty" json:"start"`           // first byte
 	End   int64    `cbor:"4,keyasint" json:"end"`                       // last byte; 1<<63-1: to the end of the file, wherever that is
-	PID   int32    `cbor:"5,keyasint" json:"pid"`                       // who took it, or else a process of the tree that holds it
+	PID   int32    `cbor:"5,keyasint" json:"pid"`                       // who took it, or else a process of the tree that holds it; or the first thread that has a table of its own in which it stands
 }

@@ -52,8 +52,8 @@ type Checker interface {
 // Finisher is a kind with a step that restored processes themselves have to do, after all
 // their descriptors have their final numbers.
 type Finisher interface {
-	// FinishPIDs lists the processes in which Finish has to be called for the file. All of
-	// them have it open. More than one is rare: workers that share an epoll instance.
+	// FinishPIDs lists the processes, and the threads with a descriptor table of their own, in which Finish
+	// has to be called for the file. All of them have it open. More than one is rare: workers that share an epoll instance.
 	FinishPIDs(rec *image.File) ([]int32, error)
 	// Finish is called once in each of these processes, which holds the file under the number fd.
 	Finish(rec *image.File, fd int, p Process) error
@@ -97,7 +97,7 @@ type Process interface {
 	// Put copies bytes to scratch memory of the process that stays valid until the next Put,
 	// and returns their address there.
 	Put(b []byte) (addr uint64, err error)
-	// PID is the process's id.
+	// PID is the process's id, or that of the thread if its own descriptor table is meant.
 	PID() int
 }
 
@@ -131,7 +131,7 @@ func (f *Found) Place() Slot {
 
 // Slot is one descriptor of one process.
 type Slot struct {
-	PID int32
+	PID int32 // or the id of a thread with a descriptor table of its own
 	Num int32
 }
 

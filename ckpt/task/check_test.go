@@ -16,7 +16,7 @@ import (
 
 // TestCheckNothing: an ordinary process is not complained about, whatever of this package's state it has.
 func TestCheckNothing(t *testing.T) {
-	for _, pieces := range [][]string{nil, {"signals", "timers"}, {"prctl"}, {"batch"}, {"fifo"}, {"limits"}} {
+	for _, pieces := range [][]string{nil, {"signals", "timers"}, {"prctl"}, {"batch"}, {"fifo"}, {"limits"}, {"thread=own-files"}} {
 		t.Run(strings.Join(pieces, "+"), func(t *testing.T) {
 			t.Parallel()
 			pid, _ := start(t, pieces...)
@@ -34,7 +34,6 @@ func TestCheckRefuses(t *testing.T) {
 		"aio":                    {" at 0x", "(AIO context)", "io_setup(2)"},
 		"deadline":               {"(SCHED_DEADLINE)", "chrt -o -p 0 "},
 		"thread=own-fs":          {" thread ", "(own working directory)", "CLONE_FS"},
-		"thread=own-files":       {" thread ", "(own descriptor table)", "CLONE_FILES"},
 		"thread=own-personality": {" thread ", "(personality)", "0x40000"},
 		"thread=own-net":         {" thread ", "(net namespace)", "nsenter -t ", " -n"},
 		"thread=timer-of-dead":   {"(POSIX timer 0)", "has ended", "timer_delete"},

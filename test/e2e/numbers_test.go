@@ -32,6 +32,8 @@ func TestDescriptorNumbers(t *testing.T) {
 		{"high", hard, hard},
 		{"same", hard, hard}, // all of them
 		{"lowered", 700, 700},
+		{"thread", 700, 700},
+		{"thread", 5000, 5000},
 		{"fork", 700, 700},
 		{"fork", 5000, 5000}, // together they have more than we may have
 	} {
@@ -51,7 +53,7 @@ func TestDescriptorNumbers(t *testing.T) {
 
 // TestDescriptorNumbersPlain proves the program.
 func TestDescriptorNumbersPlain(t *testing.T) {
-	for _, mode := range []string{"many", "all", "high", "lowered", "fork", "same"} {
+	for _, mode := range []string{"many", "all", "high", "lowered", "fork", "same", "thread"} {
 		harness.Start(t, "numbers", mode, "700").Pass(false)
 	}
 }

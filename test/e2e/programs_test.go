@@ -96,6 +96,8 @@ var programs = []program{
 	{"owners", "owners", nil, true},
 	{"files_writers", "writers", nil, false},
 	{"share", "share", nil, true},
+	{"tables", "tables", nil, true},
+	{"tables_late", "tables", []string{"late"}, true},
 	{"deleted", "deleted", nil, false},
 	{"gone", "gone", nil, true},
 	{"gone_linked", "gone", []string{"linked"}, false}, // maps shows the other name

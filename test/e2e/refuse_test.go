@@ -21,6 +21,9 @@ var refusals = []struct {
 	{"unixwaiting", []string{"fd 3", "a connection waits to be accepted by it that data was sent on"}},
 	{"unixwaitingfile", []string{"fd 3", "a connection waits to be accepted by it that data was sent on"}},
 	{"clonevm", []string{"CLONE_VM"}},
+	{"threadchild", []string{"thread", "(own descriptor table)", "shares them"}},
+	{"threadring", []string{"thread", "io_uring", "no thread with file descriptors of its own"}},
+	{"threadlease", []string{"thread", "lease", "a thread with file descriptors of its own has it"}},
 	{"inotify", []string{"fd 3", "inotify", "wait to be read"}},
 	{"cwdxattr", []string{"(working directory)", "trusted.key cannot be carried"}},
 	{"io_uring", []string{"fd 3", "io_uring", "requests in flight (1)"}},
@@ -110,6 +113,15 @@ func TestBlockedAccept(t *testing.T) {
 func TestPolicyPart(t *testing.T) {
 	r := harness.Start(t, "refuse", "numapart")
 	fails(t, []string{harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null"}, "pid "+itoa(r.PID), "(memory policy)", "NUMA policy in one part and not in another", "mbind(2)")
+	r.Pass(false)
+}
+
+// TestAdoptedSharer refuses a process that shares its parent's descriptors and cannot be made by that.
+func TestAdoptedSharer(t *testing.T) {
+	r := harness.Start(t, "refuse", "adoptedsharer")
+	words := []string{"pid " + itoa(r.Tree()[1]), "(shared descriptor table (CLONE_FILES))", "its parent, pid " + itoa(r.PID), "where that never was"}
+	harness.Say(t, "explain", harness.Run(t, harness.Binary(), "explain", itoa(r.PID)).Stdout, words...)
+	fails(t, []string{harness.Binary(), "dump", itoa(r.PID), "-o", "/dev/null"}, words...)
 	r.Pass(false)
 }
 

@@ -1,8 +1,9 @@
 // Descriptor numbers: many of them, all that the limit allows, only the highest, numbers above
-// a limit that was lowered, and many that a child shares. Every number is a file of its own
+// a limit that was lowered, many that a child shares, and all that the limit allows in the own
+// table of a thread. Every number is a file of its own
 // whose offset tells which.
 //
-//	MODE: many N, all N, high N, lowered N, fork N, same N
+//	MODE: many N, all N, high N, lowered N, fork N, same N, thread N
 #include "prog.h"
 #include <sys/resource.h>
 
@@ -85,6 +86,45 @@ static void forked(void)
 	pass();
 }
 
+// the thread has every number in a table of its own, the process has only the first three.
+static volatile int made, look;
+
+static void *thread(void *arg)
+{
+	(void)arg;
+	MUST(unshare(CLONE_FILES));
+	for (int i = 3; i < count; i++)
+		open_at(i);
+	made = 1;
+	while (!look)
+		nap(5);
+	for (int i = 0; i < count; i++)
+		if (i >= 3)
+			check_at(i);
+		else
+			CHECK(fcntl(i, F_GETFD) == 0, "flags of number %d", i);
+	look = 2;
+	for (;;)
+		nap(1000);
+}
+
+static void threaded(void)
+{
+	pthread_t t;
+	CHECK(pthread_create(&t, NULL, thread, NULL) == 0, "thread");
+	while (!made)
+		nap(5);
+	ready();
+	wait_go();
+	check_limits(count, count);
+	for (int i = 3; i < count; i++)
+		CHECK(fcntl(i, F_GETFD) == -1, "number %d is that of the thread", i);
+	look = 1;
+	while (look != 2)
+		nap(5);
+	pass();
+}
+
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
@@ -97,6 +137,8 @@ int main(int argc, char **argv)
 	int first = 3, last = count, soft = count;
 	if (strcmp(mode, "fork") == 0)
 		forked();
+	if (strcmp(mode, "thread") == 0)
+		threaded();
 	if (strcmp(mode, "many") == 0)
 		first = 100, last = count - 100;
 	if (strcmp(mode, "high") == 0)

@@ -4,6 +4,7 @@
 #include <linux/bpf.h>
 #include <linux/io_uring.h>
 #include <linux/perf_event.h>
+#include <linux/sched.h>
 #include <linux/userfaultfd.h>
 #include <mqueue.h>
 #include <netinet/in.h>
@@ -19,12 +20,53 @@ static char waits_for_ever; // where a read that never ends puts what it has rea
 static int lockfile(void) { return MUST(open("lock", O_RDWR | O_CREAT | O_TRUNC, 0644)); }
 
 static pid_t child, orphan;
+static volatile int made;
 
 static int nap_forever(void *arg)
 {
 	(void)arg;
 	for (;;)
 		nap(10);
+}
+
+// own_files is a thread with a descriptor table of its own, and what is not kept then.
+static void *own_files(void *what)
+{
+	MUST(unshare(CLONE_FILES));
+	if (strcmp(what, "threadchild") == 0) {
+		struct clone_args a = {.flags = CLONE_FILES, .exit_signal = SIGCHLD};
+		if ((child = MUST(syscall(SYS_clone3, &a, sizeof a))) == 0)
+			nap_forever(NULL);
+	} else if (strcmp(what, "threadring") == 0) {
+		struct io_uring_params p;
+		memset(&p, 0, sizeof p);
+		MUST(syscall(SYS_io_uring_setup, 4, &p));
+	} else
+		MUST(fcntl(lockfile(), F_SETLEASE, F_WRLCK));
+	made = 1;
+	nap_forever(NULL);
+	return NULL;
+}
+
+// adopted_sharer makes a process that shares our descriptor table, is our child because its parent ended, and in a session
+// where we never were.
+static void adopted_sharer(void)
+{
+	struct clone_args a = {.flags = CLONE_FILES, .exit_signal = SIGCHLD};
+	MUST(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0));
+	pid_t *shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	pid_t between = MUST(syscall(SYS_clone3, &a, sizeof a));
+	if (between == 0) {
+		MUST(setsid());
+		pid_t sharer = MUST(syscall(SYS_clone3, &a, sizeof a));
+		if (sharer == 0)
+			nap_forever(NULL);
+		*shared = sharer;
+		_exit(0);
+	}
+	MUST(waitpid(between, NULL, 0));
+	child = *shared;
+	MUST(munmap(shared, 4096));
 }
 
 static void notified(union sigval v)
@@ -90,6 +132,13 @@ static void make(const char *what)
 		// Two processes with one memory. The child only naps, by a system call of its own.
 		static char stack[65536] __attribute__((aligned(16)));
 		child = MUST(clone(nap_forever, stack + sizeof stack, CLONE_VM | SIGCHLD, NULL));
+	} else if (strncmp(what, "thread", 6) == 0) {
+		pthread_t t;
+		MUST(-pthread_create(&t, NULL, own_files, (void *)what));
+		while (!made)
+			nap(5);
+	} else if (strcmp(what, "adoptedsharer") == 0) {
+		adopted_sharer();
 	} else if (strcmp(what, "inotify") == 0) {
 		// An event that nobody reads.
 		int in = MUST(inotify_init1(0));

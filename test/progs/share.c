@@ -2,6 +2,7 @@
 // its ends in two processes, an eventfd and an epoll set in both, a descriptor table that two
 // processes share (CLONE_FILES), with a lock that one of them took.
 #include "prog.h"
+#include <linux/kcmp.h>
 #include <linux/sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -94,6 +95,8 @@ int main(int argc, char **argv)
 	CHECK(waitpid(child, &st, 0) == child && st == 0, "child: %#x", st);
 	MUST(fcntl(fd, F_SETFL, 0));
 
+	CHECK(syscall(SYS_kcmp, getpid(), twin, KCMP_FILES, 0, 0) == 0, "the twin has another table");
+	CHECK(syscall(SYS_kcmp, getpid(), getppid(), KCMP_FILES, 0, 0) != 0, "our parent has the same table");
 	MUST(dup2(fd, 444));
 	MUST(write(to2[1], "x", 1));
 	turn(from2[0]);
