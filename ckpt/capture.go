@@ -3,6 +3,7 @@ package ckpt
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -61,16 +62,48 @@ func (c *Checkpoint) capture(s *survey, procs []*proc, undo *undoStack) error {
 	return c.captureSegments(s)
 }
 
-// captureProcs reads the processes, one after the other.
+// proceeds is what the capture of one process yields for the manifest.
+type proceeds struct {
+	task    image.Task
+	mm      image.MM
+	sighand image.Sighand
+	fs      image.FS
+}
+
+// captureProcs reads the processes, as many at the same time as there are tracers.
 func (c *Checkpoint) captureProcs(procs []*proc, undo *undoStack) error {
 	for _, p := range procs {
+		if !p.zombie() {
+			c.procs = append(c.procs, p)
+			c.refs[p.pid] = image.ObjRef(len(c.procs)) // one record of each per process, used or not
+			c.ttys[int32(p.pid)] = p.stat.TTY
+		}
+	}
+	all := make([]proceeds, len(procs))
+	var failed atomic.Bool
+	err := c.tr.each(func(t *ptrace.Tracer) error {
+		for i, p := range procs {
+			if p.tr != t || p.zombie() || failed.Load() {
+				continue
+			}
+			if err := c.captureProc(p, &all[i], undo); err != nil {
+				failed.Store(true)
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for i, p := range procs {
 		if p.zombie() {
 			c.m.Tasks = append(c.m.Tasks, zombieTask(p))
 			continue
 		}
-		if err := c.captureProc(p, undo); err != nil {
-			return err
-		}
+		got := &all[i]
+		c.m.Tasks, c.m.MMs = append(c.m.Tasks, got.task), append(c.m.MMs, got.mm)
+		c.m.Sighands, c.m.FSs = append(c.m.Sighands, got.sighand), append(c.m.FSs, got.fs)
 	}
 	return nil
 }
@@ -89,47 +122,39 @@ func identity(st *procfs.Stat) image.Task {
 
 // captureProc reads one process: first from outside, then by ptrace, then by remote system
 // calls in each of its threads, and last it makes the snapshot of its memory.
-func (c *Checkpoint) captureProc(p *proc, undo *undoStack) (err error) {
+func (c *Checkpoint) captureProc(p *proc, got *proceeds, undo *undoStack) (err error) {
 	step := c.op.Step("capture", p.pid).Count("threads", int64(len(p.threads)))
 	defer func() { step.End(err) }()
 	status, err := readStatus(p.pid)
 	if err != nil {
 		return fmt.Errorf("pid %d: %w", p.pid, err)
 	}
-	t, mm, sh := identity(&p.stat), image.MM{}, image.Sighand{}
-	c.ttys[t.PID] = p.stat.TTY
+	t := &got.task
+	*t = identity(&p.stat)
 	if p.stat.TPGID > 0 && p.stat.TPGID != p.stat.PGID {
 		t.Foreground = int32(p.stat.TPGID)
 	}
-	if err := task.ReadTaskOutside(p.pid, &t, &mm); err != nil {
+	if err := task.ReadTaskOutside(p.pid, t, &got.mm); err != nil {
 		return err
 	}
-	fs, err := readFS(p.pid)
-	if err != nil {
+	if got.fs, err = readFS(p.pid); err != nil {
 		return err
 	}
 	if p.remote, err = ptrace.NewRemote(p.pid); err != nil {
 		return err
 	}
-	undo.push("undo:calls", p.pid, func() error { return ignoreGone(p.remote.Close()) })
-	c.procs = append(c.procs, p)
-	ref := image.ObjRef(len(c.m.MMs) + 1) // one record of each per process, used or not
-	c.refs[p.pid] = ref
-	if err := c.captureTraced(p, &t); err != nil {
+	undo.push("undo:calls", p.pid, p.tr, func() error { return ignoreGone(p.remote.Close()) })
+	if err := c.captureTraced(p, t); err != nil {
 		return err
 	}
 	since := time.Now()
-	if err := c.captureInside(p, status, &t, &mm, &sh); err != nil {
+	if err := c.captureInside(p, status, t, &got.mm, &got.sighand); err != nil {
 		return err
 	}
-	if err := task.ReadPending(p.threads[0].Thread, &t, since); err != nil {
+	if err := task.ReadPending(p.threads[0].Thread, t, since); err != nil {
 		return err
 	}
-	t.MM, t.Sighand = ref, ref
-	c.m.Tasks = append(c.m.Tasks, t)
-	c.m.MMs = append(c.m.MMs, mm)
-	c.m.Sighands = append(c.m.Sighands, sh)
-	c.m.FSs = append(c.m.FSs, fs)
+	t.MM, t.Sighand = c.refs[p.pid], c.refs[p.pid]
 	return nil
 }
 
@@ -298,90 +323,6 @@ func (c *Checkpoint) captureMemory(p *proc, locked uint64) (err error) {
 		return err
 	}
 	return p.copyFrozen(true)
-}
-
-// captured is what captureFiles has read.
-type captured struct {
-	files  []image.File
-	tables []image.FDTable // one for each of the processes, in their order; a shared one is the first one's; then those of threads
-	ttys   map[uint64]image.ObjRef
-	ctl    map[int]image.ObjRef // terminals by session, of those whose master is in the tree
-	lost   []image.Finding
-	err    error
-}
-
-// captureFiles reads the open files in a goroutine of its own. The kinds are asked again: the
-// tree is still now, so what they say is final.
-func (c *Checkpoint) captureFiles(s *survey, pids []int) <-chan captured {
-	out := make(chan captured, 1)
-	c.reading.Add(1)
-	go ptrace.Hurried(func() {
-		defer c.reading.Done()
-		got, err := c.readFiles(s, pids)
-		got.err = err
-		out <- got
-	})
-	return out
-}
-
-func (c *Checkpoint) readFiles(s *survey, pids []int) (got captured, err error) {
-	step := c.op.Step("files", s.root)
-	fds := 0
-	defer func() { step.Count("fds", int64(fds)).Count("files", int64(len(got.files))).End(err) }()
-	set, err := collectFiles(c.tables, true)
-	if err != nil {
-		return got, err
-	}
-	for _, slots := range set.slots {
-		fds += len(slots)
-	}
-	defer set.close()
-	sc := s.scene(set) // with the answers about other processes that the look has got
-	sc.Still = true
-	if c.o.After != Resume || c.frozen {
-		sc.Hush = c.hush
-	}
-	sc.Blob, sc.Segment, sc.Gone = c.blob, c.segs.ofFile, c.segs.ofGoneFile
-	got.lost = set.check(sc)
-	if err := image.Refusals(got.lost); err != nil {
-		return got, err
-	}
-	if got.files, err = set.dump(sc, &holders{pids, c.tables}); err != nil {
-		return got, err
-	}
-	for _, pid := range pids {
-		got.tables = append(got.tables, set.table(pid))
-	}
-	for _, id := range c.tables.ids {
-		if c.tables.own[id] != 0 {
-			got.tables = append(got.tables, set.table(id))
-		}
-	}
-	got.ttys, got.ctl = terminals(set.found), sc.Controlled()
-	return got, nil
-}
-
-// addFiles puts what captureFiles has read into the manifest.
-func (c *Checkpoint) addFiles(got captured) {
-	c.m.Files, c.m.FDTables, c.m.Lost = got.files, got.tables, append(c.m.Lost, got.lost...)
-	for i := range c.m.Tasks {
-		if t := &c.m.Tasks[i]; t.SID == t.PID && c.ttys[t.PID] != 0 {
-			if t.CtlTTY = got.ctl[int(t.PID)]; t.CtlTTY == 0 {
-				t.CtlTTY = got.ttys[ttyDev(c.ttys[t.PID])]
-			}
-		}
-		if t := &c.m.Tasks[i]; t.CtlTTY == 0 {
-			t.Foreground = 0
-		}
-	}
-	c.foreground()
-}
-
-// blob is kind.Scene.Blob.
-func (c *Checkpoint) blob(b []byte) image.ObjRef {
-	c.blobs = append(c.blobs, b)
-	c.m.Blobs = append(c.m.Blobs, image.Blob{Len: int64(len(b))})
-	return image.ObjRef(len(c.blobs))
 }
 
 // readTimers reads /proc/PID/timers, the POSIX timers of a process.

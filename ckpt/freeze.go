@@ -15,9 +15,10 @@ import (
 // proc is one process of a frozen tree.
 type proc struct {
 	pid     int
-	stat    procfs.Stat // zombies have nothing else
-	looked  *looked     // nil if it came into being after the look
-	threads []*thread   // the leader first
+	tr      *ptrace.Tracer // that has seized it
+	stat    procfs.Stat    // zombies have nothing else
+	looked  *looked        // nil if it came into being after the look
+	threads []*thread      // the leader first
 	remote  *ptrace.Remote
 	mem     memory
 
@@ -36,7 +37,8 @@ func (p *proc) zombie() bool { return len(p.threads) == 0 }
 
 // freezer stops a tree.
 type freezer struct {
-	tr       *ptrace.Tracer
+	ts       *tracers
+	of       map[int]*ptrace.Tracer // by pid
 	undo     *undoStack
 	deadline time.Time
 	procs    []*proc
@@ -44,10 +46,11 @@ type freezer struct {
 	seized   map[int]bool // by thread id
 }
 
-// freezeTree stops the tree below root and returns its processes, zombies too.
-func freezeTree(ctx context.Context, tr *ptrace.Tracer, root int, deadline time.Time, undo *undoStack) (procs []*proc, err error) {
+// freezeTree stops the tree below root and returns its processes, zombies too. of says which tracer a process is
+// for; what it does not know the first one gets.
+func freezeTree(ctx context.Context, ts *tracers, of map[int]*ptrace.Tracer, root int, deadline time.Time, undo *undoStack) (procs []*proc, err error) {
 	step := undo.op.Step("freeze", root)
-	f := &freezer{tr: tr, undo: undo, deadline: deadline}
+	f := &freezer{ts: ts, of: of, undo: undo, deadline: deadline}
 	defer func() {
 		step.Count("processes", int64(len(f.procs))).Count("threads", int64(len(f.seized))).End(err)
 	}()
@@ -90,18 +93,39 @@ func (f *freezer) pass(root int) (fresh int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	for _, pid := range pids {
-		step := f.undo.op.Step("stop", pid)
-		n, err := f.stop(pid, pid == root)
-		if n > 0 || err != nil {
-			step.Count("threads", int64(n)).End(err)
+	for len(pids) > 0 {
+		tr, n := f.tracer(pids[0]), 1
+		for n < len(pids) && f.tracer(pids[n]) == tr {
+			n++
 		}
+		err := tr.Do(func() error {
+			for _, pid := range pids[:n] {
+				step := f.undo.op.Step("stop", pid)
+				n, err := f.stop(pid, pid == root)
+				if n > 0 || err != nil {
+					step.Count("threads", int64(n)).End(err)
+				}
+				if err != nil {
+					return err
+				}
+				fresh += n
+			}
+			return nil
+		})
 		if err != nil {
 			return 0, err
 		}
-		fresh += n
+		pids = pids[n:]
 	}
 	return fresh, nil
+}
+
+// tracer is the one that traces a process.
+func (f *freezer) tracer(pid int) *ptrace.Tracer {
+	if t := f.of[pid]; t != nil {
+		return t
+	}
+	return f.ts.first()
 }
 
 // stop seizes the threads of one process that are not seized yet, waits until they stop, and
@@ -154,7 +178,7 @@ func (f *freezer) seize(pid int, root bool) ([]*thread, error) {
 		if st.State == 'Z' && st.ExitSignal == 0 {
 			return nil, nil // the helper of a checkpoint that was killed; Sweep reaps it
 		}
-		p = &proc{pid: pid, stat: st}
+		p = &proc{pid: pid, tr: f.tracer(pid), stat: st}
 		f.byPID[pid] = p
 		f.procs = append(f.procs, p)
 	}
@@ -167,7 +191,7 @@ func (f *freezer) seize(pid int, root bool) ([]*thread, error) {
 		if f.seized[tid] || tid != pid && isRingWorker(pid, tid) {
 			continue
 		}
-		th, err := f.tr.Seize(tid, unix.PTRACE_O_TRACESYSGOOD)
+		th, err := p.tr.Seize(tid, unix.PTRACE_O_TRACESYSGOOD)
 		var g *ptrace.GoneError
 		if errors.As(err, &g) {
 			continue // a zombie, or it ended a moment ago
@@ -175,7 +199,7 @@ func (f *freezer) seize(pid int, root bool) ([]*thread, error) {
 		if err != nil {
 			return nil, err
 		}
-		f.undo.push("undo:detach", tid, func() error { return ignoreGone(th.Detach()) })
+		f.undo.push("undo:detach", tid, p.tr, func() error { return ignoreGone(th.Detach()) })
 		f.seized[tid] = true
 		t := &thread{Thread: th}
 		p.threads = append(p.threads, t)

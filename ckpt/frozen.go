@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/netlock"
-	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"golang.org/x/sys/unix"
 )
 
@@ -15,8 +14,8 @@ import (
 // ends, the kernel lets the tree go on.
 type Frozen struct {
 	root int
-	tr   *ptrace.Tracer
-	undo undoStack
+	tr   *tracers
+	undo *undoStack
 	all  []*proc
 	lock *netlock.Lock // of TCP connections that the last checkpoint has
 }
@@ -34,11 +33,12 @@ func Freeze(ctx context.Context, pid int, o Options) (*Frozen, error) {
 	if err := refuseSelf(pid, pids); err != nil {
 		return nil, err
 	}
-	z := &Frozen{root: pid, tr: ptrace.NewTracer(), undo: undoStack{op: o.Steps.Begin("hold")}}
+	z := &Frozen{root: pid, tr: newTracers(len(pids)), undo: &undoStack{op: o.Steps.Begin("hold")}}
+	of := z.tr.divide(pids, func(int) int { return processWeight })
 	err = z.tr.Do(func() error {
-		defer z.tr.Hurry()()
+		defer z.tr.hurry()()
 		var err error
-		z.all, err = freezeTree(ctx, z.tr, pid, time.Now().Add(timeout), &z.undo)
+		z.all, err = freezeTree(ctx, z.tr, of, pid, time.Now().Add(timeout), z.undo)
 		if err != nil {
 			return join(err, z.undo.run())
 		}
@@ -83,9 +83,9 @@ func (z *Frozen) Take(ctx context.Context, o Options) (*Checkpoint, error) {
 	}
 	c.sleepers, c.frozen = findSleepers(nil), true
 	err = z.tr.Do(func() error {
-		defer z.tr.Lend()()
-		undo := undoStack{op: op}
-		err := c.captureAll(ctx, s, z.all, &undo)
+		defer z.tr.lend()()
+		undo := &undoStack{op: op}
+		err := c.captureAll(ctx, s, z.all, undo)
 		return join(err, undo.run())
 	})
 	if err == nil && c.lock != nil {

@@ -44,7 +44,7 @@ func (c *Checkpoint) readUndo(sems []sysv.Sem) (undone, error) {
 		if n > maxProbed {
 			return nil, undoRefused(p.pid, fmt.Sprintf("it may have adjustments in any of %d semaphores, which are too many to ask for", n))
 		}
-		if err := p.probeAll(sets, all); err != nil {
+		if err := p.tr.Do(func() error { return p.probeAll(sets, all) }); err != nil {
 			return nil, err
 		}
 	}

@@ -82,9 +82,9 @@ type Checkpoint struct {
 	tables    *tables              // whose descriptor tables there are
 	dirs      map[int]int          // by pid: with whom it shares cwd, root and umask
 	sleepers  *sleepers
-	tr        *ptrace.Tracer
-	ownTracer bool      // Close ends it
-	undo      undoStack // what lets a tree go that stays frozen
+	tr        *tracers
+	ownTracer bool       // Close ends them
+	undo      *undoStack // what lets a tree go that stays frozen
 	logging   sync.Mutex
 	reading   sync.WaitGroup // the goroutine that reads the files
 	streamed  bool
@@ -158,7 +158,7 @@ func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := newCheckpoint(o, op, ptrace.NewTracer())
+	c := newCheckpoint(o, op, newTracers(len(s.procs)))
 	c.ownTracer = true
 	if c.m.Host, err = hostInfo(s.root); err != nil {
 		return c.complete(s, err)
@@ -188,8 +188,8 @@ func lookAccepted(op *steplog.Op, pid int, set policy.Set) (s *survey, err error
 	return s, image.Refusals(s.findings)
 }
 
-func newCheckpoint(o Options, op *steplog.Op, tr *ptrace.Tracer) *Checkpoint {
-	return &Checkpoint{o: o, op: op, undo: undoStack{op: op}, tr: tr, segs: newSegments(), refs: map[int]image.ObjRef{}, ttys: map[int32]int{}}
+func newCheckpoint(o Options, op *steplog.Op, tr *tracers) *Checkpoint {
+	return &Checkpoint{o: o, op: op, undo: &undoStack{op: op}, tr: tr, segs: newSegments(), refs: map[int]image.ObjRef{}, ttys: map[int32]int{}}
 }
 
 // complete ends a capture, or cleans up after one that failed.
@@ -213,12 +213,13 @@ func (c *Checkpoint) complete(s *survey, err error) (*Checkpoint, error) {
 // still is everything that happens while a tree is frozen that runs on afterwards, or that
 // stays frozen only for this checkpoint.
 func (c *Checkpoint) still(ctx context.Context, s *survey) error {
-	defer c.tr.Hurry()()
-	undo := undoStack{op: c.op}
+	defer c.tr.hurry()()
+	undo := &undoStack{op: c.op}
+	of := c.tr.divide(s.pids(), s.weight)
 	start := time.Now()
-	procs, err := freezeTree(ctx, c.tr, s.root, time.Now().Add(c.o.Timeout), &undo)
+	procs, err := freezeTree(ctx, c.tr, of, s.root, time.Now().Add(c.o.Timeout), undo)
 	if err == nil {
-		err = c.captureAll(ctx, s, procs, &undo)
+		err = c.captureAll(ctx, s, procs, undo)
 	}
 	if err != nil || c.o.After == Resume {
 		uerr := c.op.Do("resume", s.root, undo.run)
@@ -343,16 +344,7 @@ func (c *Checkpoint) Close() error {
 	if c.tr == nil {
 		return nil
 	}
-	err := c.tr.Do(func() error {
-		errs := []error{c.undo.run()}
-		for _, p := range c.procs {
-			if p.mem.snap != nil {
-				errs = append(errs, p.mem.snap.Close())
-				p.mem.snap = nil
-			}
-		}
-		return errors.Join(errs...)
-	})
+	err := c.tr.Do(func() error { return errors.Join(c.undo.run(), c.dropSnapshots()) })
 	err = errors.Join(err, c.lock.Back())
 	c.lock = nil
 	if c.ownTracer {
@@ -367,6 +359,20 @@ func (c *Checkpoint) Close() error {
 		c.segs.free()
 	}()
 	return err
+}
+
+// dropSnapshots kills the copies, each by its own tracer.
+func (c *Checkpoint) dropSnapshots() error {
+	return c.tr.each(func(t *ptrace.Tracer) error {
+		var errs []error
+		for _, p := range c.procs {
+			if p.tr == t && p.mem.snap != nil {
+				errs = append(errs, p.mem.snap.Close())
+				p.mem.snap = nil
+			}
+		}
+		return errors.Join(errs...)
+	})
 }
 
 // raiseNoFile lifts our soft limit of open files: a tree may have more than the 1024 that a

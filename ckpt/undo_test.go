@@ -11,7 +11,7 @@ func TestUndoRunsBackwardsAndGoesOnAfterErrors(t *testing.T) {
 	var order []int
 	bad := errors.New("bad")
 	for i := range 3 {
-		u.push("undo", i, func() error {
+		u.push("undo", i, nil, func() error {
 			order = append(order, i)
 			if i == 1 {
 				return bad

@@ -234,7 +234,7 @@ func (th *Thread) runFor(d time.Duration, deadline time.Time) error {
 	}
 	ts := unix.NsecToTimespec(int64(d))
 	unix.Nanosleep(&ts, nil) // cut short: the next round is longer
-	s, stopped, err := th.poll("let it leave the code of a killed checkpoint")
+	s, stopped, err := th.poll("let it leave the code of a killed checkpoint", false)
 	if err != nil || stopped && !s.signal() {
 		return err
 	}

@@ -317,7 +317,7 @@ func (th *Thread) SetSUD(b []byte) error {
 	return wrap(th.TID, "set its syscall user dispatch", err)
 }
 
-// wait4 is wait4(2) without the scheduler's help: it never blocks here.
+// wait4 is wait4(2) without the help of Go's scheduler: that would cost more than most waits last.
 func wait4(pid int, ws *unix.WaitStatus, options int) (int, error) {
 	var st uint32
 	n, _, e := unix.RawSyscall6(unix.SYS_WAIT4, uintptr(pid), uintptr(unsafe.Pointer(&st)), uintptr(options), 0, 0, 0)

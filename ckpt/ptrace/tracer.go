@@ -17,6 +17,7 @@ type Tracer struct {
 	tid  int           // of the OS thread
 
 	lender *lender // nil: see Lend
+	waits  waiting // see Watch
 
 	// step is called before each ptrace request and each write to a target's memory;
 	// nil except in tests, which kill the tracer there.
@@ -76,7 +77,7 @@ func (t *Tracer) Do(f func() error) error {
 		return errClosed
 	default:
 	}
-	if unix.Gettid() == t.tid {
+	if t.Here() {
 		return f()
 	}
 	j := job{f: f, done: make(chan error, 1)}
@@ -87,6 +88,9 @@ func (t *Tracer) Do(f func() error) error {
 		return errClosed
 	}
 }
+
+// Here reports whether the caller runs on the tracing thread, inside Do.
+func (t *Tracer) Here() bool { return unix.Gettid() == t.tid }
 
 // Close ends the tracing thread. The kernel detaches every tracee that is left, whatever
 // it is doing (those seized with PTRACE_O_EXITKILL are killed). It must not be called

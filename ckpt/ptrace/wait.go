@@ -39,8 +39,8 @@ func (th *Thread) WaitStop(deadline time.Time) (Stop, error) {
 	}
 }
 
-// Spinning covers the usual few µs until a thread stops; then the thread sleeps, and the
-// pauses grow so that a long wait costs next to nothing.
+// Spinning covers the usual few µs until a thread stops; then the tracer sleeps: in wait4(2) if somebody
+// watches that (Watch), else in pauses that grow, so that a long wait costs next to nothing.
 const (
 	spins    = 200
 	minPause = 20 * time.Microsecond
@@ -51,8 +51,10 @@ const (
 func (th *Thread) wait(deadline time.Time, doing string) (Stop, error) {
 	pause := minPause
 	var begun time.Time
+	mode := th.t.waits.mode.Load()
+	sleep := mode == crowded
 	for i := 0; ; i++ {
-		s, ok, err := th.poll(doing)
+		s, ok, err := th.poll(doing, sleep)
 		if ok || err != nil {
 			return s, err
 		}
@@ -60,7 +62,7 @@ func (th *Thread) wait(deadline time.Time, doing string) (Stop, error) {
 		if i == 0 {
 			begun = now
 		}
-		if i < spins && now.Sub(begun) < patient {
+		if i < spins && now.Sub(begun) < patient && !sleep {
 			unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 			continue
 		}
@@ -70,18 +72,31 @@ func (th *Thread) wait(deadline time.Time, doing string) (Stop, error) {
 		if th.t.lender != nil {
 			th.t.lender.lend(th.TID)
 		}
+		if sleep = mode != unwatched; sleep {
+			continue
+		}
 		ts := unix.NsecToTimespec(int64(pause))
 		unix.Nanosleep(&ts, nil) // cut short by a signal: we look earlier
 		pause = min(pause*2, maxPause)
 	}
 }
 
-// poll asks once. The wait is by number and with __WALL, since some tracees are threads
+// poll asks once, and with sleep until the watcher interrupts it. The wait is by number and with __WALL, since some tracees are threads
 // or have an exit signal of 0; never for any child, which would steal what os/exec
 // waits for.
-func (th *Thread) poll(doing string) (s Stop, ok bool, err error) {
+func (th *Thread) poll(doing string, sleep bool) (s Stop, ok bool, err error) {
 	var ws unix.WaitStatus
-	pid, err := wait4(th.TID, &ws, unix.WNOHANG|unix.WALL)
+	options := unix.WALL
+	if !sleep {
+		options |= unix.WNOHANG
+	}
+	if sleep {
+		th.t.waits.Add(1)
+	}
+	pid, err := wait4(th.TID, &ws, options)
+	if sleep {
+		th.t.waits.Add(1)
+	}
 	switch {
 	case err == unix.EINTR || err == nil && pid == 0:
 		return s, false, nil

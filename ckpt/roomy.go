@@ -1,0 +1,43 @@
+package ckpt
+
+import (
+	"runtime"
+	"runtime/debug"
+	"sync"
+)
+
+// freezeGC is the GOGC of a freeze: a collection would take processors from it, and stop its threads.
+const freezeGC = 1000
+
+// roomyNow counts the freezes of this process, and has what to go back to after the last one.
+var roomyNow struct {
+	sync.Mutex
+	freezes, threads, procs, gc int
+}
+
+// roomy prepares the Go runtime for a freeze, in which so many threads of ours sleep and spin without telling
+// it, so that it would keep a processor for each of them; what else the freeze needs would wait. The
+// function that is returned takes it back.
+func roomy(threads int) (back func()) {
+	roomyNow.Lock()
+	defer roomyNow.Unlock()
+	if roomyNow.freezes == 0 {
+		roomyNow.procs, roomyNow.gc = runtime.GOMAXPROCS(0), debug.SetGCPercent(freezeGC)
+		if roomyNow.gc < 0 || roomyNow.gc > freezeGC {
+			debug.SetGCPercent(roomyNow.gc)
+		}
+	}
+	roomyNow.freezes++
+	roomyNow.threads += threads
+	runtime.GOMAXPROCS(roomyNow.procs + roomyNow.threads)
+	return func() {
+		roomyNow.Lock()
+		defer roomyNow.Unlock()
+		roomyNow.freezes--
+		roomyNow.threads -= threads
+		runtime.GOMAXPROCS(roomyNow.procs + roomyNow.threads)
+		if roomyNow.freezes == 0 {
+			debug.SetGCPercent(roomyNow.gc)
+		}
+	}
+}
