@@ -28,15 +28,15 @@ func (c *Checkpoint) capture(s *survey, procs []*proc, undo *undoStack) error {
 		stats[p.pid] = &p.stat
 	}
 	// The look may have missed it: it does not judge who shares memory during a vfork.
-	if err := image.Refusals(checkShared(pids, stats, procs[0].stat.PPID)); err != nil {
+	if err := image.Refusals(s.order.checkShared(pids, stats, procs[0].stat.PPID)); err != nil {
 		return err
 	}
-	c.tables = findTables(pids, frozenThreads(procs))
+	c.tables = s.order.findTables(pids, frozenThreads(procs))
 	if err := image.Refusals(c.tables.check(procs[0].stat.PPID)); err != nil {
 		return err
 	}
 	c.tables.ownRefs(len(pids), c.refs)
-	c.dirs = sharers(pids, kcmpFS)
+	c.dirs = s.order.sharers(pids, kcmpFS)
 	var err error
 	if c.shm, err = sysv.ReadShm(); err != nil {
 		return err
@@ -137,14 +137,14 @@ func (c *Checkpoint) captureProc(p *proc, got *proceeds, undo *undoStack) (err e
 	if err := task.ReadTaskOutside(p.pid, t, &got.mm); err != nil {
 		return err
 	}
-	if got.fs, err = readFS(p.pid); err != nil {
+	if got.fs, err = readFS(p.pid, &status); err != nil {
 		return err
 	}
 	if p.remote, err = ptrace.NewRemote(p.pid); err != nil {
 		return err
 	}
 	undo.push("undo:calls", p.pid, p.tr, func() error { return ignoreGone(p.remote.Close()) })
-	if err := c.captureTraced(p, t); err != nil {
+	if err := c.captureTraced(p, &status, t); err != nil {
 		return err
 	}
 	since := time.Now()
@@ -160,8 +160,8 @@ func (c *Checkpoint) captureProc(p *proc, got *proceeds, undo *undoStack) (err e
 
 // readFS reads the directories of a process; a working directory that was deleted becomes a
 // record like that of an open one.
-func readFS(pid int) (image.FS, error) {
-	fs, gone, err := task.ReadFS(pid, pid)
+func readFS(pid int, status *procfs.Status) (image.FS, error) {
+	fs, gone, err := task.ReadFS(pid, pid, status)
 	if err != nil || !gone {
 		return fs, err
 	}
@@ -173,7 +173,7 @@ func readFS(pid int) (image.FS, error) {
 
 // checkGoneCwd refuses a deleted working directory that cannot be made again.
 func (s *survey) checkGoneCwd(pid int) {
-	fs, gone, err := task.ReadFS(pid, pid)
+	fs, gone, err := task.ReadFS(pid, pid, nil)
 	if err != nil || !gone {
 		return // what else is wrong with its directories task.Check says
 	}
@@ -187,17 +187,18 @@ func goneCwdFinding(pid int, err error) image.Finding {
 		Remedy: "let the program change to another directory, or remove the attribute"}
 }
 
-// captureTraced reads what ptrace and /proc tell of each thread.
-func (c *Checkpoint) captureTraced(p *proc, t *image.Task) error {
+// captureTraced reads what ptrace and /proc tell of each thread; status is the leader's.
+func (c *Checkpoint) captureTraced(p *proc, status *procfs.Status, t *image.Task) error {
 	for i, th := range p.threads {
 		var err error
 		if th.state, err = th.Capture(p.remote.Mem()); err != nil {
 			return err
 		}
 		it := image.Thread{TID: int32(th.TID), FDTable: c.shared(c.tables.first, c.tables.user(p.pid, th.TID)), FS: c.shared(c.dirs, p.pid)}
-		if err := task.ReadThreadOutside(p.pid, th.TID, &it); err != nil {
+		if err := task.ReadThreadOutside(p.pid, th.TID, &it, status); err != nil {
 			return err
 		}
+		status = nil
 		if err := task.ReadTraced(th.Thread, th.state, &it); err != nil {
 			return err
 		}
@@ -234,6 +235,8 @@ func (c *Checkpoint) captureInside(p *proc, status procfs.Status, t *image.Task,
 	for _, l := range p.remote.Leftovers() {
 		mm.Leftovers = append(mm.Leftovers, image.Leftover{Off: uint32(l.Off), Bytes: l.Bytes})
 	}
+	orphans := t.Subreaper || len(status.NSpid) > 0 && status.NSpid[len(status.NSpid)-1] == 1
+	p.remote.Orphans = &orphans
 	return c.captureMemory(p, status.VmLck)
 }
 

@@ -93,7 +93,7 @@ func (s *fileSet) close() {
 // fetchFDs duplicates every descriptor of a process into this one. When there are
 // very many, those of descriptions that are here already, also through others, are closed again.
 func (s *fileSet) fetchFDs(pid int, frozen bool, others []*slot) ([]*slot, error) {
-	nums, err := listNumbers(procPath(pid, "fd"))
+	nums, err := quickread.Numbers(procPath(pid, "fd"))
 	if gone(err) && !frozen {
 		return nil, nil
 	}

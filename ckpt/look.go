@@ -37,6 +37,7 @@ type survey struct {
 	findings []image.Finding
 	out      *outside
 	rings    map[uint64]bool // every io_uring, see kind.Scene
+	order    kcmpOrder
 }
 
 // look surveys the tree below root without disturbing it. What vanishes meanwhile is left
@@ -46,7 +47,7 @@ func look(root int, set policy.Set) (*survey, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &survey{root: root, policy: set, rings: map[uint64]bool{}}
+	s := &survey{root: root, policy: set, rings: map[uint64]bool{}, order: kcmpOrder{}}
 	if pids, err = s.leaveOutSelf(pids); err != nil {
 		return nil, err
 	}
@@ -250,7 +251,7 @@ func (s *survey) pids() []int {
 
 // lookAtFiles finds what of the tree's files and shared memory cannot be kept.
 func (s *survey) lookAtFiles() error {
-	t := findTables(s.pids(), liveThreads)
+	t := s.order.findTables(s.pids(), liveThreads)
 	if !s.vforking() {
 		s.findings = append(s.findings, t.check(s.procs[0].stat.PPID)...)
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -107,7 +108,7 @@ func Estimate(pid int) (int64, error) {
 // heldByFDs is about how much the open files of a process add to an image: unlinked files
 // and memfds go along whole.
 func heldByFDs(pid int) int64 {
-	nums, err := listNumbers(procPath(pid, "fd"))
+	nums, err := quickread.Numbers(procPath(pid, "fd"))
 	if err != nil {
 		return 0
 	}

@@ -189,7 +189,13 @@ func (p *proc) copyFrozen(all bool) error {
 // readAreas finds the mappings of the frozen process. What the look knows of an unchanged
 // mapping is taken from there; smaps is too slow for the freeze unless slow says otherwise.
 func (p *proc) readAreas(slow bool) error {
-	maps, err := readMaps(p.pid)
+	var maps []procfs.Mapping
+	var err error
+	if text := p.remote.Maps(); text != nil {
+		maps, err = procfs.ParseMaps(text)
+	} else {
+		maps, err = readMaps(p.pid)
+	}
 	if err != nil {
 		return fmt.Errorf("pid %d: %w", p.pid, err)
 	}

@@ -33,7 +33,7 @@ func newOutside(tree []int) *outside { return &outside{tree: tree} }
 
 // others lists the processes that are neither in the tree nor this one.
 func (o *outside) others() []int {
-	pids, err := listNumbers("/proc")
+	pids, err := quickread.Numbers("/proc")
 	if err != nil {
 		return nil
 	}
@@ -64,7 +64,7 @@ func (o *outside) fd(dev, ino uint64, access int) int {
 func (o *outside) readFDs() {
 	o.fds = map[inode][]holder{}
 	for _, pid := range o.others() {
-		nums, err := listNumbers(procPath(pid, "fd"))
+		nums, err := quickread.Numbers(procPath(pid, "fd"))
 		if err != nil {
 			continue // it vanished, or we may not look: then it shares nothing with a tree that we may trace
 		}

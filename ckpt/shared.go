@@ -31,11 +31,29 @@ func kcmpTasks(a, b, typ int) (int, error) {
 	return [4]int{0, -1, 1, 1}[r&3], nil
 }
 
+// kcmpOrder has, by type, processes in the order of the last comparison. The order of what did not change is
+// the same the next time, so that a freeze has next to nothing to sort.
+type kcmpOrder map[int][]int
+
 // sharers maps every process that shares the object with one earlier in pids to the first of
 // those. Processes that vanish meanwhile share nothing.
-func sharers(pids []int, typ int) map[int]int {
-	sorted := slices.Clone(pids)
-	slices.SortStableFunc(sorted, func(a, b int) int { c, _ := kcmpTasks(a, b, typ); return c })
+func (o kcmpOrder) sharers(pids []int, typ int) map[int]int {
+	place := make(map[int]int, len(pids))
+	for i, pid := range pids {
+		place[pid] = i
+	}
+	sorted := make([]int, 0, len(pids))
+	known := make(map[int]bool, len(pids))
+	for _, pid := range slices.Concat(o[typ], pids) {
+		if _, ok := place[pid]; ok && !known[pid] {
+			sorted, known[pid] = append(sorted, pid), true
+		}
+	}
+	slices.SortFunc(sorted, func(a, b int) int {
+		c, _ := kcmpTasks(a, b, typ)
+		return cmp.Or(c, cmp.Compare(place[a], place[b]))
+	})
+	o[typ] = sorted
 	first := map[int]int{}
 	for i := 1; i < len(sorted); i++ {
 		if c, err := kcmpTasks(sorted[i-1], sorted[i], typ); err != nil || c != 0 {
@@ -55,14 +73,14 @@ func sharers(pids []int, typ int) map[int]int {
 // descriptor table or directories by clone(2), and there is no other way.
 //
 // stats has every process of the tree; above is the parent of the root.
-func checkShared(pids []int, stats family, above int) []image.Finding {
+func (o kcmpOrder) checkShared(pids []int, stats family, above int) []image.Finding {
 	var out []image.Finding
 	all := pids
 	if above > 1 {
 		all = append([]int{above}, pids...)
 	}
 	for _, typ := range []int{kcmpVM, kcmpFiles, kcmpFS, kcmpSighand} {
-		first := sharers(all, typ)
+		first := o.sharers(all, typ)
 		head := func(pid int) int {
 			if f, ok := first[pid]; ok {
 				return f
@@ -134,5 +152,5 @@ func (s *survey) checkShared() {
 	for _, l := range s.procs {
 		stats[l.pid] = &l.stat
 	}
-	s.findings = append(s.findings, checkShared(s.pids(), stats, s.procs[0].stat.PPID)...)
+	s.findings = append(s.findings, s.order.checkShared(s.pids(), stats, s.procs[0].stat.PPID)...)
 }

@@ -26,7 +26,7 @@ type tables struct {
 }
 
 // findTables finds the tables of processes; threads lists those of each.
-func findTables(pids []int, threads func(pid int) []int) *tables {
+func (o kcmpOrder) findTables(pids []int, threads func(pid int) []int) *tables {
 	t := &tables{own: map[int]int{}, workers: map[int]int{}}
 	var all []int
 	for _, pid := range pids {
@@ -42,7 +42,7 @@ func findTables(pids []int, threads func(pid int) []int) *tables {
 			}
 		}
 	}
-	t.first = sharers(all, kcmpFiles)
+	t.first = o.sharers(all, kcmpFiles)
 	t.ids = slices.DeleteFunc(all, func(id int) bool { return t.first[id] != 0 })
 	return t
 }

@@ -44,30 +44,9 @@ func readStatus(pid int) (procfs.Status, error) {
 	return procfs.ParseStatus(b)
 }
 
-// listNumbers returns the entries of a /proc directory that are numbers, ascending.
-func listNumbers(dir string) ([]int, error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	names, err := d.Readdirnames(-1)
-	d.Close()
-	if err != nil {
-		return nil, err
-	}
-	out := make([]int, 0, len(names))
-	for _, n := range names {
-		if v, err := strconv.Atoi(n); err == nil {
-			out = append(out, v)
-		}
-	}
-	slices.Sort(out)
-	return out, nil
-}
-
 // threads lists the thread ids of a process, the leader first.
 func threads(pid int) ([]int, error) {
-	tids, err := listNumbers(procPath(pid, "task"))
+	tids, err := quickread.Numbers(procPath(pid, "task"))
 	if err != nil {
 		return nil, err
 	}

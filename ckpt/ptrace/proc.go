@@ -3,7 +3,6 @@ package ptrace
 import (
 	"bytes"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 
@@ -82,24 +81,7 @@ func children(pid, tid int) []int {
 func hasChildren(tid int) bool { return len(children(tid, tid)) > 0 }
 
 // tasks returns the thread ids of a process.
-func tasks(pid int) ([]int, error) {
-	d, err := os.Open(fmt.Sprintf("/proc/%d/task", pid))
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	names, err := d.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
-	var out []int
-	for _, s := range names {
-		if n, err := strconv.Atoi(s); err == nil {
-			out = append(out, n)
-		}
-	}
-	return out, nil
-}
+func tasks(pid int) ([]int, error) { return quickread.Numbers(fmt.Sprintf("/proc/%d/task", pid)) }
 
 // vma is one line of /proc/PID/maps.
 type vma struct {
@@ -115,6 +97,10 @@ func readMaps(pid int) ([]vma, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseMaps(pid, b)
+}
+
+func parseMaps(pid int, b []byte) ([]vma, error) {
 	var out []vma
 	for line := range strings.Lines(string(b)) {
 		v, ok := parseVMA(strings.TrimSuffix(line, "\n"))

@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,6 +23,9 @@ const allSignals = ^uint64(0)
 type Remote struct {
 	// Timeout bounds each call and each batch; 10 s unless changed.
 	Timeout time.Duration
+	// Orphans says whether orphans below the process become its children, since it is a subreaper or
+	// the init of its pid namespace. nil: Snapshot asks.
+	Orphans *bool
 
 	pid int
 	mem *os.File
@@ -31,6 +35,7 @@ type Remote struct {
 	sud []byte  // its syscall user dispatch, which is off meanwhile; nil: it has none
 
 	// In a target: its mappings when we came, and where its frame goes.
+	text        []byte // /proc/PID/maps; nil: no longer true
 	maps        []vma
 	vdso        *vdso
 	frame       *frame
@@ -59,7 +64,10 @@ func NewRemote(pid int) (*Remote, error) {
 		return nil, err
 	}
 	r := &Remote{Timeout: callTimeout, pid: pid, mem: mem}
-	if r.maps, err = readMaps(pid); err == nil {
+	if r.text, err = quickread.File(fmt.Sprintf("/proc/%d/maps", pid)); err == nil {
+		r.maps, err = parseMaps(pid, r.text)
+	}
+	if err == nil {
 		r.vdso, err = findVDSO(pid, mem, r.maps)
 	}
 	if err == nil && bytes.Contains(r.vdso.left, frameMagic) {
@@ -71,6 +79,10 @@ func NewRemote(pid int) (*Remote, error) {
 	}
 	return r, nil
 }
+
+// Maps is /proc/PID/maps as it was before there was anything of ours, and still is but for the scratch memory
+// (Scratch); nil if leftovers have been removed since.
+func (r *Remote) Maps() []byte { return r.text }
 
 // Mem is the process's memory, /proc/PID/mem.
 func (r *Remote) Mem() *os.File { return r.mem }
@@ -327,12 +339,13 @@ func (r *Remote) setNote(addr uint64) error {
 
 // openMem opens /proc/PID/mem.
 func openMem(pid, flags int) (*os.File, error) {
-	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", pid), flags, 0)
+	path := fmt.Sprintf("/proc/%d/mem", pid)
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0) // os.OpenFile would offer it to the poller: four calls more
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, &GoneError{TID: pid, Doing: "open its memory"}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("pid %d: open its memory: %w", pid, err)
 	}
-	return f, nil
+	return os.NewFile(uintptr(fd), path), nil
 }

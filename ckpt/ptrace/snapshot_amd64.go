@@ -90,6 +90,9 @@ func (r *Remote) discard(s *Snapshot) error {
 
 // keepsOrphans reports whether orphans below the process become its children.
 func (r *Remote) keepsOrphans() (bool, error) {
+	if r.Orphans != nil {
+		return *r.Orphans, nil
+	}
 	ids := nsPIDs(r.pid)
 	if len(ids) > 0 && ids[len(ids)-1] == 1 {
 		return true, nil
@@ -239,7 +242,10 @@ func (r *Remote) helperCall(h *Thread, deadline time.Time, nr uintptr, args ...u
 // when memory runs out.
 func (s *Snapshot) open() (err error) {
 	// Refused only where /proc is read-only, and no loss then.
-	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", s.PID), []byte("1000"), 0)
+	if fd, err := unix.Open(fmt.Sprintf("/proc/%d/oom_score_adj", s.PID), unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
+		_, _ = unix.Write(fd, []byte("1000"))
+		unix.Close(fd)
+	}
 	s.mem, err = openMem(s.PID, os.O_RDONLY)
 	return err
 }

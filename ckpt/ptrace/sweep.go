@@ -29,6 +29,7 @@ func (r *Remote) sweepMaps(pid int) error {
 		if slices.Contains(r.keptScratch, s.start) {
 			continue
 		}
+		r.text = nil
 		if _, err := r.Syscall(unix.SYS_MUNMAP, s.start, scratchSize); err != nil {
 			return fmt.Errorf("pid %d: unmap the leftover at %#x: %w", pid, s.start, err)
 		}

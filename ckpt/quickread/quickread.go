@@ -6,6 +6,7 @@ package quickread
 import (
 	"io/fs"
 	"slices"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,6 +40,34 @@ func retry(call func() (int, error)) (int, error) {
 		n, err := call()
 		if err != unix.EINTR {
 			return n, err
+		}
+	}
+}
+
+// Numbers returns the entries of a directory that are numbers, as the pids, threads and descriptors of /proc
+// are, ascending. Errors are *fs.PathError.
+func Numbers(dir string) ([]int, error) {
+	fd, err := retry(func() (int, error) { return unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(fd)
+	var out []int
+	buf := make([]byte, 8192)
+	for {
+		n, err := retry(func() (int, error) { return unix.ReadDirent(fd, buf) })
+		if err != nil {
+			return nil, &fs.PathError{Op: "readdirent", Path: dir, Err: err}
+		}
+		if n == 0 {
+			slices.Sort(out)
+			return out, nil
+		}
+		_, _, names := unix.ParseDirent(buf[:n], -1, nil)
+		for _, name := range names {
+			if v, err := strconv.Atoi(name); err == nil {
+				out = append(out, v)
+			}
 		}
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"testing"
 )
 
@@ -29,5 +31,26 @@ func TestFile(t *testing.T) {
 	}
 	if _, err := File(dir); !errors.As(err, &at) || at.Op != "read" {
 		t.Errorf("a directory: %v", err)
+	}
+}
+
+func TestNumbers(t *testing.T) {
+	dir := t.TempDir()
+	want := []int{}
+	for i := range 3000 { // more than fit into one read
+		want = append(want, i)
+		if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "self"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Numbers(dir)
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("%d numbers, %v, want %d", len(got), err, len(want))
+	}
+	if _, err := Numbers(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of no directory: %v", err)
 	}
 }

@@ -3,10 +3,10 @@ package sysv
 import (
 	"fmt"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -49,19 +49,9 @@ func Waiting(pids []int) map[Wait]int {
 }
 
 // Numbers lists the entries of a directory of /proc that are numbers, none if it cannot be read.
-func Numbers(dir string) (out []int) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil
-	}
-	defer d.Close() // opened for reading
-	names, _ := d.Readdirnames(-1)
-	for _, n := range names {
-		if v, err := strconv.Atoi(n); err == nil {
-			out = append(out, v)
-		}
-	}
-	return out
+func Numbers(dir string) []int {
+	all, _ := quickread.Numbers(dir)
+	return all
 }
 
 // Lives reports whether a process lives that can have done something at a time, in seconds: another one may have got

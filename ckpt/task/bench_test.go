@@ -12,7 +12,7 @@ func BenchmarkReadThreadOutside(b *testing.B) {
 	pid := os.Getpid()
 	for b.Loop() {
 		var th image.Thread
-		if err := ReadThreadOutside(pid, pid, &th); err != nil {
+		if err := ReadThreadOutside(pid, pid, &th, nil); err != nil {
 			b.Fatal(err)
 		}
 	}

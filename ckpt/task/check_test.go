@@ -57,7 +57,7 @@ func TestCheckFiles(t *testing.T) {
 	if all := check(t, pid); len(all) != 0 { // it is kept
 		t.Errorf("a deleted working directory: %q", all)
 	}
-	if fs, gone, err := ReadFS(pid, 0); err != nil || !gone || fs.Cwd != dir {
+	if fs, gone, err := ReadFS(pid, 0, nil); err != nil || !gone || fs.Cwd != dir {
 		t.Errorf("ReadFS of a deleted directory: %+v, %v, %v", fs, gone, err)
 	}
 

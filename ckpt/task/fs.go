@@ -6,20 +6,24 @@ import (
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"golang.org/x/sys/unix"
 )
 
 // ReadFS reads working directory, root directory and umask of a thread; tid may be 0 for the
-// leader. Both paths are as seen from here. A working directory that was deleted is reported by
+// leader. status is that of the thread, nil: not read yet. Both paths are as seen from here. A working directory that was deleted is reported by
 // gone: its path is as it was. It returns *image.RefusedError for another directory that no path
 // leads to any more.
-func ReadFS(pid, tid int) (f image.FS, gone bool, err error) {
-	st, err := readStatus(pid, tid)
-	if err != nil {
-		return f, false, fmt.Errorf("pid %d: %w", pid, err)
+func ReadFS(pid, tid int, status *procfs.Status) (f image.FS, gone bool, err error) {
+	if status == nil {
+		st, err := readStatus(pid, tid)
+		if err != nil {
+			return f, false, fmt.Errorf("pid %d: %w", pid, err)
+		}
+		status = &st
 	}
-	f.Umask = st.Umask
+	f.Umask = status.Umask
 	if f.Cwd, gone, err = cwdPath(pid, tid); err != nil {
 		return f, gone, err
 	}

@@ -174,12 +174,12 @@ func (e *everything) read(s *stopped) (err error) {
 	if err := ReadTaskOutside(s.pid, &e.Task, &e.MM); err != nil {
 		return err
 	}
-	if e.FS, _, err = ReadFS(s.pid, 0); err != nil {
+	if e.FS, _, err = ReadFS(s.pid, 0, nil); err != nil {
 		return err
 	}
 	for i, th := range s.threads {
 		it := image.Thread{}
-		if err := ReadThreadOutside(s.pid, th.TID, &it); err != nil {
+		if err := ReadThreadOutside(s.pid, th.TID, &it, nil); err != nil {
 			return err
 		}
 		if err := ReadTraced(th, s.states[i], &it); err != nil {

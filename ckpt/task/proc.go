@@ -3,7 +3,6 @@ package task
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"strconv"
@@ -64,21 +63,12 @@ func readStat(pid, tid int) (procfs.Stat, error) {
 
 // threads lists the threads of a process, the leader first.
 func threads(pid int) ([]int, error) {
-	d, err := os.Open(taskPath(pid, 0, "task"))
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	names, err := d.Readdirnames(-1)
+	all, err := quickread.Numbers(taskPath(pid, 0, "task"))
 	if err != nil {
 		return nil, err
 	}
 	tids := []int{pid}
-	for _, n := range names {
-		tid, err := strconv.Atoi(n)
-		if err != nil {
-			return nil, fmt.Errorf("pid %d: unexpected entry %q in its task folder", pid, n)
-		}
+	for _, tid := range all {
 		if tid != pid {
 			tids = append(tids, tid)
 		}

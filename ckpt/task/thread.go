@@ -5,6 +5,7 @@ import (
 	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"golang.org/x/sys/unix"
 )
@@ -16,29 +17,32 @@ const (
 
 // ReadThreadOutside fills in what other processes can ask about a thread: name, credentials
 // but for securebits, scheduling but for
-// AllCPUs (see ReadTaskInside), robust list and IO_FLUSHER.
-func ReadThreadOutside(pid, tid int, th *image.Thread) error {
+// AllCPUs (see ReadTaskInside), robust list and IO_FLUSHER. status is that of the thread, nil: not read yet.
+func ReadThreadOutside(pid, tid int, th *image.Thread, status *procfs.Status) error {
 	th.TID = int32(tid)
-	err := readThreadOutside(pid, tid, th)
+	err := readThreadOutside(pid, tid, th, status)
 	if err != nil {
 		return fmt.Errorf("thread %d of pid %d: %w", tid, pid, err)
 	}
 	return nil
 }
 
-func readThreadOutside(pid, tid int, th *image.Thread) error {
+func readThreadOutside(pid, tid int, th *image.Thread, status *procfs.Status) error {
 	stat, err := readStat(pid, tid)
 	if err != nil {
 		return err
 	}
 	th.Comm = stat.Comm
 	th.Prctl.IOFlusher = stat.Flags&pfIOFlusher == pfIOFlusher
-	status, err := readStatus(pid, tid)
-	if err != nil {
-		return err
+	if status == nil {
+		st, err := readStatus(pid, tid)
+		if err != nil {
+			return err
+		}
+		status = &st
 	}
 	securebits := th.Creds.Securebits // from the thread itself, perhaps before
-	th.Creds = credsOf(&status)
+	th.Creds = credsOf(status)
 	th.Creds.Securebits = securebits
 	slack := th.Sched.TimerSlack
 	if th.Sched, err = readSched(tid); err != nil {

@@ -1,9 +1,6 @@
 package task
 
-import (
-	"os"
-	"strconv"
-)
+import "github.com/ckptfs/ckptfs/ckpt/quickread"
 
 // HasUndoList reports whether a process has a list of SysV semaphore adjustments (SEM_UNDO), which may be empty, as it is in
 // most programs with threads.
@@ -11,18 +8,12 @@ import (
 // The kernel shows the list to nobody. But a process that has none compares equal to any other that
 // has none, and two unrelated processes never share one.
 func HasUndoList(pid int) (bool, error) {
-	d, err := os.Open("/proc")
+	pids, err := quickread.Numbers("/proc")
 	if err != nil {
 		return false, err
 	}
-	defer d.Close()
-	names, err := d.Readdirnames(-1)
-	if err != nil {
-		return false, err
-	}
-	for _, n := range names {
-		other, err := strconv.Atoi(n)
-		if err != nil || other == pid {
+	for _, other := range pids {
+		if other == pid {
 			continue
 		}
 		// Errors are of processes that ended or that we may not look at: ask the next.
