@@ -52,15 +52,8 @@ func look(root int, set policy.Set) (*survey, error) {
 		return nil, err
 	}
 	go kind.PrepareRings() // for checkRingThreads: it takes some ms
-	for _, pid := range pids {
-		l, err := s.lookAt(pid)
-		if err != nil && pid != root && ending(pid) {
-			continue // the next look or the freeze sees what has become of it
-		}
-		if err != nil {
-			return nil, &TargetError{pid, vanished(err), ""}
-		}
-		s.procs = append(s.procs, l)
+	if err := s.lookAtAll(pids); err != nil {
+		return nil, err
 	}
 	if !s.vforking() { // the child has its parent's memory until it execs
 		s.checkShared()
@@ -75,6 +68,34 @@ func look(root int, set policy.Set) (*survey, error) {
 	}
 	s.findings = unique(s.findings)
 	return s, nil
+}
+
+// lookAtAll looks at the processes, on all processors.
+func (s *survey) lookAtAll(pids []int) error {
+	procs, each := make([]*looked, len(pids)), make([]survey, len(pids))
+	err := allProcs(len(pids), func(i int) (err error) {
+		pid := pids[i]
+		each[i] = survey{root: s.root, policy: s.policy}
+		procs[i], err = each[i].lookAt(pid)
+		if err != nil && pid != s.root && ending(pid) {
+			procs[i] = nil // the next look or the freeze sees what has become of it
+			return nil
+		}
+		if err != nil {
+			return &TargetError{pid, vanished(err), ""}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for i, l := range procs {
+		s.findings = append(s.findings, each[i].findings...)
+		if l != nil {
+			s.procs = append(s.procs, l)
+		}
+	}
+	return nil
 }
 
 // leaveOutSelf takes this process out of the tree, and says so: who asks about his shell wants to

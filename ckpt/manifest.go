@@ -1,6 +1,7 @@
 package ckpt
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -18,18 +19,17 @@ func (c *Checkpoint) finishManifest(s *survey) error {
 		return err
 	}
 	c.m.Segments = c.segs.list
-	for i, p := range c.procs {
+	err := allProcs(len(c.procs), func(i int) error {
+		p := c.procs[i]
 		if p.mem.snap != nil {
-			if err := p.refine(); err != nil {
-				return err
-			}
-			if err := p.checkPolicies(); err != nil {
+			if err := errors.Join(p.refine(), p.checkPolicies()); err != nil {
 				return err
 			}
 		}
-		if err := c.addVMAs(&c.m.MMs[i], p); err != nil {
-			return err
-		}
+		return c.addVMAs(&c.m.MMs[i], p)
+	})
+	if err != nil {
+		return err
 	}
 	for _, f := range s.findings { // what the files lose was found again in the freeze
 		if f.Severity == image.Lose && f.FD == image.NoFD {
@@ -43,7 +43,6 @@ func (c *Checkpoint) finishManifest(s *survey) error {
 		x := c.m.Tasks[0].Threads[0].XState
 		c.m.Host.XStateLen, c.m.Host.XFeatures = uint32(len(x)), xfeatures(x)
 	}
-	var err error
 	c.head, c.layout, err = image.Encode(&c.m)
 	return err
 }
