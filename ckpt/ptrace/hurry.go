@@ -40,7 +40,7 @@ func hurryFor(most time.Duration) (stop func()) {
 	if err != nil || was.Policy == schedFIFO || was.Policy == schedRR || was.Policy == schedDeadline {
 		return func() {}
 	}
-	if setFIFO() != nil && unix.Setpriority(unix.PRIO_PROCESS, 0, -20) != nil {
+	if setFIFO(hurriedPriority) != nil && unix.Setpriority(unix.PRIO_PROCESS, 0, -20) != nil {
 		return func() {}
 	}
 	var mu sync.Mutex
@@ -71,15 +71,21 @@ func setNormal(tid int, was *unix.SchedAttr, nice int32) error {
 	return unix.SchedSetAttr(tid, &attr, 0)
 }
 
-// setFIFO gives the calling thread the lowest realtime priority, unless there is a limit of the
+// The lender comes before those who wait for it: they may have all processors between them.
+const (
+	hurriedPriority = 1
+	lenderPriority  = 2
+)
+
+// setFIFO gives the calling thread a realtime priority, unless there is a limit of the
 // time that we may have a processor in realtime, after which SIGXCPU comes. What the Go
 // runtime clones from the thread does not inherit it.
-func setFIFO() error {
+func setFIFO(priority uint32) error {
 	var rttime unix.Rlimit
 	if err := unix.Prlimit(0, unix.RLIMIT_RTTIME, nil, &rttime); err != nil || rttime.Cur != unix.RLIM_INFINITY {
 		return unix.EPERM
 	}
-	return unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: schedFIFO, Priority: 1, Flags: schedResetOnFork}, 0)
+	return unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: schedFIFO, Priority: priority, Flags: schedResetOnFork}, 0)
 }
 
 // Lend makes tracees get a processor at once when we wait for them, until the function it
@@ -162,7 +168,7 @@ func (l *lender) start(ready chan bool) {
 		return
 	}
 	l.self = unix.Gettid()
-	err := setFIFO()
+	err := setFIFO(lenderPriority)
 	ready <- err == nil
 	if err == nil {
 		l.run()

@@ -48,7 +48,7 @@ func idleTarget(t *testing.T) int {
 // wantLent waits until a SCHED_IDLE thread has a priority of ours, or its own.
 func wantLent(t *testing.T, tid int, lent bool) {
 	t.Helper()
-	const own, ours = 20, -2 // nice 0, and realtime priority 1, see proc(5)
+	const own, ours = 20, -1 - lenderPriority // nice 0, and the lender's, see proc(5)
 	want := own
 	if lent {
 		want = ours
@@ -138,7 +138,7 @@ func TestLendEnds(t *testing.T) {
 	withTracer(t, func(tr *Tracer) error {
 		defer tr.Lend()()
 		l := tr.lender
-		lent := func() bool { prio, _ := schedOf(t, pid); return prio == -2 }
+		lent := func() bool { prio, _ := schedOf(t, pid); return prio == -1-lenderPriority }
 		l.lend(pid)
 		eventually(t, "it is lent to", lent)
 		if _, err := in.Write([]byte("\n")); err != nil {
