@@ -5,6 +5,8 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 )
 
 // allProcs calls f for each of n processes, on all processors, and returns what went wrong. After an error it begins
@@ -38,4 +40,26 @@ func allProcs(n int, f func(i int) error) error {
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// parallel calls f for 0 to n-1 on all CPUs: a thousand descriptors are read in the freeze.
+func parallel(n int, frozen bool, f func(i int)) {
+	var next atomic.Int64
+	work := func() {
+		for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+			f(i)
+		}
+	}
+	var wg sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), (n+31)/32) - 1 {
+		wg.Go(func() {
+			if frozen {
+				ptrace.Hurried(work)
+			} else {
+				work()
+			}
+		})
+	}
+	work()
+	wg.Wait()
 }

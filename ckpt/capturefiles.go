@@ -33,7 +33,7 @@ func (c *Checkpoint) readFiles(s *survey, pids []int) (got captured, err error) 
 	step := c.op.Step("files", s.root)
 	fds := 0
 	defer func() { step.Count("fds", int64(fds)).Count("files", int64(len(got.files))).End(err) }()
-	set, err := collectFiles(c.tables, true)
+	set, err := collectFiles(c.tables, true, s.socks)
 	if err != nil {
 		return got, err
 	}
@@ -47,6 +47,7 @@ func (c *Checkpoint) readFiles(s *survey, pids []int) (got captured, err error) 
 		sc.Hush = c.hush
 	}
 	sc.Blob, sc.Segment, sc.Gone = c.blob, c.segs.ofFile, c.segs.ofGoneFile
+	step.Count("sockets", int64(set.socks)).Count("known", int64(set.known))
 	got.lost = set.check(sc)
 	if err := image.Refusals(got.lost); err != nil {
 		return got, err

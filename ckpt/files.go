@@ -6,16 +6,13 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"runtime"
 	"slices"
 	"strconv"
-	"sync"
-	"sync/atomic"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/kind"
+	"github.com/ckptfs/ckptfs/ckpt/kmem"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
-	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
@@ -26,26 +23,33 @@ const kcmpFile = 0 // KCMP_FILE of linux/kcmp.h
 type slot struct {
 	pid, num int
 	cloexec  bool
-	fd       int   // our duplicate; -1 once it is known to be the same as another
-	same     *slot // that other
+	fd       int              // our duplicate; -1 once it is known to be the same as another
+	same     *slot            // that other
+	mem      *kmem.Descriptor // nil: not read
 	stat     unix.Stat_t
 	found    *kind.Found
 }
 
 // fileSet is every open file description of a tree, each once.
 type fileSet struct {
-	found  []*kind.Found
-	tables *tables
-	slots  map[int][]*slot // by the id of the table, ascending numbers
-	held   int             // duplicates that are open
-	foldAt int             // how many of them are too many; -1: that cannot be helped
+	found        []*kind.Found
+	tables       *tables
+	slots        map[int][]*slot           // by the id of the table, ascending numbers
+	held         int                       // duplicates that are open
+	foldAt       int                       // how many of them are too many; -1: that cannot be helped
+	mem          map[int][]kmem.Descriptor // by the id of the table; nil: not read
+	byFile       map[uint64]*slot          // the first with each open file description, if mem is read
+	known, socks int                       // sockets that are as the look found them, of how many
 }
 
 // collectFiles fetches the descriptors of the tables and finds out which of them share an
 // open file description. With frozen false, descriptors and processes that vanish meanwhile
 // are left out. The caller closes the set.
-func collectFiles(t *tables, frozen bool) (*fileSet, error) {
-	s := &fileSet{tables: t, foldAt: roomForFiles(), slots: map[int][]*slot{}}
+func collectFiles(t *tables, frozen bool, memo *kind.SockMemo) (*fileSet, error) {
+	s := &fileSet{tables: t, foldAt: roomForFiles(), slots: map[int][]*slot{}, byFile: map[uint64]*slot{}}
+	if frozen {
+		s.readTables()
+	}
 	var all []*slot
 	for _, pid := range t.ids {
 		got, err := s.fetchFDs(pid, frozen, all)
@@ -62,6 +66,7 @@ func collectFiles(t *tables, frozen bool) (*fileSet, error) {
 		s.close()
 		return nil, err
 	}
+	s.known, s.socks = memo.Recall(s.found)
 	if err := s.describe(frozen); err != nil {
 		s.close()
 		return nil, err
@@ -93,7 +98,7 @@ func (s *fileSet) close() {
 // fetchFDs duplicates every descriptor of a process into this one. When there are
 // very many, those of descriptions that are here already, also through others, are closed again.
 func (s *fileSet) fetchFDs(pid int, frozen bool, others []*slot) ([]*slot, error) {
-	nums, err := quickread.Numbers(procPath(pid, "fd"))
+	nums, err := s.numbers(pid)
 	if gone(err) && !frozen {
 		return nil, nil
 	}
@@ -110,6 +115,13 @@ func (s *fileSet) fetchFDs(pid int, frozen bool, others []*slot) ([]*slot, error
 	defer unix.Close(pidfd)
 	out := make([]*slot, 0, len(nums))
 	for _, n := range nums {
+		mem := s.descriptor(pid, n)
+		if mem != nil {
+			if first := s.byFile[mem.File]; first != nil {
+				out = append(out, &slot{pid: pid, num: n, fd: -1, same: first, stat: first.stat, mem: mem})
+				continue
+			}
+		}
 		if s.held == s.foldAt {
 			if err := s.makeRoom(slices.Concat(others, out)); err != nil {
 				return out, err
@@ -122,7 +134,10 @@ func (s *fileSet) fetchFDs(pid int, frozen bool, others []*slot) ([]*slot, error
 		if err != nil {
 			return out, fmt.Errorf("pid %d fd %d: pidfd_getfd: %w; %s", pid, n, err, getfdRemedy(err))
 		}
-		sl := &slot{pid: pid, num: n, fd: fd}
+		sl := &slot{pid: pid, num: n, fd: fd, mem: mem}
+		if mem != nil {
+			s.byFile[mem.File] = sl
+		}
 		s.held++
 		out = append(out, sl)
 		err = unix.Fstat(fd, &sl.stat)
@@ -199,6 +214,9 @@ func fold(all []*slot) (closed int, err error) {
 		if c := cmp.Or(cmp.Compare(a.stat.Dev, b.stat.Dev), cmp.Compare(a.stat.Ino, b.stat.Ino), cmp.Compare(a.stat.Mode, b.stat.Mode)); c != 0 {
 			return c
 		}
+		if a.mem != nil && b.mem != nil { // of all or of none
+			return cmp.Compare(a.mem.File, b.mem.File)
+		}
 		c, kerr := kcmp(a.fd, b.fd)
 		if kerr != nil && err == nil {
 			err = fmt.Errorf("compare pid %d fd %d with pid %d fd %d: kcmp: %w; it needs CONFIG_KCMP in the kernel", a.pid, a.num, b.pid, b.num, kerr)
@@ -206,7 +224,7 @@ func fold(all []*slot) (closed int, err error) {
 		return c
 	})
 	for i, sl := range sorted {
-		if i == 0 || err != nil || !sameStat(&sl.stat, &sorted[i-1].stat) {
+		if i == 0 || err != nil || sl.mem != nil || !sameStat(&sl.stat, &sorted[i-1].stat) {
 			continue
 		}
 		kept := sorted[i-1]
@@ -237,7 +255,10 @@ func kcmp(a, b int) (int, error) {
 // describe reads what /proc and fcntl(2) tell of each open file description.
 func (s *fileSet) describe(frozen bool) error {
 	errs := make([]error, len(s.found))
-	parallel(len(s.found), frozen, func(i int) { errs[i] = describeOne(s.found[i]) })
+	parallel(len(s.found), frozen, func(i int) {
+		f := s.found[i]
+		errs[i] = describeOne(f, s.descriptor(int(f.Slots[0].PID), int(f.Slots[0].Num)))
+	})
 	kept := s.found[:0]
 	for i, f := range s.found {
 		err := errs[i]
@@ -261,22 +282,28 @@ func (s *fileSet) describe(frozen bool) error {
 }
 
 // describeOne reads what /proc and fcntl(2) tell of one, and who gets its SIGIO.
-func describeOne(f *kind.Found) error {
+func describeOne(f *kind.Found, mem *kmem.Descriptor) error {
 	at := f.Slots[0]
 	num := strconv.Itoa(int(at.Num))
 	fail := func(what string, err error) error {
 		return fmt.Errorf("pid %d fd %d: %s: %w", at.PID, at.Num, what, err)
 	}
-	link, err := os.Readlink(procPath(int(at.PID), "fd/"+num))
-	if err != nil {
-		return fail("read its link", err)
+	link := bareLink(&f.Stat)
+	if link == "" {
+		var err error
+		if link, err = os.Readlink(procPath(int(at.PID), "fd/"+num)); err != nil {
+			return fail("read its link", err)
+		}
 	}
-	b, err := quickread.File(procPath(int(at.PID), "fdinfo/"+num))
-	if err != nil {
-		return fail("read fdinfo", err)
-	}
-	if f.Info, err = procfs.ParseFDInfo(b); err != nil {
-		return fail("read fdinfo", err)
+	var ok bool
+	if f.Info, ok = info(f, mem); !ok {
+		b, err := quickread.File(procPath(int(at.PID), "fdinfo/"+num))
+		if err != nil {
+			return fail("read fdinfo", err)
+		}
+		if f.Info, err = procfs.ParseFDInfo(b); err != nil {
+			return fail("read fdinfo", err)
+		}
 	}
 	flags, err := unix.FcntlInt(uintptr(f.FD), unix.F_GETFL, 0)
 	if err != nil {
@@ -285,28 +312,6 @@ func describeOne(f *kind.Found) error {
 	f.Link, f.Flags, f.Owner = link, uint32(flags), kind.ReadOwner(f.FD)
 	f.AddLocks(at.PID, &f.Info)
 	return nil
-}
-
-// parallel calls f for 0 to n-1 on all CPUs: a thousand descriptors are read in the freeze.
-func parallel(n int, frozen bool, f func(i int)) {
-	var next atomic.Int64
-	work := func() {
-		for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
-			f(i)
-		}
-	}
-	var wg sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), (n+31)/32) - 1 {
-		wg.Go(func() {
-			if frozen {
-				ptrace.Hurried(work)
-			} else {
-				work()
-			}
-		})
-	}
-	work()
-	wg.Wait()
 }
 
 // closing tells whether a descriptor is closed by exec, given the flags of its fdinfo. Of a terminal that was opened by
@@ -323,6 +328,10 @@ func readCloexec(pid int, slots []*slot, frozen bool) error {
 		at := sl.found.Slots[0]
 		if at.PID == int32(pid) && at.Num == int32(sl.num) {
 			sl.cloexec = closing(sl, sl.found.Info.Flags)
+			continue
+		}
+		if sl.mem != nil && sl.mem.Plain {
+			sl.cloexec = closing(sl, fdFlags(sl.mem))
 			continue
 		}
 		b, err := quickread.File(procPath(pid, "fdinfo/"+strconv.Itoa(sl.num)))

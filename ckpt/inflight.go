@@ -59,7 +59,7 @@ func (s *fileSet) addFlying(carrier *kind.Found, fd int) error {
 		}
 	}
 	f := &kind.Found{FD: fd, Stat: st, Carrier: carrier, Slots: []kind.Slot{{PID: int32(os.Getpid()), Num: int32(fd)}}}
-	if err := describeOne(f); err != nil {
+	if err := describeOne(f, nil); err != nil {
 		return err
 	}
 	s.found = append(s.found, f)

@@ -38,6 +38,7 @@ type survey struct {
 	out      *outside
 	rings    map[uint64]bool // every io_uring, see kind.Scene
 	order    kcmpOrder
+	socks    *kind.SockMemo
 }
 
 // look surveys the tree below root without disturbing it. What vanishes meanwhile is left
@@ -276,7 +277,7 @@ func (s *survey) lookAtFiles() error {
 	if !s.vforking() {
 		s.findings = append(s.findings, t.check(s.procs[0].stat.PPID)...)
 	}
-	set, err := collectFiles(t, false)
+	set, err := collectFiles(t, false, nil)
 	if err != nil {
 		return err
 	}
@@ -284,6 +285,7 @@ func (s *survey) lookAtFiles() error {
 	s.out = newOutside(s.treePIDs())
 	sc := s.scene(set)
 	s.findings = append(s.findings, set.check(sc)...)
+	s.socks = kind.RememberSockets(sc)
 	s.checkSegments()
 	if err := s.checkSysV(); err != nil {
 		return err
@@ -307,7 +309,20 @@ func (s *survey) treePIDs() []int {
 func (s *survey) scene(set *fileSet) *kind.Scene {
 	return &kind.Scene{Files: set.found, Outside: s.out.fd, Root: "/", // paths in /proc are as we see them
 		Blob:    func([]byte) image.ObjRef { return 0 },
-		Segment: func(*kind.Found) (image.ObjRef, error) { return 0, nil }, MapsGone: s.mapsGone, Maps: s.maps, Member: s.member, Rings: s.rings, Policy: s.policy}
+		Segment: func(*kind.Found) (image.ObjRef, error) { return 0, nil }, MapsGone: s.mapsGone, Maps: s.maps, Member: s.memberOnce(), Rings: s.rings, Policy: s.policy}
+}
+
+// memberOnce is member that asks once for each id: thousands of sockets name the same peer.
+func (s *survey) memberOnce() func(id int) bool {
+	known := map[int]bool{}
+	return func(id int) bool {
+		is, ok := known[id]
+		if !ok {
+			is = s.member(id)
+			known[id] = is
+		}
+		return is
+	}
 }
 
 // member reports whether an id is that of a process or thread of the tree.

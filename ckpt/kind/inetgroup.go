@@ -45,6 +45,9 @@ type groupKey struct {
 
 // groups returns the groups that a socket is in.
 func (s *Scene) groups(f *Found) ([]group, error) {
+	if f.known != nil {
+		return nil, nil // such a one is in no group
+	}
 	family := f.ofInet().family
 	if s.memberships == nil {
 		m, err := memberships()

@@ -111,12 +111,16 @@ func (inetSock) Check(f *Found, s *Scene) []image.Finding {
 	if err != nil {
 		return append(all, f.refuse(err.Error(), closeSocket))
 	}
-	for i := range optSpecs {
-		if o := &optSpecs[i]; o.when == optRefuse && fresh[i] != nil && set(f.FD, o) {
-			all = append(all, f.refuse(fmt.Sprintf("its option %s cannot be set again", o.text), closeSocket))
-		}
+	var barred []string
+	if f.known != nil {
+		barred = f.known.barred
+	} else {
+		barred = barredOpts(f.FD, fresh)
 	}
-	if _, err := socketFilter(f.FD); err != nil {
+	for _, text := range barred {
+		all = append(all, f.refuse(fmt.Sprintf("its option %s cannot be set again", text), closeSocket))
+	}
+	if _, err := f.filter(); err != nil {
 		all = append(all, f.refuse(err.Error(), "detach it (SO_DETACH_FILTER)"))
 	}
 	if kind.typ == unix.SOCK_STREAM {
@@ -126,6 +130,16 @@ func (inetSock) Check(f *Found, s *Scene) []image.Finding {
 		all = append(all, f.refuse(err.Error(), "leave the group before the checkpoint"))
 	}
 	return append(all, f.datagramFindings(s)...)
+}
+
+// barredOpts names the options of a socket that cannot be set again.
+func barredOpts(fd int, fresh [][]byte) (all []string) {
+	for i := range optSpecs {
+		if o := &optSpecs[i]; o.when == optRefuse && fresh[i] != nil && set(fd, o) {
+			all = append(all, o.text)
+		}
+	}
+	return all
 }
 
 // set reports whether an option that cannot be set again has another value than 0.
@@ -179,10 +193,10 @@ func (r *inetRec) read(f *Found, s *Scene) (data []byte, err error) {
 	if r.Opts, err = s.options(f); err != nil {
 		return nil, err
 	}
-	if r.Filter, err = socketFilter(f.FD); err != nil {
+	if r.Filter, err = f.filter(); err != nil {
 		return nil, err
 	}
-	if r.Name, err = sockName(f.FD, unix.SYS_GETSOCKNAME); err != nil {
+	if r.Name, err = f.sockAddr(unix.SYS_GETSOCKNAME); err != nil {
 		return nil, err
 	}
 	if !r.bound() {
@@ -191,7 +205,7 @@ func (r *inetRec) read(f *Found, s *Scene) (data []byte, err error) {
 	if r.Type == unix.SOCK_STREAM {
 		return r.readTCP(f, s)
 	}
-	r.Peer, err = sockName(f.FD, unix.SYS_GETPEERNAME)
+	r.Peer, err = f.sockAddr(unix.SYS_GETPEERNAME)
 	if errors.Is(err, unix.ENOTCONN) && (r.Type == unix.SOCK_RAW || r.Protocol == unix.IPPROTO_ICMP || r.Protocol == unix.IPPROTO_ICMPV6) {
 		r.Peer, err = r.rawPeer(f.Stat.Ino)
 	}

@@ -116,9 +116,10 @@ type Found struct {
 	// unix(7)). Its only slot is one of our own.
 	Carrier *Found
 
-	inet   *inetKind // of a network socket, see ofInet
-	family *int      // of a socket, see domain
-	cred   *peerOf   // of a unix socket, see peerCred
+	inet   *inetKind  // of a network socket, see ofInet
+	family *int       // of a socket, see domain
+	cred   *peerOf    // of a unix socket, see peerCred
+	known  *sockState // of a socket that is as the look has found it, see SockMemo
 }
 
 // Place is where to tell the user to look for the file.

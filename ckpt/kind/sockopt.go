@@ -187,10 +187,13 @@ func (s *Scene) freshOf(k *inetKind) ([][]byte, error) {
 // options returns the options of a network socket. Those of all are read at once, on all CPUs: the
 // tree stands still meanwhile, and there is a system call for each.
 func (s *Scene) options(f *Found) ([]sockOpt, error) {
+	if f.known != nil {
+		return f.known.opts, nil
+	}
 	if s.inetOpts == nil {
 		var all []*Found
 		for _, g := range s.Files {
-			if (inetSock{}).Match(g) {
+			if g.known == nil && (inetSock{}).Match(g) {
 				if _, err := s.freshOf(g.ofInet()); err != nil {
 					return nil, err
 				}

@@ -21,7 +21,7 @@ func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
 	if r.Opts, err = s.unixOptions(f, int(r.Type)); err != nil {
 		return fmt.Errorf("%s: %w", f.Link, err)
 	}
-	if r.Filter, err = socketFilter(f.FD); err != nil {
+	if r.Filter, err = f.filter(); err != nil {
 		return fmt.Errorf("%s: %w", f.Link, err)
 	}
 	if r.Listening || r.By != nil {
@@ -84,7 +84,7 @@ func (s *Scene) describeSocket(f *Found) (*unixRec, error) {
 	if r.Type != unix.SOCK_DGRAM && u.HasPeer && len(r.Name) > 0 {
 		r.Accepted = true // as far as anybody can tell, unless its other end is it
 		if peer := s.peer(u); peer != nil {
-			other, err := socketAddr(peer.FD, unix.SYS_GETSOCKNAME)
+			other, err := peer.unixName()
 			if err != nil {
 				return nil, err
 			}
@@ -120,7 +120,7 @@ func (s *Scene) unsendable(r *unixRec, msgs []unixMsg) error {
 	if pair {
 		if peer := s.socketByNumber(s.sockDev, uint32(r.Peer)); peer != nil {
 			var err error
-			if from, err = socketAddr(peer.FD, unix.SYS_GETSOCKNAME); err != nil {
+			if from, err = peer.unixName(); err != nil {
 				return err
 			}
 		}

@@ -52,7 +52,7 @@ func showName(name []byte) string {
 
 // nameOf describes the name of the socket f, and its file if it has one.
 func (s *Scene) nameOf(f *Found) (name []byte, file *unixFile, err error) {
-	if name, err = socketAddr(f.FD, unix.SYS_GETSOCKNAME); err != nil || !isPath(name) {
+	if name, err = f.unixName(); err != nil || !isPath(name) {
 		return name, nil, err
 	}
 	fd, err := fileOfSocket(f.FD)

@@ -88,12 +88,15 @@ func (s *Scene) unixOptions(f *Found, typ int) ([]unixOpt, error) {
 		}
 		s.freshes[typ] = usual
 	}
-	if s.unixOpts == nil {
+	if s.unixOpts == nil && f.known == nil {
 		if err := s.readUnixOpts(); err != nil {
 			return nil, err
 		}
 	}
 	all := s.unixOpts[f]
+	if f.known != nil {
+		all = f.known.unix
+	}
 	if all == nil { // one that was found since, under way in a message
 		var err error
 		if all, err = allUnixOpts(f.FD); err != nil {
@@ -113,7 +116,7 @@ func (s *Scene) unixOptions(f *Found, typ int) ([]unixOpt, error) {
 func (s *Scene) readUnixOpts() error {
 	var all []*Found
 	for _, f := range s.Files {
-		if (unixSock{}).Match(f) {
+		if f.known == nil && (unixSock{}).Match(f) {
 			all = append(all, f)
 		}
 	}

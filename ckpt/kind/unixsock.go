@@ -139,7 +139,7 @@ func (unixSock) Check(f *Found, s *Scene) []image.Finding {
 	if ready, err := polled(f.FD, 0); err == nil && ready&unix.POLLERR != 0 && (u.Type == unix.SOCK_DGRAM || u.Peer != 0) {
 		all = append(all, f.refuse("an error waits to be reported by it (SO_ERROR), and only the program may look at that", "let the program use it once, then try again"))
 	}
-	if _, err := socketFilter(f.FD); err != nil {
+	if _, err := f.filter(); err != nil {
 		all = append(all, f.refuse(err.Error(), "detach it (SO_DETACH_FILTER) before the checkpoint"))
 	}
 	return append(all, f.peerCredFindings(s)...)
@@ -234,7 +234,7 @@ func (f *Found) pairFindings(peer *Found, name []byte, s *Scene) []image.Finding
 	if err != nil {
 		return []image.Finding{f.refuse(err.Error(), closeSocket)}
 	}
-	other, err := socketAddr(peer.FD, unix.SYS_GETSOCKNAME)
+	other, err := peer.unixName()
 	if err != nil {
 		return []image.Finding{f.refuse(err.Error(), closeSocket)}
 	}

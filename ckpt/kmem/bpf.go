@@ -2,7 +2,6 @@ package kmem
 
 import (
 	"fmt"
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -65,37 +64,6 @@ func program(mapFD int) []insn {
 		{0xb7, r0, 0, 0}, // return 0
 		{0x95, 0, 0, 0},
 	}
-}
-
-// load makes the map and loads the program.
-func load() (prog int, page []byte, err error) {
-	array := struct{ typ, key, value, entries, flags uint32 }{typ: bpfMapArray, key: 4, value: pageLen, entries: 1, flags: bpfMmapable}
-	mp, err := call(bpfMapCreate, unsafe.Pointer(&array), unsafe.Sizeof(array))
-	if err != nil {
-		return -1, nil, fmt.Errorf("make a BPF map: %w", err)
-	}
-	defer unix.Close(mp) // the program holds it
-	code, license := program(mp), []byte("Dual MIT/GPL\x00")
-	attr := struct {
-		typ, n             uint32
-		insns, license     uint64
-		logLevel, logSize  uint32
-		logBuf             uint64
-		kernVersion, flags uint32
-		_                  [72]byte
-	}{typ: bpfProgTypeSyscall, n: uint32(len(code)), insns: address(&code[0]), license: address(&license[0]), flags: bpfSleepable}
-	prog, err = call(bpfProgLoad, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	runtime.KeepAlive(code)
-	runtime.KeepAlive(license)
-	if err != nil {
-		return -1, nil, fmt.Errorf("load a BPF program that reads the kernel's memory: %w", err)
-	}
-	page, err = unix.Mmap(mp, 0, pageLen, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		unix.Close(prog)
-		return -1, nil, fmt.Errorf("map the memory of a BPF program: %w", err)
-	}
-	return prog, page, nil
 }
 
 // run runs the program.

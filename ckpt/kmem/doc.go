@@ -25,6 +25,7 @@ type Memory struct {
 	prog  int
 	page  []byte // the value of the program's map, see request
 	types *types
+	bulk  bulk
 }
 
 // Open returns the kernel's memory, always the same. It takes CAP_BPF and CAP_PERFMON, and a kernel with BTF.
@@ -39,7 +40,7 @@ func open() (*Memory, error) {
 	if m.types, err = parseBTF(b); err != nil {
 		return nil, err
 	}
-	if m.prog, m.page, err = load(); err != nil {
+	if m.prog, m.page, err = loadProgram(pageLen, program); err != nil {
 		return nil, err
 	}
 	return m, nil

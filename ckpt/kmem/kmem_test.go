@@ -1,6 +1,7 @@
 package kmem
 
 import (
+	"encoding/binary"
 	"os"
 	"testing"
 
@@ -73,4 +74,50 @@ func FuzzBTF(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestReadEach reads more places than fit into one call, and some that are none.
+func TestReadEach(t *testing.T) {
+	m, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	task, err := m.Task()
+	if err != nil {
+		t.Fatal(err)
+	}
+	off, err := m.Offset("task_struct.tgid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := make([]Place, 3*bulkMost+5)
+	for i := range all {
+		all[i] = Place{Addr: task + off, Bytes: make([]byte, 4)}
+		switch i % 10 {
+		case 3:
+			all[i].Addr = 8
+		case 4: // as long as can be
+			all[i] = Place{Addr: task, Bytes: make([]byte, maxRead)}
+		}
+	}
+	if err := m.ReadEach(all); err != nil {
+		t.Fatal(err)
+	}
+	for i, p := range all {
+		switch i % 10 {
+		case 3:
+			if p.Err == nil {
+				t.Errorf("place %d: address 8 can be read", i)
+			}
+			continue
+		case 4:
+			p.Bytes = p.Bytes[off:][:4]
+		}
+		if got := binary.LittleEndian.Uint32(p.Bytes); p.Err != nil || int(got) != os.Getpid() {
+			t.Errorf("place %d: %d (%v), want %d", i, got, p.Err, os.Getpid())
+		}
+	}
+	if err := m.ReadEach([]Place{{Addr: task, Bytes: make([]byte, maxRead+1)}}); err == nil {
+		t.Error("a place longer than can be read")
+	}
 }

@@ -27,28 +27,38 @@ func (m *Memory) File(fd int) (uint64, error) {
 // Threads are the addresses of the struct task_struct of all threads of a process, those that the kernel runs in it among
 // them.
 func (m *Memory) Threads(pid int) ([]uint64, error) {
-	pidfd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return nil, fmt.Errorf("pidfd_open of %d: %w", pid, err)
-	}
-	defer unix.Close(pidfd)
-	file, err := m.File(pidfd)
+	leader, err := m.leader(pid)
 	if err != nil {
 		return nil, err
 	}
 	w := walk{m: m}
+	head := w.get(leader, "task_struct.signal") + w.off("signal_struct.thread_head")
+	return w.list(head, w.off("task_struct.thread_node")), w.err
+}
+
+// leader is the address of the struct task_struct of the first thread of a process.
+func (m *Memory) leader(pid int) (uint64, error) {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return 0, fmt.Errorf("pidfd_open of %d: %w", pid, err)
+	}
+	defer unix.Close(pidfd)
+	file, err := m.File(pidfd)
+	if err != nil {
+		return 0, err
+	}
+	w := walk{m: m}
 	id := w.get(w.get(file, "file.f_inode"), "inode.i_private") // pidfs, Linux 6.9
 	if w.err == nil && id == 0 {
-		return nil, fmt.Errorf("a pidfd leads to no process in this kernel: Linux 6.9 or newer is needed")
+		return 0, fmt.Errorf("a pidfd leads to no process in this kernel: Linux 6.9 or newer is needed")
 	}
 	const tgid = 1 // PIDTYPE_TGID
 	first := w.word(id + w.off("pid.tasks") + 8*tgid)
 	leader := first - w.off("task_struct.pid_links") - 16*tgid
 	if w.err == nil && first == 0 {
-		return nil, fmt.Errorf("process %d: %w", pid, unix.ESRCH)
+		return 0, fmt.Errorf("process %d: %w", pid, unix.ESRCH)
 	}
-	head := w.get(leader, "task_struct.signal") + w.off("signal_struct.thread_head")
-	return w.list(head, w.off("task_struct.thread_node")), w.err
+	return leader, w.err
 }
 
 // PID is the id of a task in its own pid namespace.
