@@ -51,7 +51,7 @@ func parallel(n int, frozen bool, f func(i int)) {
 		}
 	}
 	var wg sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), (n+31)/32) - 1 {
+	for range min(runtime.NumCPU(), (n+15)/16) - 1 {
 		wg.Go(func() {
 			if frozen {
 				ptrace.Hurried(work)

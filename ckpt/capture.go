@@ -189,21 +189,29 @@ func goneCwdFinding(pid int, err error) image.Finding {
 
 // captureTraced reads what ptrace and /proc tell of each thread; status is the leader's.
 func (c *Checkpoint) captureTraced(p *proc, status *procfs.Status, t *image.Task) error {
+	t.Threads = make([]image.Thread, len(p.threads))
+	errs := make([]error, len(p.threads))
+	parallel(len(p.threads), true, func(i int) {
+		known := status
+		if i > 0 {
+			known = nil
+		}
+		errs[i] = task.ReadThreadOutside(p.pid, p.threads[i].TID, &t.Threads[i], known)
+	})
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
 	for i, th := range p.threads {
 		var err error
 		if th.state, err = th.Capture(p.remote.Mem()); err != nil {
 			return err
 		}
-		it := image.Thread{TID: int32(th.TID), FDTable: c.shared(c.tables.first, c.tables.user(p.pid, th.TID)), FS: c.shared(c.dirs, p.pid)}
-		if err := task.ReadThreadOutside(p.pid, th.TID, &it, status); err != nil {
+		it := &t.Threads[i]
+		it.FDTable, it.FS = c.shared(c.tables.first, c.tables.user(p.pid, th.TID)), c.shared(c.dirs, p.pid)
+		if err := task.ReadTraced(th.Thread, th.state, it); err != nil {
 			return err
 		}
-		status = nil
-		if err := task.ReadTraced(th.Thread, th.state, &it); err != nil {
-			return err
-		}
-		c.sleepers.blocked(&it, th.state)
-		t.Threads = append(t.Threads, it)
+		c.sleepers.blocked(it, th.state)
 		if i == 0 {
 			if th.state.GroupStop {
 				t.State, t.StopSignal = image.TaskStopped, int32(th.stop.Signal)

@@ -17,11 +17,14 @@ const (
 
 // fsType is f_type of the filesystem that f is on, or 0.
 func fsType(f *Found) int64 {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(f.FD, &st); err != nil {
-		return 0 // then no rule for a special filesystem applies, and the path decides
+	if f.fs == nil {
+		var st unix.Statfs_t
+		if err := unix.Fstatfs(f.FD, &st); err != nil {
+			st.Type = 0 // then no rule for a special filesystem applies, and the path decides
+		}
+		f.fs = &st.Type
 	}
-	return int64(st.Type)
+	return *f.fs
 }
 
 // pseudo tells whether files of this filesystem are made up by the kernel when they are

@@ -119,6 +119,8 @@ type Found struct {
 	inet   *inetKind  // of a network socket, see ofInet
 	family *int       // of a socket, see domain
 	cred   *peerOf    // of a unix socket, see peerCred
+	at     *location  // see locate
+	fs     *int64     // see fsType
 	known  *sockState // of a socket that is as the look has found it, see SockMemo
 }
 

@@ -24,7 +24,24 @@ const deletedMark = " (deleted)"
 // locate returns the path of f as the tree sees it, without the mark that the kernel adds to a
 // deleted name, and whether it leads to f. The mark alone proves nothing: a file may be named
 // "x (deleted)". What decides is what the path leads to now, and the link count.
+//
+// It is asked when a file is checked and when it is recorded, and answers the same: within a freeze nothing
+// moves it that the tree could notice.
 func locate(f *Found, root string) (string, place) {
+	if f.at == nil || f.at.root != root {
+		f.at = &location{root: root}
+		f.at.path, f.at.where = locateNow(f, root)
+	}
+	return f.at.path, f.at.where
+}
+
+// location is what locate has found.
+type location struct {
+	root, path string
+	where      place
+}
+
+func locateNow(f *Found, root string) (string, place) {
 	link := f.Link
 	if leadsTo(f, under(root, link)) {
 		return link, atPath
