@@ -28,8 +28,8 @@ const deletedMark = " (deleted)"
 // It is asked when a file is checked and when it is recorded, and answers the same: within a freeze nothing
 // moves it that the tree could notice.
 func locate(f *Found, root string) (string, place) {
-	if f.at == nil || f.at.root != root {
-		f.at = &location{root: root}
+	if f.at == nil || f.at.root != root || f.at.link != f.Link {
+		f.at = &location{root: root, link: f.Link}
 		f.at.path, f.at.where = locateNow(f, root)
 	}
 	return f.at.path, f.at.where
@@ -37,8 +37,8 @@ func locate(f *Found, root string) (string, place) {
 
 // location is what locate has found.
 type location struct {
-	root, path string
-	where      place
+	root, link, path string
+	where            place
 }
 
 func locateNow(f *Found, root string) (string, place) {
