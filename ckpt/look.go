@@ -39,6 +39,7 @@ type survey struct {
 	rings    map[uint64]bool // every io_uring, see kind.Scene
 	order    kcmpOrder
 	socks    *kind.SockMemo
+	names    map[inode]string // other links that were found, which the freeze need not look for
 }
 
 // look surveys the tree below root without disturbing it. What vanishes meanwhile is left
@@ -309,7 +310,23 @@ func (s *survey) treePIDs() []int {
 func (s *survey) scene(set *fileSet) *kind.Scene {
 	return &kind.Scene{Files: set.found, Outside: s.out.fd, Root: "/", // paths in /proc are as we see them
 		Blob:    func([]byte) image.ObjRef { return 0 },
-		Segment: func(*kind.Found) (image.ObjRef, error) { return 0, nil }, MapsGone: s.mapsGone, Maps: s.maps, Member: s.memberOnce(), Rings: s.rings, Policy: s.policy}
+		Segment: func(*kind.Found) (image.ObjRef, error) { return 0, nil }, MapsGone: s.mapsGone, Maps: s.maps, OtherName: s.otherNameOnce, Member: s.memberOnce(), Rings: s.rings, Policy: s.policy}
+}
+
+// otherNameOnce is otherName that tries first what it found before.
+func (s *survey) otherNameOnce(path string, st *unix.Stat_t) string {
+	key := keyOf(st)
+	if name := s.names[key]; name != "" && leadsTo(name, st) {
+		return name
+	}
+	name := otherName(path, st)
+	if name != "" {
+		if s.names == nil {
+			s.names = map[inode]string{}
+		}
+		s.names[key] = name
+	}
+	return name
 }
 
 // memberOnce is member that asks once for each id: thousands of sockets name the same peer.

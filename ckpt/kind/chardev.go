@@ -35,7 +35,7 @@ func (charDev) Check(f *Found, s *Scene) []image.Finding { return checkByPath(f,
 
 func (charDev) Dump(f *Found, s *Scene, rec *image.File) error {
 	id := identify(&f.Stat)
-	rec.Path, _ = locate(f, s.Root)
+	rec.Path, _ = locate(f, s)
 	return encodeRec(rec, &id)
 }
 

@@ -46,7 +46,7 @@ func checkByPath(f *Found, s *Scene, what string) []image.Finding {
 	if what, remedy := specialRefusal(f); what != "" {
 		return append(all, f.refuse(what, remedy))
 	}
-	switch path, where := locate(f, s.Root); where {
+	switch path, where := locate(f, s); where {
 	case hidden:
 		all = append(all, hiddenFinding(f, path))
 	case deleted:
@@ -61,7 +61,7 @@ func checkByPath(f *Found, s *Scene, what string) []image.Finding {
 // dumpByPath is Dump of the kinds that may be directories.
 func dumpByPath(f *Found, s *Scene, rec *image.File) (err error) {
 	r := dirRec{identity: identify(&f.Stat)}
-	path, where := locate(f, s.Root)
+	path, where := locate(f, s)
 	rec.Path = path
 	if where == deleted {
 		if r.Carried, err = carryDir(f); err != nil {

@@ -23,7 +23,7 @@ func (fifo) Match(f *Found) bool {
 
 func (fifo) Check(f *Found, s *Scene) []image.Finding {
 	all := append(held(f, s), contentFindings(f, s)...)
-	path, where := locate(f, s.Root)
+	path, where := locate(f, s)
 	if where == hidden {
 		return append(all, hiddenFinding(f, path))
 	}
@@ -47,7 +47,7 @@ func (fifo) Dump(f *Found, s *Scene, rec *image.File) error {
 	if err != nil {
 		return fmt.Errorf("fifo %s: %w", f.Link, err)
 	}
-	path, where := locate(f, s.Root)
+	path, where := locate(f, s)
 	rec.Path, r.Deleted = path, where == deleted
 	return encodeRec(rec, r)
 }

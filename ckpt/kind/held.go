@@ -39,7 +39,7 @@ func held(f *Found, s *Scene) []image.Finding {
 
 // leaseRefusal tells why a lease cannot be taken again, or "".
 func leaseRefusal(f *Found, s *Scene, write bool) string {
-	_, where := locate(f, s.Root)
+	_, where := locate(f, s)
 	switch {
 	case !regular{}.Match(f) || where != atPath:
 		return "it holds a lease (F_SETLEASE) on a file that has no name, and such a file is made anew in ways that a lease forbids"

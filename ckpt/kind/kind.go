@@ -151,6 +151,8 @@ type Scene struct {
 	Segment func(f *Found) (image.ObjRef, error)
 	// MapsGone reports whether the tree maps or executes the deleted file with these numbers; nil: no.
 	MapsGone func(dev, ino uint64) bool
+	// OtherName looks for another link of a file that is not where its name leads any more, and returns its path, or "".
+	OtherName func(path string, st *unix.Stat_t) string
 	// Gone returns the segment that holds such a file. writes says that f can write to it.
 	Gone func(f *Found, path string, writes bool) (image.ObjRef, error)
 	// Maps reports whether the tree maps or executes the file with these numbers by its name; nil: no.

@@ -27,10 +27,15 @@ const deletedMark = " (deleted)"
 //
 // It is asked when a file is checked and when it is recorded, and answers the same: within a freeze nothing
 // moves it that the tree could notice.
-func locate(f *Found, root string) (string, place) {
-	if f.at == nil || f.at.root != root || f.at.link != f.Link {
-		f.at = &location{root: root, link: f.Link}
-		f.at.path, f.at.where = locateNow(f, root)
+func locate(f *Found, s *Scene) (string, place) {
+	if f.at == nil || f.at.root != s.Root || f.at.link != f.Link {
+		f.at = &location{root: s.Root, link: f.Link}
+		f.at.path, f.at.where = locateNow(f, s.Root)
+		if f.at.where == hidden && s.OtherName != nil && f.Stat.Nlink > 0 && f.Stat.Mode&unix.S_IFMT == unix.S_IFREG {
+			if name := s.OtherName(f.at.path, &f.Stat); name != "" {
+				f.at.path, f.at.where = name, atPath
+			}
+		}
 	}
 	return f.at.path, f.at.where
 }
@@ -98,8 +103,8 @@ func statPath(path string, mode uint32, st *unix.Stat_t) error {
 // hiddenFinding refuses a file that has a name which we do not know.
 func hiddenFinding(f *Found, path string) image.Finding {
 	if strings.HasSuffix(f.Link, deletedMark) {
-		return f.refuse(fmt.Sprintf("its name %s was deleted, but the file still has %d other name(s), which the kernel does not tell", path, f.Stat.Nlink),
-			"close it, or open it by one of its other names")
+		return f.refuse(fmt.Sprintf("its name %s was deleted, but the file still has %d other name(s), which the kernel does not tell and which are not in the same folder", path, f.Stat.Nlink),
+			"close it, open it by one of its other names, or link it there again")
 	}
 	return f.refuse("its path leads to another file now or to none: something is mounted over it, or it lies outside the tree's mounts",
 		"close it, or open it by a path that leads to it")

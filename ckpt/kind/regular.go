@@ -36,7 +36,7 @@ func (regular) Check(f *Found, s *Scene) []image.Finding {
 	if what, remedy := specialRefusal(f); what != "" {
 		return append(all, f.refuse(what, remedy))
 	}
-	switch path, where := locate(f, s.Root); where {
+	switch path, where := locate(f, s); where {
 	case hidden:
 		all = append(all, hiddenFinding(f, path))
 	case deleted:
@@ -47,7 +47,7 @@ func (regular) Check(f *Found, s *Scene) []image.Finding {
 
 func (regular) Dump(f *Found, s *Scene, rec *image.File) error {
 	r := regularRec{identity: identify(&f.Stat), Hint: writeHint(f.FD)}
-	path, where := locate(f, s.Root)
+	path, where := locate(f, s)
 	rec.Path = path
 	switch where {
 	case hidden:

@@ -171,7 +171,7 @@ func TestRegularRoot(t *testing.T) {
 		t.Errorf("path %q, want that in the tree's root", recs[0].Path)
 	}
 	s.scene.Root = "/proc/self/root"
-	if path, where := locate(s.scene.Files[0], s.scene.Root); where != atPath || path != filepath.Join(root, "etc/f") {
+	if path, where := locate(s.scene.Files[0], s.scene); where != atPath || path != filepath.Join(root, "etc/f") {
 		t.Errorf("path %q place %d", path, where)
 	}
 }

@@ -67,7 +67,7 @@ func (s *Scene) nameOf(f *Found) (name []byte, file *unixFile, err error) {
 	if err := unix.Fstat(fd, &g.Stat); err != nil {
 		return name, nil, fmt.Errorf("fstat of its file: %w", err)
 	}
-	at, where := locate(g, s.Root)
+	at, where := locate(g, s)
 	if where == hidden {
 		return name, nil, fmt.Errorf("its file %s is not where its name leads: it has another name, or something is mounted over it", at)
 	}

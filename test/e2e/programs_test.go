@@ -99,6 +99,7 @@ var programs = []program{
 	{"tables", "tables", nil, true},
 	{"tables_late", "tables", []string{"late"}, true},
 	{"deleted", "deleted", nil, false},
+	{"deleted_linked", "otherlink", nil, false}, // /proc shows the other name
 	{"gone", "gone", nil, true},
 	{"gone_linked", "gone", []string{"linked"}, false}, // maps shows the other name
 	{"gone_exe", "gone_exe", []string{"deleted"}, true},
