@@ -23,6 +23,7 @@ func All() []Kind {
 		unixSock{},
 		inetSock{},
 		netlinkSock{},
+		packetSock{},
 		mqueue{},
 		ptyKind{},
 		uring{},

@@ -177,6 +177,7 @@ type Scene struct {
 	watched     map[*Found][]inotifyWatch // of inotify instances, see watches
 	sockets     map[uint32]*unixInfo      // of all unix sockets by inode number, see socket
 	sockDev     uint64                    // the device of their inodes
+	packets     map[uint32]*packetInfo    // of all packet sockets by inode number, see packet
 	fresh       sockDefaults              // options of new network sockets
 	memberships []groupKey                // of all sockets in multicast groups, see groups
 	conns       map[ends]*Found           // TCP connections, see connected

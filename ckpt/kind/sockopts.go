@@ -142,6 +142,18 @@ var optSpecs = []optSpec{
 	{unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, "NETLINK_EXT_ACK", 0, optLate, nil},
 	{unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, "NETLINK_GET_STRICT_CHK", 0, optLate, nil},
 
+	{unix.SOL_PACKET, unix.PACKET_VERSION, "PACKET_VERSION", 0, optEarly, nil},
+	{unix.SOL_PACKET, unix.PACKET_RESERVE, "PACKET_RESERVE", 0, optEarly, nil},
+	{unix.SOL_PACKET, unix.PACKET_AUXDATA, "PACKET_AUXDATA", 0, optEarly, nil},
+	{unix.SOL_PACKET, unix.PACKET_ORIGDEV, "PACKET_ORIGDEV", 0, optEarly, nil},
+	{unix.SOL_PACKET, unix.PACKET_VNET_HDR, "PACKET_VNET_HDR", 0, optEarly, nil},
+	{unix.SOL_PACKET, packetVNetHdrSz, "PACKET_VNET_HDR_SZ", 0, optEarly, nil},
+	{unix.SOL_PACKET, unix.PACKET_LOSS, "PACKET_LOSS", 0, optEarly, nil},
+	{unix.SOL_PACKET, unix.PACKET_TIMESTAMP, "PACKET_TIMESTAMP", 0, optEarly, nil},
+	{unix.SOL_PACKET, unix.PACKET_TX_HAS_OFF, "PACKET_TX_HAS_OFF", 0, optEarly, nil},
+	{unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, "PACKET_QDISC_BYPASS", 0, optEarly, nil},
+	{unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, "PACKET_IGNORE_OUTGOING", 0, optEarly, nil},
+
 	{unix.SOL_UDP, unix.UDP_CORK, "UDP_CORK", 0, optRefuse, nil},
 	{unix.SOL_UDP, unix.UDP_ENCAP, "UDP_ENCAP", 0, optRefuse, nil},
 	{unix.SOL_UDP, unix.UDP_NO_CHECK6_TX, "UDP_NO_CHECK6_TX", 0, optLate, nil},
@@ -150,10 +162,11 @@ var optSpecs = []optSpec{
 	{unix.SOL_UDP, unix.UDP_GRO, "UDP_GRO", 0, optLate, nil},
 }
 
-// Numbers of linux/in.h, linux/in6.h and asm-generic/socket.h that package unix does not have.
+// Numbers of linux/in.h, linux/in6.h, linux/if_packet.h and asm-generic/socket.h that package unix does not have.
 const (
 	ipLocalPortRange = 51
 	ipv6FlowInfoSend = 33
 	soRcvPriority    = 82
+	packetVNetHdrSz  = 24
 	icmpFilter       = 1 // ICMP_FILTER of linux/icmp.h, ICMPV6_FILTER of linux/icmpv6.h
 )

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,7 +26,6 @@ const (
 	stateListen = 10 // TCP_LISTEN of linux/tcp_states.h
 
 	unixDiagShow = 0x1f // UDIAG_SHOW_NAME, _VFS, _PEER, _ICONS and _RQLEN of linux/unix_diag.h
-	diagPatience = 5 * time.Second
 )
 
 // Attributes of linux/unix_diag.h.
@@ -42,41 +40,14 @@ const (
 
 // unixSockets asks the kernel for every unix socket of our network namespace, by inode number.
 func unixSockets() (map[uint32]*unixInfo, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
-	if err != nil {
-		return nil, fmt.Errorf("socket for sock_diag: %w", err)
-	}
-	defer unix.Close(fd)
-	patience := unix.NsecToTimeval(int64(diagPatience))
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
-		return nil, fmt.Errorf("sock_diag: SO_RCVTIMEO: %w", err)
-	}
-	const length = 16 + 24 // struct nlmsghdr and struct unix_diag_req
+	body := make([]byte, 24) // struct unix_diag_req
+	body[0] = unix.AF_UNIX
 	ne := binary.NativeEndian
-	req := make([]byte, length)
-	ne.PutUint32(req, length)
-	ne.PutUint16(req[4:], unix.SOCK_DIAG_BY_FAMILY)
-	ne.PutUint16(req[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
-	req[16] = unix.AF_UNIX
-	ne.PutUint32(req[20:], ^uint32(0)) // udiag_states
-	ne.PutUint32(req[28:], unixDiagShow)
-	if err := unix.Sendto(fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return nil, fmt.Errorf("ask sock_diag: %w", err)
-	}
+	ne.PutUint32(body[4:], ^uint32(0)) // udiag_states
+	ne.PutUint32(body[12:], unixDiagShow)
 	all := map[uint32]*unixInfo{}
-	buf := make([]byte, 64<<10)
-	for {
-		n, _, err := unix.Recvfrom(fd, buf, 0)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("sock_diag: %w", err)
-		}
-		if done, err := parseUnixDiag(buf[:n], all); done || err != nil {
-			return all, err
-		}
-	}
+	err := listSockets(body, func(b []byte) (bool, error) { return parseUnixDiag(b, all) })
+	return all, err
 }
 
 // parseUnixDiag reads one datagram of the answer; done: it was the last.

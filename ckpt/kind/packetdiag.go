@@ -1,0 +1,105 @@
+package kind
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// packetInfo is what packet_diag of sock_diag(7) tells of one socket of packet(7).
+type packetInfo struct {
+	CopyThresh uint32
+	Members    []packetMember
+	Ring       bool   // it has one, for receiving or sending
+	Fanout     uint32 // group in the lower half, type in the next byte; 0: none
+}
+
+// packetMember is struct packet_diag_mclist.
+type packetMember struct {
+	Index int32
+	Count uint32
+	Type  uint16 // PACKET_MR_*
+	Addr  []byte
+}
+
+// linux/packet_diag.h
+const (
+	packetDiagShow = 0x0f // PACKET_SHOW_INFO, _MCLIST, _RING_CFG and _FANOUT
+
+	packetDiagInfo   = 0
+	packetDiagMCList = 1
+	packetDiagRXRing = 2
+	packetDiagTXRing = 3
+	packetDiagFanout = 4
+
+	packetMemberLen = 44
+)
+
+// packetSockets asks the kernel for every socket of packet(7) of our network namespace, by inode number.
+func packetSockets() (map[uint32]*packetInfo, error) {
+	body := make([]byte, 20) // struct packet_diag_req
+	body[0] = unix.AF_PACKET
+	binary.NativeEndian.PutUint32(body[8:], packetDiagShow)
+	all := map[uint32]*packetInfo{}
+	err := listSockets(body, func(b []byte) (bool, error) { return parsePacketDiag(b, all) })
+	return all, err
+}
+
+// parsePacketDiag reads one datagram of the answer; done: it was the last.
+func parsePacketDiag(b []byte, all map[uint32]*packetInfo) (done bool, err error) {
+	ne := binary.NativeEndian
+	for len(b) >= 16 {
+		n := int(ne.Uint32(b))
+		if n < 16 || n > len(b) {
+			return false, errors.New("sock_diag: a message is cut off")
+		}
+		body := b[16:n]
+		switch ne.Uint16(b[4:]) {
+		case unix.NLMSG_DONE:
+			return true, nil
+		case unix.NLMSG_ERROR:
+			if len(body) < 4 {
+				return false, errors.New("sock_diag: an error is cut off")
+			}
+			return false, fmt.Errorf("sock_diag cannot list packet sockets (CONFIG_PACKET_DIAG): %w", unix.Errno(-int32(ne.Uint32(body))))
+		case unix.SOCK_DIAG_BY_FAMILY:
+			if len(body) < 16 { // struct packet_diag_msg
+				return false, errors.New("sock_diag: a socket is cut off")
+			}
+			p := &packetInfo{}
+			p.attributes(body[16:])
+			all[ne.Uint32(body[4:])] = p
+		}
+		b = b[min(len(b), (n+3)&^3):]
+	}
+	return false, nil
+}
+
+// attributes reads what follows a socket.
+func (p *packetInfo) attributes(b []byte) {
+	ne := binary.NativeEndian
+	for len(b) >= 4 {
+		n := int(ne.Uint16(b))
+		if n < 4 || n > len(b) {
+			return
+		}
+		v := b[4:n]
+		switch typ := ne.Uint16(b[2:]) & 0x3fff; { // without NLA_F_NESTED
+		case typ == packetDiagInfo && len(v) >= 16:
+			p.CopyThresh = ne.Uint32(v[12:])
+		case typ == packetDiagMCList:
+			for ; len(v) >= packetMemberLen; v = v[packetMemberLen:] {
+				m := packetMember{Index: int32(ne.Uint32(v)), Count: ne.Uint32(v[4:]), Type: ne.Uint16(v[8:])}
+				m.Addr = append(m.Addr, v[12:12+min(int(ne.Uint16(v[10:])), 32)]...)
+				p.Members = append(p.Members, m)
+			}
+		case typ == packetDiagRXRing || typ == packetDiagTXRing:
+			p.Ring = true
+		case typ == packetDiagFanout && len(v) >= 4:
+			p.Fanout = ne.Uint32(v)
+		}
+		b = b[min(len(b), (n+3)&^3):]
+	}
+}
