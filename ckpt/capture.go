@@ -299,6 +299,9 @@ func (c *Checkpoint) captureMemory(p *proc, locked uint64) (err error) {
 	if err := p.readAreas(!c.snapshots()); err != nil {
 		return err
 	}
+	if err := p.readAIO(c.o.Timeout); err != nil {
+		return err
+	}
 	if err := p.readPolicies(c.o.policies || !c.snapshots()); err != nil || !c.snapshots() {
 		return err
 	}

@@ -24,6 +24,7 @@ type proc struct {
 
 	policies map[uint64]*image.MemPolicy // NUMA policies of mappings, by where they start
 	asked    bool                        // for all of them
+	aio      map[uint64]*image.AIO       // AIO contexts, by where their rings start
 }
 
 // thread is one stopped thread.

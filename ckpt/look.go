@@ -200,6 +200,7 @@ func (s *survey) lookAt(pid int) (*looked, error) {
 	var bad []image.Finding
 	l.areas, bad = areas(pid, smaps)
 	s.findings = append(s.findings, bad...)
+	s.lookAtAIO(l)
 	return l, s.lookAtExe(l)
 }
 

@@ -58,7 +58,7 @@ func (c *Checkpoint) addVMAs(mm *image.MM, p *proc) error {
 	for i := range p.mem.areas {
 		a := &p.mem.areas[i]
 		v := a.vma()
-		v.MemPolicy = p.policies[a.Start]
+		v.MemPolicy, v.AIO = p.policies[a.Start], p.aio[a.Start]
 		if a.kind == image.VMASegment {
 			if v.Segment = c.segs.refs[a.inode()]; v.Segment == 0 {
 				return fmt.Errorf("pid %d: shared memory at %#x was not captured: %w", p.pid, a.Start, errRaced)

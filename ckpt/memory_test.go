@@ -45,7 +45,6 @@ func TestCheckAreaRefuses(t *testing.T) {
 		{procfs.Smap{Flags: []string{"sl"}}, "sealed mapping"},
 		{procfs.Smap{Flags: []string{"io", "pf"}}, "device memory"},
 		{procfs.Smap{ProtectionKey: 3}, "protection key"},
-		{procfs.Smap{Mapping: procfs.Mapping{Path: "/[aio]", Ino: 3, Shared: true, Deleted: true}}, "AIO context"},
 		{procfs.Smap{Mapping: procfs.Mapping{Path: "/tmp/gone", Ino: 3, Deleted: true}}, "mapped file /tmp/gone"},
 	} {
 		c.s.Start, c.s.End = 0x1000, 0x2000

@@ -59,7 +59,7 @@ func (p *proc) readPolicies(all bool) (err error) {
 	var at []uint64
 	for i := range p.mem.areas {
 		a := &p.mem.areas[i]
-		if a.kind == image.VMAVDSO || a.kind == image.VMAVvar || a.kind == image.VMARing || !all && !a.HasFlag("dc") && !a.sysv() {
+		if a.kind == image.VMAVDSO || a.kind == image.VMAVvar || a.kind == image.VMARing || a.kind == image.VMAAIO || !all && !a.HasFlag("dc") && !a.sysv() {
 			continue
 		}
 		at = append(at, a.Start)

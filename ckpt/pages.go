@@ -127,7 +127,7 @@ func (s *scanner) hugeExtents(a *area) ([]image.Extent, error) {
 
 // guardsOf returns the guard regions (MADV_GUARD_INSTALL) of an area that has no pages of its own.
 func (s *scanner) guardsOf(a *area) (out []image.Extent, err error) {
-	if !s.guards || a.HasFlag("ht") || a.kind == image.VMAVDSO || a.kind == image.VMAVvar || a.kind == image.VMARing {
+	if !s.guards || a.HasFlag("ht") || a.kind == image.VMAVDSO || a.kind == image.VMAVvar || a.kind == image.VMARing || a.kind == image.VMAAIO {
 		return nil, nil
 	}
 	err = s.scan(a.Start, a.End, &pmScanArg{mask: pageIsGuard, returned: pageIsGuard}, func(r pageRegion) {

@@ -52,6 +52,8 @@ func classify(m *procfs.Mapping) image.VMAKind {
 	switch {
 	case m.Path == kind.RingLink:
 		return image.VMARing
+	case m.Path == aioPath && m.Shared:
+		return image.VMAAIO
 	case isSegment(m):
 		return image.VMASegment
 	case m.Ino == 0 && !m.Shared, isHuge(m) && !m.Shared:
@@ -102,7 +104,7 @@ func checkArea(pid int, a *area) (image.Finding, bool) {
 	refuse := func(kind, what, remedy string) (image.Finding, bool) {
 		return image.Finding{Severity: image.Refuse, PID: int32(pid), FD: image.NoFD, Addr: a.Start, Kind: kind, What: what, Remedy: remedy}, true
 	}
-	if a.kind == image.VMAVDSO || a.kind == image.VMAVvar || a.kind == image.VMARing {
+	if a.kind == image.VMAVDSO || a.kind == image.VMAVvar || a.kind == image.VMARing || a.kind == image.VMAAIO {
 		return image.Finding{}, false
 	}
 	for _, f := range a.Flags {
@@ -114,8 +116,6 @@ func checkArea(pid int, a *area) (image.Finding, bool) {
 		return refuse("protection key", fmt.Sprintf("the memory has pkey %d, and pkeys cannot be made anew yet", a.ProtectionKey), "let the program free it with pkey_mprotect(2)")
 	}
 	switch {
-	case strings.HasPrefix(a.Path, "/[aio]"):
-		return refuse("AIO context", "requests of io_submit(2) in flight cannot be read", "let the program call io_destroy(2)")
 	case strings.HasPrefix(a.Path, "anon_inode:"):
 		return refuse(a.Path, "mappings of this kind cannot be made anew", "let the program unmap it")
 	case a.Path == "/secretmem":

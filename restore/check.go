@@ -54,6 +54,9 @@ func (j *job) checkAll(ctx context.Context, deadline time.Time) error {
 	if err := j.checkSysV(); err != nil { // now that what was killed has let go of it
 		return err
 	}
+	if err := j.checkAIO(); err != nil {
+		return err
+	}
 	return j.checkIPC()
 }
 

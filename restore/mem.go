@@ -81,6 +81,9 @@ func (j *job) buildMemory(ctx context.Context, p *proc) error {
 	if err := j.mapAll(p, mm); err != nil {
 		return err
 	}
+	if err := j.makeAIO(p, mm); err != nil {
+		return err
+	}
 	if err := j.fill(ctx, p, int(p.task.MM-1)); err != nil {
 		return err
 	}
@@ -223,8 +226,8 @@ func writeLeftovers(p *proc, mm *image.MM) error {
 // mapVMA queues mapping a VMA. A private one that was writable once ("ac": it is accounted)
 // is mapped writable first, so that it is accounted again.
 func mapVMA(b *ptrace.Batch, v *image.VMA, fd func() uint64) {
-	if v.Kind == image.VMAVDSO || v.Kind == image.VMAVvar || v.Kind == image.VMARing {
-		return // an io_uring is mapped when there is one
+	if v.Kind == image.VMAVDSO || v.Kind == image.VMAVvar || v.Kind == image.VMARing || v.Kind == image.VMAAIO {
+		return // an io_uring or AIO context is mapped when there is one
 	}
 	flags := uint64(v.Flags) | unix.MAP_FIXED_NOREPLACE
 	num, off := ^uint64(0), uint64(0)

@@ -116,7 +116,7 @@ func viewOfVMA(v *image.VMA) view {
 		w.Path, w.Offset, w.Backed = v.File.Path, v.Offset, true
 	case image.VMARing:
 		w.Path, w.Offset, w.Backed = kind.RingLink, v.Offset, true
-	case image.VMASegment:
+	case image.VMASegment, image.VMAAIO:
 		w.Path, w.Offset, w.Backed = "", v.Offset, true
 	}
 	return w

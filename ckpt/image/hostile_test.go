@@ -102,7 +102,7 @@ func TestValidate(t *testing.T) {
 		{"mms[0].vmas[1].start", func(m *M) { anon(m).Start -= 0x1000 }},
 		{"mms[0].vmas[1].prot", func(m *M) { anon(m).Prot = 8 }},
 		{"mms[0].vmas[1].offset", func(m *M) { anon(m).Offset = 1 }},
-		{"mms[0].vmas[1].kind", func(m *M) { anon(m).Kind = 8 }},
+		{"mms[0].vmas[1].kind", func(m *M) { anon(m).Kind = 9 }},
 		{"mms[0].vmas[1].flags", func(m *M) { anon(m).Flags = 3 }},
 		{"mms[0].vmas[1].flags", func(m *M) { anon(m).Flags = 1 }},
 		{"mms[0].vmas[1].file", func(m *M) { anon(m).File.Path = "/x" }},
@@ -141,6 +141,17 @@ func TestValidate(t *testing.T) {
 		{"mms[0].vmas[3].guards", func(m *M) {
 			m.MMs[0].VMAs[3].Guards = []image.Extent{{Start: m.MMs[0].VMAs[3].Start, Len: 4096}}
 		}},
+		{"mms[0].vmas[1].aio", func(m *M) { anon(m).AIO = &image.AIO{MaxReqs: 1} }},
+		{"mms[0].vmas[1].aio", func(m *M) { anon(m).Kind, anon(m).AIO = image.VMAAIO, nil }},
+		{"mms[0].vmas[1].aio", func(m *M) { anon(m).Kind, anon(m).AIO = image.VMAAIO, &image.AIO{} }},
+		{"mms[0].vmas[1].aio", func(m *M) { anon(m).Kind, anon(m).AIO = image.VMAAIO, &image.AIO{MaxReqs: 1 << 31} }},
+		{"mms[0].vmas[1].aio", func(m *M) {
+			anon(m).Kind, anon(m).AIO = image.VMAAIO, &image.AIO{MaxReqs: 1, Head: 1 << 31}
+		}},
+		{"mms[0].vmas[1].aio", func(m *M) {
+			anon(m).Kind, anon(m).AIO = image.VMAAIO, &image.AIO{MaxReqs: 1, Tail: 2, Events: make([]byte, 32)}
+		}},
+		{"mms[0].vmas[1].flags", func(m *M) { anon(m).Kind, anon(m).AIO = image.VMAAIO, &image.AIO{MaxReqs: 1} }},
 		{"mms[0].vmas[0].was", func(m *M) { m.MMs[0].VMAs[0].Was = "/a\x00" }},
 		{"mms[0].exe_was", func(m *M) { m.MMs[0].ExeWas = strings.Repeat("/a", 1<<14) }},
 		{"mms[0].exe_segment", func(m *M) { m.MMs[0].ExeSegment = 1 }},

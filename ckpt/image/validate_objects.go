@@ -124,7 +124,7 @@ func (v *VMA) validGuards() error {
 	if len(v.Guards) == 0 {
 		return nil
 	}
-	if v.Kind == VMAVDSO || v.Kind == VMAVvar || v.Kind == VMARing {
+	if v.Kind == VMAVDSO || v.Kind == VMAVvar || v.Kind == VMARing || v.Kind == VMAAIO {
 		return bad("guards", "there are %d in a VMA of kind %d", len(v.Guards), v.Kind)
 	}
 	if err := validExtents("guards", v.Guards, v.Start, v.End); err != nil {
@@ -142,10 +142,32 @@ func (v *VMA) validGuards() error {
 	return nil
 }
 
+// validAIO checks what there is of an AIO context.
+func (v *VMA) validAIO() error {
+	const mostReqs, mostBytes = 1 << 24, 1 << 30
+	a := v.AIO
+	switch {
+	case (v.Kind == VMAAIO) != (a != nil):
+		return bad("aio", "does not fit to a VMA of kind %d", v.Kind)
+	case a == nil:
+		return nil
+	case v.End-v.Start > mostBytes || a.MaxReqs == 0 || a.MaxReqs > mostReqs:
+		return bad("aio", "a ring of %d bytes for %d requests", v.End-v.Start, a.MaxReqs)
+	}
+	room := a.Room(v.End - v.Start)
+	if a.Head >= room || a.Tail >= room || uint64(len(a.Events)) != uint64(a.Unread(room))*AIOEventSize {
+		return bad("aio", "events from %d to %d of %d, %d bytes", a.Head, a.Tail, room, len(a.Events))
+	}
+	return nil
+}
+
 // backing checks that a VMA has what its kind needs and nothing else.
 func (v *VMA) backing(m *Manifest) error {
-	if v.Kind < VMAAnon || v.Kind > VMARing {
+	if v.Kind < VMAAnon || v.Kind > VMAAIO {
 		return bad("kind", "there is no kind %d", v.Kind)
+	}
+	if err := v.validAIO(); err != nil {
+		return err
 	}
 	file := v.Kind == VMAFilePrivate || v.Kind == VMAFileShared
 	if file != (v.File.Path != "") {
@@ -173,7 +195,7 @@ func (v *VMA) backing(m *Manifest) error {
 	case v.Flags&mapType == mapDroppable && kind == VMAAnon:
 	case !shared && v.Flags&mapType != mapPrivate:
 		return bad("flags", "%#x are neither shared nor private", v.Flags)
-	case shared && (kind == VMAAnon || kind == VMAFilePrivate), !shared && (kind == VMAFileShared || kind == VMARing):
+	case shared && (kind == VMAAnon || kind == VMAFilePrivate), !shared && (kind == VMAFileShared || kind == VMARing || kind == VMAAIO):
 		return bad("flags", "are %#x in a VMA of kind %d", v.Flags, kind)
 	}
 	private := v.Kind == VMAAnon || v.Kind == VMAFilePrivate || v.Kind == VMASegment && !shared

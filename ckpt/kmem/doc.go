@@ -26,6 +26,10 @@ type Memory struct {
 	page  []byte // the value of the program's map, see request
 	types *types
 	bulk  bulk
+	cpus  struct {
+		mu      sync.Mutex
+		offsets []uint64 // see cpuOffsets
+	}
 }
 
 // Open returns the kernel's memory, always the same. It takes CAP_BPF and CAP_PERFMON, and a kernel with BTF.

@@ -71,7 +71,7 @@ func (c *checker) check() (err error) {
 	if c.personality, err = readPersonality(c.pid, 0); err != nil {
 		return err
 	}
-	for _, f := range []func() error{c.namespaces, c.labels, c.dirs, c.program, c.aio, c.timers, c.losses} {
+	for _, f := range []func() error{c.namespaces, c.labels, c.dirs, c.program, c.timers, c.losses} {
 		if err := f(); err != nil {
 			return err
 		}
@@ -106,25 +106,6 @@ func (c *checker) dirs() error {
 // program finds code that cannot be run again.
 func (c *checker) program() error {
 	return checkCPU(c.pid, &c.status, c.refuse)
-}
-
-// aio finds contexts of io_setup(2), which show as mappings.
-func (c *checker) aio() error {
-	b, err := quickread.File(taskPath(c.pid, 0, "maps"))
-	if err != nil {
-		return err
-	}
-	maps, err := procfs.ParseMaps(b)
-	if err != nil {
-		return err
-	}
-	for i := range maps {
-		if m := &maps[i]; m.Path == "/[aio]" {
-			c.findings(image.Finding{Severity: image.Refuse, PID: int32(c.pid), FD: image.NoFD, Addr: m.Start, Kind: "AIO context",
-				What: "contexts of io_setup(2) are not kept", Remedy: "let the program use ordinary I/O or threads instead"})
-		}
-	}
-	return nil
 }
 
 func (c *checker) timers() error {

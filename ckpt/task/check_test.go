@@ -31,7 +31,6 @@ func TestCheckNothing(t *testing.T) {
 func TestCheckRefuses(t *testing.T) {
 	for piece, words := range map[string][]string{
 		"seccomp":                {"(seccomp)", "--security-opt seccomp=unconfined"},
-		"aio":                    {" at 0x", "(AIO context)", "io_setup(2)"},
 		"deadline":               {"(SCHED_DEADLINE)", "chrt -o -p 0 "},
 		"thread=own-fs":          {" thread ", "(own working directory)", "CLONE_FS"},
 		"thread=own-personality": {" thread ", "(personality)", "0x40000"},

@@ -91,6 +91,7 @@ var programs = []program{
 	{"unix_flight", "unixsock", []string{"flight"}, true},
 	{"files_owner", "files", []string{"owner"}, true},
 	{"files_all", "files", nil, true},
+	{"aio", "aio", nil, true},
 	{"packet", "packet", nil, true},
 	{"locks", "locks", nil, true},
 	{"leases", "leases", nil, true},

@@ -1,6 +1,7 @@
 // A program that holds one thing that no checkpoint keeps yet, named by the argument. It must
 // live on as if nothing had been asked.
 #include "prog.h"
+#include <linux/aio_abi.h>
 #include <linux/bpf.h>
 #include <linux/io_uring.h>
 #include <linux/perf_event.h>
@@ -8,6 +9,7 @@
 #include <linux/userfaultfd.h>
 #include <mqueue.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/ptrace.h>
@@ -150,6 +152,19 @@ static void make(const char *what)
 		MUST(syscall(SYS_setxattr, "d", "trusted.key", "v", 1, 0));
 		MUST(chdir("d"));
 		MUST(rmdir("../d"));
+	} else if (strncmp(what, "aio", 3) == 0) {
+		aio_context_t ctx = 0;
+		MUST(syscall(SYS_io_setup, 5, &ctx));
+		if (strcmp(what, "aiopoll") == 0) {
+			int end[2];
+			MUST(pipe(end));
+			struct iocb cb = {.aio_lio_opcode = IOCB_CMD_POLL, .aio_fildes = end[0], .aio_buf = POLLIN}, *one = &cb;
+			MUST(syscall(SYS_io_submit, ctx, 1L, &one));
+		} else {
+			ctx = 0;
+			MUST(syscall(SYS_io_setup, 200, &ctx));
+			MUST(munmap((char *)ctx + (strcmp(what, "aiopart") == 0 ? 4096 : 0), 4096));
+		}
 	} else if (strcmp(what, "io_uring") == 0) {
 		struct io_uring_params p;
 		memset(&p, 0, sizeof p);

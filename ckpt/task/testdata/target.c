@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <linux/aio_abi.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/io_uring.h>
@@ -278,7 +277,6 @@ static void ldt(void) {
 }
 
 static void set(const char *w, const char *arg) {
-	aio_context_t ctx = 0;
 	if (!strcmp(w, "signals")) signals();
 	else if (!strcmp(w, "pending")) pending();
 	else if (!strcmp(w, "bare")) bare();
@@ -296,7 +294,6 @@ static void set(const char *w, const char *arg) {
 	else if (!strcmp(w, "rmdir")) CHECK(rmdir(arg));
 	else if (!strcmp(w, "unlink")) CHECK(unlink(arg));
 	else if (!strcmp(w, "seccomp")) seccomp();
-	else if (!strcmp(w, "aio")) CHECK(syscall(SYS_io_setup, 4, &ctx));
 	else if (!strcmp(w, "policy")) CHECK(syscall(SYS_set_mempolicy, 2, &(unsigned long){1}, 64));
 	else if (!strcmp(w, "undo")) undo();
 	else if (!strcmp(w, "uring")) uring();
