@@ -207,7 +207,7 @@ func (w *unixWorld) bindFile(n *unixNode) error {
 			if err := bindRenamed(n.fd, n.Name, at); err != nil {
 				return err
 			}
-			return dressFile(n.fd, at, n.File)
+			return errors.Join(w.unmake(run, at), dressFile(n.fd, at, n.File))
 		})
 	}
 	if err := run("/", "/", func() error { return clearPlace(at) }); err != nil {
@@ -224,7 +224,28 @@ func (w *unixWorld) bindFile(n *unixNode) error {
 	if err != nil {
 		return err
 	}
-	return run("/", "/", func() error { return dressFile(n.fd, at, n.File) })
+	return run("/", "/", func() error { return errors.Join(w.unmake(run, at), dressFile(n.fd, at, n.File)) })
+}
+
+// unmake has the file of a name removed again if the restore fails, unless somebody else has put another one there.
+func (w *unixWorld) unmake(run func(root, dir string, f func() error) error, at string) error {
+	var made unix.Stat_t
+	if err := unix.Lstat(at, &made); err != nil {
+		return fmt.Errorf("look at its file %s: %w", at, err)
+	}
+	if w.e.Undo == nil {
+		return nil
+	}
+	w.e.Undo(func() error {
+		return run("/", "/", func() error {
+			var now unix.Stat_t
+			if unix.Lstat(at, &now) != nil || now.Dev != made.Dev || now.Ino != made.Ino {
+				return nil
+			}
+			return unix.Unlink(at)
+		})
+	})
+	return nil
 }
 
 // bindFrom finds the root and the working directory from which a name leads to a path of ours.

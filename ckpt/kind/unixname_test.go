@@ -307,3 +307,31 @@ func TestShowName(t *testing.T) {
 		t.Error("sockaddr")
 	}
 }
+
+// TestUnixNameUndone: a restore that fails leaves no file behind that nobody has bound.
+func TestUnixNameUndone(t *testing.T) {
+	dir := t.TempDir()
+	kept, gone := dir+"/kept", dir+"/gone"
+	s := newStage(t)
+	var undos []func() error
+	s.env.Undo = func(f func() error) { undos = append(undos, f) }
+	fds := []int{listener(t, unix.SOCK_STREAM, kept), unixSocket(t, unix.SOCK_DGRAM, gone)}
+	goneThenOpen(t, s, fds...)
+	for _, name := range []string{kept, gone} {
+		if _, err := os.Lstat(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(t, os.Remove(kept)) // and somebody else takes the name
+	other := unixSocket(t, unix.SOCK_DGRAM, kept)
+	for _, undo := range undos {
+		must(t, undo())
+	}
+	if _, err := os.Lstat(gone); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file is still there: %v", err)
+	}
+	if _, err := os.Lstat(kept); err != nil {
+		t.Errorf("the file of somebody else is gone: %v", err)
+	}
+	unix.Close(other)
+}
