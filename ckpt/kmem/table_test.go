@@ -32,13 +32,12 @@ func TestDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	dup := must(unix.FcntlInt(uintptr(file), unix.F_DUPFD, 700)) // without close-on-exec
-	locked := must(unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0))
 	dir := must(unix.Open("/proc/self", unix.O_RDONLY|unix.O_DIRECTORY, 0))
 	other := filepath.Join(t.TempDir(), "locked")
 	if err := os.WriteFile(other, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	locked = must(unix.Open(other, unix.O_RDWR, 0))
+	locked := must(unix.Open(other, unix.O_RDWR, 0))
 	if err := unix.Flock(locked, unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}

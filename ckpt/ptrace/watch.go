@@ -89,6 +89,8 @@ func watch(ts []*Tracer, over chan struct{}) {
 func wakeHandler()
 func wakeRestorer()
 
+var _, _ = wakeHandler, wakeRestorer // only their addresses are wanted, and not those of Go's wrappers
+
 // addresses of them, as the kernel takes them.
 func wakeHandlerAddr() uintptr
 func wakeRestorerAddr() uintptr
