@@ -169,15 +169,11 @@ func (r *inetRec) endLingering() error {
 
 // destroySocket has the kernel forget a connection (SOCK_DESTROY of sock_diag(7)).
 func destroySocket(l inetLine) error {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
+	fd, err := diagSocket()
 	if err != nil {
-		return fmt.Errorf("socket for sock_diag: %w", err)
+		return err
 	}
 	defer unix.Close(fd)
-	patience := unix.NsecToTimeval(int64(diagPatience))
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
-		return fmt.Errorf("sock_diag: SO_RCVTIMEO: %w", err)
-	}
 	const length, sockDestroy = 16 + 56, 21 // struct nlmsghdr and struct inet_diag_req_v2
 	ne := binary.NativeEndian
 	req := make([]byte, length)

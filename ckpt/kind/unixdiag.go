@@ -3,8 +3,6 @@ package kind
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
-	"fmt"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,32 +50,11 @@ func unixSockets() (map[uint32]*unixInfo, error) {
 
 // parseUnixDiag reads one datagram of the answer; done: it was the last.
 func parseUnixDiag(b []byte, all map[uint32]*unixInfo) (done bool, err error) {
-	ne := binary.NativeEndian
-	for len(b) >= 16 {
-		n := int(ne.Uint32(b))
-		if n < 16 || n > len(b) {
-			return false, errors.New("sock_diag: a message is cut off")
-		}
-		body := b[16:n]
-		switch ne.Uint16(b[4:]) {
-		case unix.NLMSG_DONE:
-			return true, nil
-		case unix.NLMSG_ERROR:
-			if len(body) < 4 {
-				return false, errors.New("sock_diag: an error is cut off")
-			}
-			return false, fmt.Errorf("sock_diag cannot list unix sockets (CONFIG_UNIX_DIAG): %w", unix.Errno(-int32(ne.Uint32(body))))
-		case unix.SOCK_DIAG_BY_FAMILY:
-			if len(body) < 16 { // struct unix_diag_msg
-				return false, errors.New("sock_diag: a socket is cut off")
-			}
-			u := &unixInfo{Type: body[1], State: body[2]}
-			u.attributes(body[16:])
-			all[ne.Uint32(body[4:])] = u
-		}
-		b = b[min(len(b), (n+3)&^3):]
-	}
-	return false, nil
+	return parseDiag(b, "unix sockets (CONFIG_UNIX_DIAG)", func(body []byte) {
+		u := &unixInfo{Type: body[1], State: body[2]}
+		u.attributes(body[16:])
+		all[binary.NativeEndian.Uint32(body[4:])] = u
+	})
 }
 
 // attributes reads what follows a socket.
