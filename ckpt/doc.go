@@ -20,5 +20,10 @@
 //
 // With After set to Stop or Kill there is no snapshot: the tree stays frozen until Finish.
 //
-// All ptrace calls of one checkpoint are made by one ptrace.Tracer.
+// A process is traced by one ptrace.Tracer from its freeze to the end of its snapshot. A tree of some size is divided
+// among several, one for each CPU at most, which capture at the same time (tracers.go).
+//
+// What the look has learned of sockets holds in the freeze if the kernel's memory says that they are as they were
+// (kind.SockMemo), and descriptor tables are read there (filesmem.go): with thousands of descriptors, system calls
+// for each would be most of the freeze. Where that memory cannot be read they are made.
 package ckpt

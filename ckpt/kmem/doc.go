@@ -1,8 +1,8 @@
 // Package kmem reads the kernel's memory.
 //
 // Some state has no other way out: nobody tells how many requests of an io_uring are under way, or with which flags it
-// was made. So a BPF program of twelve instructions (bpf.go) copies bytes from where it is told to, and the kernel's own
-// description of its types (/sys/kernel/btf/vmlinux, btf.go) tells where a member of a structure stands. Nothing is
+// was made. So a BPF program of twelve instructions (bpf.go) copies bytes from where it is told to, another (bulk.go) those of many places
+// at once, and the kernel's own description of its types (/sys/kernel/btf/vmlinux, btf.go) tells where a member of a structure stands. Nothing is
 // attached anywhere, nothing is written, and a wrong address is an error.
 //
 // What is read may change meanwhile and may be freed. A caller has to know why it does not, as of a process that stands

@@ -35,7 +35,7 @@ func probes() []probe {
 		{"netfilter (nftables)", false, "--policy tcp=keep does not work: needs CAP_NET_ADMIN and CONFIG_NF_TABLES_INET", probeNetfilter},
 		{"unix_diag", false, "programs with unix sockets are refused: the kernel lacks CONFIG_UNIX_DIAG", probeDiag},
 		{"io_uring", false, "programs with an io_uring are refused: see sysctl kernel.io_uring_disabled", probeRing},
-		{"BPF and BTF", false, "programs with an io_uring, or with messages in a POSIX queue, are refused, as these cannot be read: needs CONFIG_DEBUG_INFO_BTF, CAP_BPF and CAP_PERFMON", probeMemory},
+		{"BPF and BTF", false, "programs with an io_uring, an AIO context or messages in a POSIX queue are refused, as these cannot be read, and thousands of descriptors take longer: needs CONFIG_DEBUG_INFO_BTF, CAP_BPF and CAP_PERFMON", probeMemory},
 		{"CAP_SYS_ADMIN", false, "processes with a seccomp filter, chroots and deleted files are refused", probeCap(unix.CAP_SYS_ADMIN)},
 		{"CAP_SYS_RESOURCE", false, "processes whose hard limits are above ours, or whose oom_score_adj is lower, are refused at restore", probeCap(unix.CAP_SYS_RESOURCE)},
 		{"CAP_SETUID and CAP_SETGID", false, "only processes of this user can be restored", probeCap(unix.CAP_SETUID, unix.CAP_SETGID)},

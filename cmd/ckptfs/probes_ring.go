@@ -22,6 +22,12 @@ func probeMemory(int) (string, error) {
 	if _, err := m.Threads(os.Getpid()); err != nil {
 		return "", err
 	}
+	if _, err := m.Descriptors(os.Getpid()); err != nil {
+		return "", err
+	}
+	if _, err := m.AIOs(os.Getpid()); err != nil {
+		return "", err
+	}
 	if !m.Has("io_ring_ctx.nr_req_allocated") {
 		return "", fmt.Errorf("this kernel does not count the requests of an io_uring (Linux 6.16 does)")
 	}
