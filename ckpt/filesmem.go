@@ -43,6 +43,20 @@ func (s *fileSet) readTables() {
 	s.mem = all
 }
 
+// prepareMemory makes ready in the look for what readTables does in the freeze.
+func (s *fileSet) prepareMemory() {
+	n := 0
+	for _, slots := range s.slots {
+		n += len(slots)
+	}
+	if n < fewestFDs {
+		return
+	}
+	if m, err := kmem.Open(); err == nil {
+		m.Prepare()
+	}
+}
+
 // openCount is how many descriptors a process has, which the size of the directory tells since Linux 6.2; 0: not known.
 func openCount(pid int) int {
 	var st unix.Stat_t

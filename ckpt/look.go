@@ -288,6 +288,7 @@ func (s *survey) lookAtFiles() error {
 	sc := s.scene(set)
 	s.findings = append(s.findings, set.check(sc)...)
 	s.socks = kind.RememberSockets(sc)
+	set.prepareMemory()
 	s.checkSegments()
 	if err := s.checkSysV(); err != nil {
 		return err

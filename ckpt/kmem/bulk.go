@@ -17,11 +17,15 @@ import (
 //	             bpf_probe_read_kernel returned
 //	bulkData     the bytes
 const (
-	bulkMost = 256 // places at once
+	bulkMost = 32 // places at once; the kernel follows the loop of the program that often when it is loaded, which takes 3 ms
 	bulkData = pageLen * 2
-	bulkRoom = 512 << 10
+	bulkRoom = 128 << 10
 	bulkLen  = bulkData + bulkRoom
 )
+
+// loadTries is how often a program is loaded: a signal, such as the Go runtime sends to its threads, makes the kernel's
+// verifier give up with EAGAIN.
+const loadTries = 200
 
 // Place is a piece of memory to be read.
 type Place struct {
@@ -39,17 +43,28 @@ type bulk struct {
 	done bool
 }
 
+// Prepare loads what ReadEach needs, for who has no time later. An error comes again when it is used.
+func (m *Memory) Prepare() {
+	m.bulk.mu.Lock()
+	defer m.bulk.mu.Unlock()
+	_ = m.bulk.load()
+}
+
+func (b *bulk) load() error {
+	if !b.done {
+		b.prog, b.page, b.err = loadProgram(bulkLen, bulkProgram)
+		b.done = true
+	}
+	return b.err
+}
+
 // ReadEach reads many places, with a system call for some hundred of them. What cannot be read is told in
 // Place.Err.
 func (m *Memory) ReadEach(all []Place) error {
 	m.bulk.mu.Lock()
 	defer m.bulk.mu.Unlock()
-	if !m.bulk.done {
-		m.bulk.prog, m.bulk.page, m.bulk.err = loadProgram(bulkLen, bulkProgram)
-		m.bulk.done = true
-	}
-	if m.bulk.err != nil {
-		return m.bulk.err
+	if err := m.bulk.load(); err != nil {
+		return err
 	}
 	for len(all) > 0 {
 		n, room := 0, 0
@@ -147,7 +162,12 @@ func loadProgram(bytes int, program func(mapFD int) []insn) (prog int, page []by
 		kernVersion, flags uint32
 		_                  [72]byte
 	}{typ: bpfProgTypeSyscall, n: uint32(len(code)), insns: address(&code[0]), license: address(&license[0]), flags: bpfSleepable}
-	prog, err = call(bpfProgLoad, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	for range loadTries {
+		prog, err = call(bpfProgLoad, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+		if err != unix.EAGAIN {
+			break
+		}
+	}
 	runtime.KeepAlive(code)
 	runtime.KeepAlive(license)
 	if err != nil {
