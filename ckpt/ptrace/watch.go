@@ -74,7 +74,7 @@ func watch(ts []*Tracer, over chan struct{}) {
 		default:
 		}
 		pause := unix.NsecToTimespec(int64(watchPause))
-		unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&pause)), 0, 0)
+		_ = unix.Nanosleep(&pause, nil) // cut short by a signal: we look earlier
 		for i, t := range ts {
 			n := t.waits.Load()
 			if n%2 == 1 && n == last[i] {

@@ -3,6 +3,7 @@ package ptrace
 import (
 	"errors"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 )
@@ -47,6 +48,9 @@ func TestWatch(t *testing.T) {
 					return err
 				}
 				var late *TimeoutError
+				var group sync.WaitGroup
+				group.Go(runtime.GC) // stops all goroutines, those of the watch too
+				defer group.Wait()
 				if _, err := th.WaitStop(time.Now().Add(20 * time.Millisecond)); !errors.As(err, &late) {
 					t.Errorf("waited for a thread that runs: %v, want a timeout", err)
 				}
