@@ -101,6 +101,22 @@ func otherName(path string, st *unix.Stat_t) string {
 	return ""
 }
 
+// otherNameOnce is otherName that tries first what it found before.
+func (s *survey) otherNameOnce(path string, st *unix.Stat_t) string {
+	key := keyOf(st)
+	if name := s.names[key]; name != "" && leadsTo(name, st) {
+		return name
+	}
+	name := otherName(path, st)
+	if name != "" {
+		if s.names == nil {
+			s.names = map[inode]string{}
+		}
+		s.names[key] = name
+	}
+	return name
+}
+
 func nameIn(dir string, st *unix.Stat_t) string {
 	d, err := os.Open(dir)
 	if err != nil {

@@ -315,22 +315,6 @@ func (s *survey) scene(set *fileSet) *kind.Scene {
 		Segment: func(*kind.Found) (image.ObjRef, error) { return 0, nil }, MapsGone: s.mapsGone, Maps: s.maps, OtherName: s.otherNameOnce, Member: s.memberOnce(), Rings: s.rings, Policy: s.policy}
 }
 
-// otherNameOnce is otherName that tries first what it found before.
-func (s *survey) otherNameOnce(path string, st *unix.Stat_t) string {
-	key := keyOf(st)
-	if name := s.names[key]; name != "" && leadsTo(name, st) {
-		return name
-	}
-	name := otherName(path, st)
-	if name != "" {
-		if s.names == nil {
-			s.names = map[inode]string{}
-		}
-		s.names[key] = name
-	}
-	return name
-}
-
 // memberOnce is member that asks once for each id: thousands of sockets name the same peer.
 func (s *survey) memberOnce() func(id int) bool {
 	known := map[int]bool{}
