@@ -95,10 +95,33 @@ func (j *job) makeContext(p *proc, v *image.VMA) error {
 	if _, err := p.call("mremap", unix.SYS_MREMAP, ctx, size, size, unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED, v.Start); err != nil {
 		return fail(err)
 	}
-	if err := j.advance(p, v, room); err != nil {
+	if err := onOneCPU(p.pid, func() error { return j.advance(p, v, room) }); err != nil {
 		return fail(err)
 	}
 	return nil
+}
+
+// onOneCPU runs f while a stub stays on one CPU. Each CPU that it submits on keeps free slots of the context to itself, and a
+// ring that is nearly full has none to spare.
+func onOneCPU(pid int, f func() error) error {
+	var was, one unix.CPUSet
+	if err := unix.SchedGetaffinity(pid, &was); err != nil {
+		return fmt.Errorf("sched_getaffinity: %w", err)
+	}
+	for cpu := range 8 * len(was) * 8 {
+		if was.IsSet(cpu) {
+			one.Set(cpu)
+			break
+		}
+	}
+	if err := unix.SchedSetaffinity(pid, &one); err != nil {
+		return fmt.Errorf("sched_setaffinity: %w", err)
+	}
+	err := f()
+	if e := unix.SchedSetaffinity(pid, &was); e != nil {
+		err = errors.Join(err, fmt.Errorf("sched_setaffinity: %w", e))
+	}
+	return err
 }
 
 // advance brings head and tail of a ring to where they were, and writes the events that nobody has read.

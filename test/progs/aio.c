@@ -74,6 +74,14 @@ int main(int argc, char **argv)
 	CHECK(r->head == r->nr - 3 && r->tail == 5, "head %u, tail %u of %u", r->head, r->tail, r->nr);
 	for (int i = 0; i < 2; i++)
 		read_at(both[i], fd, buf, 3, 30, 77 + i);
+	aio_context_t full = setup(10);
+	read_at(full, fd, buf, 1, 0, 0);
+	CHECK(events(full, 1, 1, e) == 1, "the event before");
+	int filled = 0;
+	for (struct iocb cb = {.aio_lio_opcode = IOCB_CMD_PREAD, .aio_fildes = fd, .aio_buf = (unsigned long)buf, .aio_nbytes = 2, .aio_data = 0}, *one = &cb;
+	     syscall(SYS_io_submit, full, 1L, &one) == 1; cb.aio_data = ++filled)
+		;
+	CHECK(errno == EAGAIN && filled > 60, "%d events fit", filled);
 	waited = setup(20);
 	pthread_t t;
 	CHECK(pthread_create(&t, NULL, waiter, &waited) == 0, "pthread_create");
@@ -101,6 +109,9 @@ int main(int argc, char **argv)
 		CHECK(at->data == 1000U + i && at->res == 5, "event %d in the ring: data %llu, result %lld", i, at->data, at->res);
 		r->head = (r->head + 1) % r->nr;
 	}
+	CHECK(events(full, 0, 256, e) == filled, "not %d events of the full one", filled);
+	for (int i = 0; i < filled; i++)
+		CHECK(e[i].data == (unsigned)i && e[i].res == 2, "event %d of the full one: %llu", i, e[i].data);
 	for (int i = 0; i < 2; i++)
 		CHECK(events(both[i], 1, 256, e) == 1 && e[0].data == 77U + i && e[0].res == 3, "event of %d", i);
 	// They work on, once around and with data.
