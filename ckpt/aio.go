@@ -45,7 +45,7 @@ func aioFinding(pid int, addr uint64, what, remedy string) image.Finding {
 const destroyAIO = "let the program call io_destroy(2), or run it without native AIO"
 
 // checkAIO says what is wrong with the contexts of a process and the mappings of their rings, requests in flight
-// excepted. They are counted. A context whose ring is not mapped at all is of no use to anybody: each call begins with a look
+// excepted. They are counted; fewer than none is what a look at a context at work can come to, and not 0 either. A context whose ring is not mapped at all is of no use to anybody: each call begins with a look
 // into the ring.
 func checkAIO(pid int, areas []area, has map[uint64]kmem.AIO) (bad []image.Finding, inFlight int) {
 	for i := range areas {
@@ -57,12 +57,12 @@ func checkAIO(pid int, areas []area, has map[uint64]kmem.AIO) (bad []image.Findi
 		switch {
 		case !ok:
 			bad = append(bad, aioFinding(pid, a.Start, "it maps the ring of a context of another process, or a part of one, which nobody can map again", "let the program unmap it"))
-		case (&image.AIO{}).Room(a.End-a.Start) != ctx.NREvents:
+		case image.AIORoom(a.End-a.Start) != ctx.NREvents:
 			bad = append(bad, aioFinding(pid, a.Start, fmt.Sprintf("its ring has %d events, and %d bytes of it are mapped", ctx.NREvents, a.End-a.Start), destroyAIO))
 		}
 	}
 	for _, ctx := range has {
-		inFlight += max(ctx.InFlight, 0)
+		inFlight += max(ctx.InFlight, -ctx.InFlight)
 	}
 	return bad, inFlight
 }
@@ -109,29 +109,48 @@ func inFlightAIO(pid, n int) image.Finding {
 	return aioFinding(pid, 0, fmt.Sprintf("%d request(s) of io_submit(2) are in flight and did not end within %v", n, aioPatience), "try again; what polls a file has to be cancelled first (io_cancel(2))")
 }
 
-// readAIO reads the contexts of a frozen process, when their requests have ended. The rings are what user space sees of
-// them, so they are read here and not in a snapshot.
-func (p *proc) readAIO(timeout time.Duration) error {
+// quietAIO waits until the requests of a tree that stands still have ended. It comes before anything is read: they write
+// to memory, to files and to eventfds.
+func quietAIO(procs []*proc, timeout time.Duration) error {
+	end := time.Now().Add(min(aioPatience, timeout))
+	for _, p := range procs {
+		if p.zombie() || p.looked == nil || !hasAIO(p.looked.areas) {
+			continue
+		}
+		for {
+			has, err := contexts(p.pid)
+			if err != nil {
+				return fmt.Errorf("pid %d: %w", p.pid, err)
+			}
+			_, n := checkAIO(p.pid, nil, has)
+			if n == 0 {
+				break
+			}
+			if time.Now().After(end) {
+				return image.Refusals([]image.Finding{inFlightAIO(p.pid, n)})
+			}
+			time.Sleep(aioPause)
+		}
+	}
+	return nil
+}
+
+// readAIO reads the contexts of a frozen process. Their rings are what user space sees of them, so they are read here and
+// not in a snapshot.
+func (p *proc) readAIO() error {
 	if !hasAIO(p.mem.areas) {
 		return nil
 	}
-	var has map[uint64]kmem.AIO
-	for end := time.Now().Add(min(aioPatience, timeout)); ; time.Sleep(aioPause) {
-		var err error
-		if has, err = contexts(p.pid); err != nil {
-			return fmt.Errorf("pid %d: %w", p.pid, err)
-		}
-		bad, n := checkAIO(p.pid, p.mem.areas, has)
-		if len(bad) == 0 && n > 0 {
-			if time.Now().Before(end) {
-				continue
-			}
-			bad = append(bad, inFlightAIO(p.pid, n))
-		}
-		if err := image.Refusals(bad); err != nil {
-			return err
-		}
-		break
+	has, err := contexts(p.pid)
+	if err != nil {
+		return fmt.Errorf("pid %d: %w", p.pid, err)
+	}
+	bad, n := checkAIO(p.pid, p.mem.areas, has)
+	if err := image.Refusals(bad); err != nil {
+		return err
+	}
+	if n != 0 { // of a context that the look has not seen yet, or quietAIO would have waited
+		return fmt.Errorf("pid %d: %d request(s) of io_submit(2) are in flight: %w", p.pid, n, errRaced)
 	}
 	p.aio = map[uint64]*image.AIO{}
 	for i := range p.mem.areas {

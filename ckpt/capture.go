@@ -41,7 +41,10 @@ func (c *Checkpoint) capture(s *survey, procs []*proc, undo *undoStack) error {
 	if c.shm, err = sysv.ReadShm(); err != nil {
 		return err
 	}
-	kind.QuietRings(s.rings)         // before any memory is copied
+	kind.QuietRings(s.rings) // before any memory is copied
+	if err := quietAIO(procs, c.o.Timeout); err != nil {
+		return err
+	}
 	files := c.captureFiles(s, pids) // needs no ptrace, so another CPU can do it
 	if err := c.captureProcs(procs, undo); err != nil {
 		return err // Close waits for the files
@@ -299,7 +302,7 @@ func (c *Checkpoint) captureMemory(p *proc, locked uint64) (err error) {
 	if err := p.readAreas(!c.snapshots()); err != nil {
 		return err
 	}
-	if err := p.readAIO(c.o.Timeout); err != nil {
+	if err := p.readAIO(); err != nil {
 		return err
 	}
 	if err := p.readPolicies(c.o.policies || !c.snapshots()); err != nil || !c.snapshots() {

@@ -15,9 +15,9 @@ var roomyNow struct {
 	freezes, threads, procs, gc int
 }
 
-// roomy prepares the Go runtime for a freeze, in which so many threads of ours sleep and spin without telling
-// it, so that it would keep a processor for each of them; what else the freeze needs would wait. The
-// function that is returned takes it back.
+// roomy prepares the Go runtime for a freeze, in which so many threads of ours spin without telling it, and when they wake
+// up want a processor of its at once; what else the freeze needs would wait. The function that is returned takes
+// it back.
 func roomy(threads int) (back func()) {
 	roomyNow.Lock()
 	defer roomyNow.Unlock()

@@ -1,6 +1,7 @@
 package restore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/quickread"
+	"github.com/ckptfs/ckptfs/ckpt/task"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,18 +19,30 @@ import (
 // aioChunk is how many requests are submitted at a time: fewer than any context has room for.
 const aioChunk = 64
 
-// checkAIO refuses more requests than fs.aio-max-nr allows: io_setup(2) counts those of all contexts of the machine.
+// checkAIO refuses rings that would come out otherwise here, and more requests than fs.aio-max-nr allows: io_setup(2) counts
+// those of all contexts of the machine.
 func (j *job) checkAIO() error {
-	need := uint64(0)
+	var rings []*image.VMA
 	for i := range j.m.MMs {
 		for k := range j.m.MMs[i].VMAs {
-			if a := j.m.MMs[i].VMAs[k].AIO; a != nil {
-				need += uint64(a.MaxReqs)
+			if v := &j.m.MMs[i].VMAs[k]; v.AIO != nil {
+				rings = append(rings, v)
 			}
 		}
 	}
-	if need == 0 {
+	if len(rings) == 0 {
 		return nil
+	}
+	cpus, err := task.PossibleCPUs()
+	if err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	need := uint64(0)
+	for _, v := range rings {
+		if err := fitsHere(v, cpus); err != nil {
+			return err
+		}
+		need += uint64(v.AIO.MaxReqs)
 	}
 	var have [2]uint64
 	for i, name := range []string{"aio-nr", "aio-max-nr"} {
@@ -47,21 +61,34 @@ func (j *job) checkAIO() error {
 	return nil
 }
 
+// fitsHere checks that a ring can be made here as it was.
+func fitsHere(v *image.VMA, cpus int) error {
+	room := image.AIORoom(v.End - v.Start)
+	if have := roomHere(v.AIO.MaxReqs, cpus); have != room {
+		return otherRing(have, room)
+	}
+	if n, most := v.AIO.Unread(room), fullHere(room, cpus); n > most {
+		return &HostError{What: fmt.Sprintf("an AIO ring has %d events that nobody has read, and here only %d can be brought into it: that depends on the number of CPUs", n, most),
+			Remedy: "restore on a machine with as many"}
+	}
+	return nil
+}
+
 // makeAIO makes the AIO contexts of a process.
-func (j *job) makeAIO(p *proc, mm *image.MM) error {
+func (j *job) makeAIO(ctx context.Context, p *proc, mm *image.MM) error {
 	for i := range mm.VMAs {
 		v := &mm.VMAs[i]
 		if v.Kind != image.VMAAIO {
 			continue
 		}
-		if err := j.makeContext(p, v); err != nil {
+		if err := j.makeContext(ctx, p, v); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (j *job) makeContext(p *proc, v *image.VMA) error {
+func (j *job) makeContext(ctx context.Context, p *proc, v *image.VMA) error {
 	fail := func(err error) error {
 		return fmt.Errorf("restore pid %d: its AIO context at %#x for %d requests: %w", p.pid, v.Start, v.AIO.MaxReqs, err)
 	}
@@ -83,22 +110,46 @@ func (j *job) makeContext(p *proc, v *image.VMA) error {
 	if _, err := p.rem.Mem().ReadAt(b[:], int64(at)); err != nil {
 		return fail(err)
 	}
-	ctx := le.Uint64(b[:])
-	room, err := ringWord(p, ctx, 4)
+	made := le.Uint64(b[:])
+	room, err := ringWord(p, made, 4)
 	if err != nil {
 		return fail(err)
 	}
-	if want := v.AIO.Room(v.End - v.Start); room != want {
-		return fail(&HostError{What: fmt.Sprintf("its ring has %d events here and had %d: that depends on the number of CPUs", room, want),
-			Remedy: "restore on a machine with as many"})
+	if want := image.AIORoom(size); room != want {
+		return fail(otherRing(room, want))
 	}
-	if _, err := p.call("mremap", unix.SYS_MREMAP, ctx, size, size, unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED, v.Start); err != nil {
+	if _, err := p.call("mremap", unix.SYS_MREMAP, made, size, size, unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED, v.Start); err != nil {
 		return fail(err)
 	}
-	if err := onOneCPU(p.pid, func() error { return j.advance(p, v, room) }); err != nil {
+	if err := onOneCPU(p.pid, func() error { return j.advance(ctx, p, v, room) }); err != nil {
 		return fail(err)
+	}
+	if v.Prot != unix.PROT_READ|unix.PROT_WRITE {
+		if _, err := p.call("mprotect", unix.SYS_MPROTECT, v.Start, size, uint64(v.Prot)); err != nil {
+			return fail(err)
+		}
 	}
 	return nil
+}
+
+// otherRing says that a ring has room for another number of events than it had.
+func otherRing(have, want uint32) error {
+	return &HostError{What: fmt.Sprintf("an AIO ring has %d events here and had %d: that depends on the number of CPUs", have, want),
+		Remedy: "restore on a machine with as many"}
+}
+
+// roomHere is how many events a ring has that io_setup(2) makes for so many requests where there can be so many CPUs: twice
+// as many, but at least eight for a CPU, in whole pages (fs/aio.c).
+func roomHere(requests uint32, cpus int) uint32 {
+	n := max(uint64(requests), 4*uint64(cpus))*2 + 2
+	bytes := image.AIORingHead + n*image.AIOEventSize
+	return image.AIORoom((bytes + pageSize - 1) / pageSize * pageSize)
+}
+
+// fullHere is how many events one CPU can bring into a ring of that room before any is read: it takes slots by the batch.
+func fullHere(room uint32, cpus int) uint32 {
+	batch := max((room-1)/uint32(4*cpus), 1)
+	return (room - 1) / batch * batch
 }
 
 // onOneCPU runs f while a stub stays on one CPU. Each CPU that it submits on keeps free slots of the context to itself, and a
@@ -108,7 +159,7 @@ func onOneCPU(pid int, f func() error) error {
 	if err := unix.SchedGetaffinity(pid, &was); err != nil {
 		return fmt.Errorf("sched_getaffinity: %w", err)
 	}
-	for cpu := range 8 * len(was) * 8 {
+	for cpu := range 64 * len(was) {
 		if was.IsSet(cpu) {
 			one.Set(cpu)
 			break
@@ -125,7 +176,7 @@ func onOneCPU(pid int, f func() error) error {
 }
 
 // advance brings head and tail of a ring to where they were, and writes the events that nobody has read.
-func (j *job) advance(p *proc, v *image.VMA, room uint32) error {
+func (j *job) advance(ctx context.Context, p *proc, v *image.VMA, room uint32) error {
 	a := v.AIO
 	if a.Tail == 0 && a.Head == 0 {
 		return nil
@@ -154,6 +205,9 @@ func (j *job) advance(p *proc, v *image.VMA, room uint32) error {
 	tail := uint32(0)
 	submit := func(n uint32, read bool) error {
 		for n > 0 {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 			k := min(n, aioChunk)
 			did, err := p.call("io_submit", unix.SYS_IO_SUBMIT, v.Start, uint64(k), j.hole.data()+iocbLen)
 			if err != nil {

@@ -81,7 +81,7 @@ func (j *job) buildMemory(ctx context.Context, p *proc) error {
 	if err := j.mapAll(p, mm); err != nil {
 		return err
 	}
-	if err := j.makeAIO(p, mm); err != nil {
+	if err := j.makeAIO(ctx, p, mm); err != nil {
 		return err
 	}
 	if err := j.fill(ctx, p, int(p.task.MM-1)); err != nil {

@@ -288,26 +288,6 @@ type VMA struct {
 	AIO       *AIO       `cbor:"16,keyasint,omitempty" json:"aio,omitempty"`        // of VMAAIO
 }
 
-// AIO is a context of io_setup(2) without requests in flight. Its VMA starts at the aio_context_t.
-type AIO struct {
-	MaxReqs uint32 `cbor:"1,keyasint" json:"max_reqs"` // the argument of io_setup(2)
-	Head    uint32 `cbor:"2,keyasint,omitempty" json:"head"`
-	Tail    uint32 `cbor:"3,keyasint,omitempty" json:"tail"`
-	Events  []byte `cbor:"4,keyasint,omitempty" json:"events,omitempty"` // struct io_event, those from Head to Tail, which nobody has read
-}
-
-// The ring of an AIO context: struct aio_ring of fs/aio.c, and struct io_event of linux/aio_abi.h.
-const (
-	AIORingHead  = 32 // bytes before the events
-	AIOEventSize = 32
-)
-
-// Room is how many events fit into a ring of so many bytes, whole pages.
-func (a *AIO) Room(bytes uint64) uint32 { return uint32((bytes - AIORingHead) / AIOEventSize) }
-
-// Unread is how many events nobody has read, of a ring with room for so many.
-func (a *AIO) Unread(room uint32) uint32 { return (a.Tail + room - a.Head) % room }
-
 // Extent is a run of pages that the image holds. Start and Len are multiples of the
 // page size; for a VMA Start is an address, for a Segment an offset. The bytes stand in
 // the data section in the order MMs (by VMA, by extent), Segments, Blobs.

@@ -142,25 +142,6 @@ func (v *VMA) validGuards() error {
 	return nil
 }
 
-// validAIO checks what there is of an AIO context.
-func (v *VMA) validAIO() error {
-	const mostReqs, mostBytes = 1 << 24, 1 << 30
-	a := v.AIO
-	switch {
-	case (v.Kind == VMAAIO) != (a != nil):
-		return bad("aio", "does not fit to a VMA of kind %d", v.Kind)
-	case a == nil:
-		return nil
-	case v.End-v.Start > mostBytes || a.MaxReqs == 0 || a.MaxReqs > mostReqs:
-		return bad("aio", "a ring of %d bytes for %d requests", v.End-v.Start, a.MaxReqs)
-	}
-	room := a.Room(v.End - v.Start)
-	if a.Head >= room || a.Tail >= room || uint64(len(a.Events)) != uint64(a.Unread(room))*AIOEventSize {
-		return bad("aio", "events from %d to %d of %d, %d bytes", a.Head, a.Tail, room, len(a.Events))
-	}
-	return nil
-}
-
 // backing checks that a VMA has what its kind needs and nothing else.
 func (v *VMA) backing(m *Manifest) error {
 	if v.Kind < VMAAnon || v.Kind > VMAAIO {

@@ -1,10 +1,8 @@
 package kind
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"golang.org/x/sys/unix"
@@ -130,28 +128,6 @@ func (inetSock) Check(f *Found, s *Scene) []image.Finding {
 		all = append(all, f.refuse(err.Error(), "leave the group before the checkpoint"))
 	}
 	return append(all, f.datagramFindings(s)...)
-}
-
-// barredOpts names the options of a socket that cannot be set again.
-func barredOpts(fd int, fresh [][]byte) (all []string) {
-	for i := range optSpecs {
-		if o := &optSpecs[i]; o.when == optRefuse && fresh[i] != nil && set(fd, o) {
-			all = append(all, o.text)
-		}
-	}
-	return all
-}
-
-// set reports whether an option that cannot be set again has another value than 0.
-func set(fd int, o *optSpec) bool {
-	v, ok, err := getOpt(fd, o)
-	if err != nil || !ok {
-		return false
-	}
-	if o.text == "TCP_ULP" && bytes.HasPrefix(v, []byte("mptcp")) { // every socket of MPTCP has that
-		return false
-	}
-	return slices.ContainsFunc(v, func(b byte) bool { return b != 0 })
 }
 
 // datagramFindings tells of what waits in a socket without connections.

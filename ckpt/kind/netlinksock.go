@@ -52,7 +52,8 @@ func (netlinkSock) Match(f *Found) bool {
 	return f.ofInet().family == unix.AF_NETLINK && netlinkProtocols[f.ofInet().protocol]
 }
 
-func (netlinkSock) Check(f *Found, s *Scene) []image.Finding {
+// ownSocketFindings refuses a socket that is not the tree's alone, or has a filter that nobody can read.
+func ownSocketFindings(f *Found, s *Scene) []image.Finding {
 	all := held(f, s)
 	if pid := s.Outside(f.Stat.Dev, f.Stat.Ino, unix.O_RDONLY); pid != 0 {
 		all = append(all, f.refuse(fmt.Sprintf("%s, which is outside the tree, has this socket too", processName(pid)),
@@ -61,6 +62,11 @@ func (netlinkSock) Check(f *Found, s *Scene) []image.Finding {
 	if _, err := socketFilter(f.FD); err != nil {
 		all = append(all, f.refuse(err.Error(), "detach it (SO_DETACH_FILTER)"))
 	}
+	return all
+}
+
+func (netlinkSock) Check(f *Found, s *Scene) []image.Finding {
+	all := ownSocketFindings(f, s)
 	const again = "let the program read it, then try again"
 	if ready, err := polled(f.FD, unix.POLLIN); err != nil || ready&(unix.POLLIN|unix.POLLERR) != 0 {
 		all = append(all, f.refuse("messages of the kernel wait in it that the program has not read yet", again))

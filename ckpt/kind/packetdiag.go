@@ -10,8 +10,8 @@ import (
 type packetInfo struct {
 	CopyThresh uint32
 	Members    []packetMember
-	Ring       bool   // it has one, for receiving or sending
-	Fanout     uint32 // group in the lower half, type in the next byte; 0: none
+	Ring       bool    // it has one, for receiving or sending
+	Fanout     *uint32 // group in the lower half, type in the next byte; nil: it is in none
 }
 
 // packetMember is struct packet_diag_mclist.
@@ -57,13 +57,8 @@ func parsePacketDiag(b []byte, all map[uint32]*packetInfo) (done bool, err error
 // attributes reads what follows a socket.
 func (p *packetInfo) attributes(b []byte) {
 	ne := binary.NativeEndian
-	for len(b) >= 4 {
-		n := int(ne.Uint16(b))
-		if n < 4 || n > len(b) {
-			return
-		}
-		v := b[4:n]
-		switch typ := ne.Uint16(b[2:]) & 0x3fff; { // without NLA_F_NESTED
+	eachAttribute(b, func(typ uint16, v []byte) {
+		switch { // without NLA_F_NESTED
 		case typ == packetDiagInfo && len(v) >= 16:
 			p.CopyThresh = ne.Uint32(v[12:])
 		case typ == packetDiagMCList:
@@ -75,8 +70,8 @@ func (p *packetInfo) attributes(b []byte) {
 		case typ == packetDiagRXRing || typ == packetDiagTXRing:
 			p.Ring = true
 		case typ == packetDiagFanout && len(v) >= 4:
-			p.Fanout = ne.Uint32(v)
+			fanout := ne.Uint32(v)
+			p.Fanout = &fanout
 		}
-		b = b[min(len(b), (n+3)&^3):]
-	}
+	})
 }

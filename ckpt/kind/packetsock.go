@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/kmem"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,12 +23,13 @@ type packetRec struct {
 	Interface  string    `cbor:"3,keyasint,omitempty"` // it is bound to; "": all
 	Joined     []joined  `cbor:"4,keyasint,omitempty"`
 	CopyThresh uint32    `cbor:"5,keyasint,omitempty"`
-	Fanout     uint32    `cbor:"6,keyasint,omitempty"` // as setsockopt(2) takes it
+	Fanout     *uint32   `cbor:"6,keyasint,omitempty"` // as setsockopt(2) takes it; nil: none
 	Opts       []sockOpt `cbor:"7,keyasint,omitempty"`
 	Filter     []byte    `cbor:"8,keyasint,omitempty"`
 	Mode       uint32    `cbor:"9,keyasint,omitempty"` // of the descriptor's inode
 	UID        uint32    `cbor:"10,keyasint,omitempty"`
 	GID        uint32    `cbor:"11,keyasint,omitempty"`
+	FanoutMost uint32    `cbor:"12,keyasint,omitempty"` // sockets that the group may have; 0: as many as by default
 }
 
 // joined is what PACKET_ADD_MEMBERSHIP has asked of an interface.
@@ -67,12 +69,12 @@ func (s *Scene) packet(f *Found) (*packetInfo, error) {
 		}
 	}
 	if p := s.packets[uint32(f.Stat.Ino)]; p != nil {
-		if p.Fanout != 0 { // sock_diag leaves out the flags
+		if p.Fanout != nil { // sock_diag leaves out the flags
 			v, err := unix.GetsockoptInt(f.FD, unix.SOL_PACKET, unix.PACKET_FANOUT)
 			if err != nil {
 				return nil, fmt.Errorf("PACKET_FANOUT: %w", err)
 			}
-			p.Fanout = uint32(v)
+			*p.Fanout = uint32(v)
 		}
 		return p, nil
 	}
@@ -80,14 +82,7 @@ func (s *Scene) packet(f *Found) (*packetInfo, error) {
 }
 
 func (packetSock) Check(f *Found, s *Scene) []image.Finding {
-	all := held(f, s)
-	if pid := s.Outside(f.Stat.Dev, f.Stat.Ino, unix.O_RDONLY); pid != 0 {
-		all = append(all, f.refuse(fmt.Sprintf("%s, which is outside the tree, has this socket too", processName(pid)),
-			"close it there, or checkpoint a tree that holds that process too"))
-	}
-	if _, err := socketFilter(f.FD); err != nil {
-		all = append(all, f.refuse(err.Error(), "detach it (SO_DETACH_FILTER)"))
-	}
+	all := ownSocketFindings(f, s)
 	p, err := s.packet(f)
 	if err != nil {
 		return append(all, f.refuse(err.Error(), closeSocket))
@@ -95,11 +90,8 @@ func (packetSock) Check(f *Found, s *Scene) []image.Finding {
 	if p.Ring {
 		all = append(all, f.refuse("it has a ring (PACKET_RX_RING or PACKET_TX_RING), in which the kernel writes at any time", "let the program use recv(2), or end it before the checkpoint"))
 	}
-	if typ := p.Fanout >> 16 & 0xff; p.Fanout != 0 && (typ == fanoutCBPF || typ == fanoutCBPF+1) {
-		all = append(all, f.refuse("a program chooses the socket of its fanout group (PACKET_FANOUT_DATA), which nobody can read", closeSocket))
-	}
-	if ino := s.fanoutOutside(p.Fanout); ino != 0 {
-		all = append(all, f.refuse(fmt.Sprintf("its fanout group %d has a socket outside the tree, too (inode %d, see ss -0e)", p.Fanout&0xffff, ino), "checkpoint a tree that holds that one too"))
+	if p.Fanout != nil {
+		all = append(all, f.fanoutFindings(s, *p.Fanout)...)
 	}
 	if _, err := (&packetRec{}).bound(f, p); err != nil {
 		all = append(all, f.refuse(err.Error(), closeSocket))
@@ -107,17 +99,37 @@ func (packetSock) Check(f *Found, s *Scene) []image.Finding {
 	return append(all, f.datagramFindings(s)...)
 }
 
+// fanoutFindings tells what of a fanout group cannot be kept.
+func (f *Found) fanoutFindings(s *Scene, fanout uint32) (all []image.Finding) {
+	if typ := fanout >> 16 & 0xff; typ == fanoutCBPF || typ == fanoutCBPF+1 {
+		all = append(all, f.refuse("a program chooses the socket of its fanout group (PACKET_FANOUT_DATA), which nobody can read", closeSocket))
+	}
+	if ino := s.fanoutOutside(fanout); ino != 0 {
+		all = append(all, f.refuse(fmt.Sprintf("its fanout group %d has a socket outside the tree, too (inode %d, see ss -0e)", fanout&0xffff, ino), "checkpoint a tree that holds that one too"))
+	}
+	if _, err := fanoutMost(f.FD); err != nil {
+		all = append(all, f.lose("how many sockets its fanout group may have (fanout_args) cannot be read, and will be 256: "+err.Error(), "see BPF and BTF in ckptfs check"))
+	}
+	return all
+}
+
+// fanoutMost is how many sockets the fanout group of a socket may have.
+func fanoutMost(fd int) (uint32, error) {
+	m, err := kmem.Open()
+	if err != nil {
+		return 0, err
+	}
+	return m.FanoutMost(fd)
+}
+
 // fanoutOutside is the inode number of a socket of a fanout group that nobody in the tree has, or 0.
 func (s *Scene) fanoutOutside(fanout uint32) uint32 {
-	if fanout == 0 {
-		return 0
-	}
 	ours := map[uint32]bool{}
 	for _, g := range s.Files {
 		ours[uint32(g.Stat.Ino)] = g.Stat.Mode&unix.S_IFMT == unix.S_IFSOCK || ours[uint32(g.Stat.Ino)]
 	}
 	for ino, p := range s.packets {
-		if p.Fanout&0xffff == fanout&0xffff && p.Fanout != 0 && !ours[ino] {
+		if p.Fanout != nil && *p.Fanout&0xffff == fanout&0xffff && !ours[ino] {
 			return ino
 		}
 	}
@@ -178,7 +190,9 @@ func (r *packetRec) read(f *Found, s *Scene) error {
 	if _, err := r.bound(f, p); err != nil {
 		return err
 	}
-	r.CopyThresh, r.Fanout = p.CopyThresh, p.Fanout
+	if r.CopyThresh, r.Fanout = p.CopyThresh, p.Fanout; r.Fanout != nil {
+		r.FanoutMost, _ = fanoutMost(f.FD) // that it cannot be read is on the list of losses
+	}
 	fresh, err := s.freshOf(f.ofInet())
 	if err != nil {
 		return err
@@ -244,7 +258,7 @@ func (r *packetRec) valid() error {
 		return fmt.Errorf("it has joined %d groups", len(r.Joined))
 	case len(r.Interface) >= unix.IFNAMSIZ:
 		return fmt.Errorf("no network interface has a name of %d bytes", len(r.Interface))
-	case r.Fanout != 0 && r.Protocol == 0:
+	case r.Fanout != nil && r.Protocol == 0:
 		return errors.New("it is in a fanout group and gets no packets")
 	}
 	for i := range r.Joined {
@@ -282,7 +296,12 @@ func (r *packetRec) set(fd int) error {
 			return fmt.Errorf("PACKET_COPY_THRESH: %w", err)
 		}
 	}
-	if err := attachFilter(fd, r.Filter); err != nil {
+	filter := r.Filter
+	if r.Fanout != nil { // until it is in its group it would get what is for the others
+		filter = make([]byte, filterSize)
+		filter[0] = unix.BPF_RET | unix.BPF_K // of 0 bytes: no packet
+	}
+	if err := attachFilter(fd, filter); err != nil {
 		return err
 	}
 	for i := range r.Joined {
@@ -293,10 +312,8 @@ func (r *packetRec) set(fd int) error {
 	if err := r.bind(fd); err != nil {
 		return err
 	}
-	if r.Fanout != 0 {
-		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_FANOUT, int(r.Fanout)); err != nil {
-			return fmt.Errorf("join the fanout group %d, which other sockets may have with other settings: %w", r.Fanout&0xffff, err)
-		}
+	if err := r.fanOut(fd); err != nil {
+		return err
 	}
 	if err := setOpts(fd, r.Opts, optLast); err != nil {
 		return err
@@ -305,6 +322,24 @@ func (r *packetRec) set(fd int) error {
 		return err
 	}
 	return ownSocket(fd, r.UID, r.GID, r.Mode)
+}
+
+// fanOut joins the fanout group.
+func (r *packetRec) fanOut(fd int) error {
+	if r.Fanout == nil {
+		return nil
+	}
+	args := binary.LittleEndian.AppendUint32(nil, *r.Fanout) // struct fanout_args of linux/if_packet.h
+	if r.FanoutMost != 0 {
+		args = binary.LittleEndian.AppendUint32(args, r.FanoutMost)
+	}
+	if err := rawSetOpt(fd, unix.SOL_PACKET, unix.PACKET_FANOUT, args); err != nil {
+		return fmt.Errorf("join the fanout group %d, which other sockets may have with other settings: %w", *r.Fanout&0xffff, err)
+	}
+	if len(r.Filter) == 0 {
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
+	}
+	return attachFilter(fd, r.Filter)
 }
 
 func (r *packetRec) bind(fd int) error {

@@ -59,6 +59,22 @@ func TestPacketRefusals(t *testing.T) {
 	wantWords(t, check(program), "a program chooses the socket of its fanout group (PACKET_FANOUT_DATA)")
 }
 
+// TestPacketFanout: the group of number 0 and type 0 is one, too, and how many sockets it may have is kept.
+func TestPacketFanout(t *testing.T) {
+	lo, err := interfaceIndex("lo")
+	must(t, err)
+	fd := newSocket(t, unix.AF_PACKET, unix.SOCK_DGRAM, 0)
+	must(t, unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: 0x0608, Ifindex: lo}))
+	must(t, rawSetOpt(fd, unix.SOL_PACKET, unix.PACKET_FANOUT, []byte{0, 0, 0, 0, 17, 0, 0, 0}))
+	got := goneThenOpen(t, newStage(t), fd)
+	if most, err := fanoutMost(got[0]); err != nil || most != 17 {
+		t.Errorf("its group may have %d sockets (%v), not 17", most, err)
+	}
+	if b, err := socketFilter(got[0]); err != nil || len(b) != 0 {
+		t.Errorf("it has the filter %x, %v", b, err)
+	}
+}
+
 // TestPacketInterface: the interface is found by its name, or the restore refused before it begins.
 func TestPacketInterface(t *testing.T) {
 	const name = "ckptfstest0"
@@ -126,7 +142,7 @@ func TestPacketHostile(t *testing.T) {
 		"address":    {Type: unix.SOCK_RAW, Joined: []joined{{"lo", unix.PACKET_MR_MULTICAST, make([]byte, 9), 1}}},
 		"membership": {Type: unix.SOCK_RAW, Joined: []joined{{"lo", 77, nil, 1}}},
 		"interface":  {Type: unix.SOCK_RAW, Interface: strings.Repeat("x", 16)},
-		"fanout":     {Type: unix.SOCK_RAW, Fanout: 7},
+		"fanout":     {Type: unix.SOCK_RAW, Fanout: new(uint32)},
 		"option":     {Type: unix.SOCK_RAW, Opts: []sockOpt{{unix.SOL_PACKET, unix.PACKET_VERSION, make([]byte, 40)}}},
 	} {
 		rec := image.File{Kind: "packet"}

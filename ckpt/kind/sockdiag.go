@@ -57,6 +57,20 @@ func listSockets(body []byte, parse func(b []byte) (done bool, err error)) error
 	}
 }
 
+// eachAttribute calls f for the attributes of netlink(7) that follow a message.
+func eachAttribute(b []byte, f func(typ uint16, v []byte)) {
+	const typeMask = 0x3fff // NLA_TYPE_MASK of linux/netlink.h
+	ne := binary.NativeEndian
+	for len(b) >= 4 {
+		n := int(ne.Uint16(b))
+		if n < 4 || n > len(b) {
+			return
+		}
+		f(ne.Uint16(b[2:])&typeMask, b[4:n])
+		b = b[min(len(b), (n+3)&^3):]
+	}
+}
+
 // parseDiag reads one datagram of an answer and calls each for every socket in it, with 16 bytes (as struct unix_diag_msg has
 // them) and its attributes; done: it was the last. what is for the error of a kernel that cannot list them.
 func parseDiag(b []byte, what string, each func(body []byte)) (done bool, err error) {

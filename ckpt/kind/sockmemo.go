@@ -92,45 +92,35 @@ func RememberSockets(s *Scene) *SockMemo {
 		}
 	}
 	states = states[:len(kept)]
-	if m.note(kept, states) != nil {
+	before, err := m.memory(kept, states)
+	if err != nil {
 		return nil
 	}
-	err = onAllCPUs(len(kept), func(i int) error {
-		if states[i].read(kept[i], s) != nil {
-			states[i].memory = nil // it will be asked again
-		}
+	asked := make([]error, len(kept))
+	_ = onAllCPUs(len(kept), func(i int) error { // what fails for one is asked again in the freeze
+		asked[i] = states[i].read(kept[i], s)
 		return nil
 	})
-	if err != nil || m.note(kept, states) != nil {
+	after, err := m.memory(kept, states)
+	if err != nil {
 		return nil
 	}
 	for i, f := range kept {
-		if states[i].memory != nil {
+		if asked[i] == nil && before[i] != nil && bytes.Equal(before[i], after[i]) {
+			states[i].memory = after[i]
 			m.by[[2]uint64{f.Stat.Dev, f.Stat.Ino}] = states[i]
 		}
 	}
 	return m
 }
 
-// note notes what the kernel's memory holds of sockets. Where something is noted that is not the same any more, it is
-// dropped.
-func (m *SockMemo) note(all []*Found, states []*sockState) error {
+// memory is what the kernel's memory holds of sockets.
+func (m *SockMemo) memory(all []*Found, states []*sockState) ([][]byte, error) {
 	ask := make([]kmem.Socket, len(all))
 	for i, f := range all {
 		ask[i] = kmem.Socket{FD: f.FD, Struct: states[i].in}
 	}
-	now, err := m.mem.Sockets(ask)
-	if err != nil {
-		return err
-	}
-	for i, st := range states {
-		if st.memory == nil || bytes.Equal(st.memory, now[i]) {
-			st.memory = now[i]
-		} else {
-			st.memory = nil
-		}
-	}
-	return nil
+	return m.mem.Sockets(ask)
 }
 
 // read asks a socket for all.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -174,6 +175,28 @@ func dumpOpts(fd, typ int, fresh [][]byte) (opts []sockOpt, err error) {
 		}
 	}
 	return opts, nil
+}
+
+// barredOpts names the options of a socket that cannot be set again.
+func barredOpts(fd int, fresh [][]byte) (all []string) {
+	for i := range optSpecs {
+		if o := &optSpecs[i]; o.when == optRefuse && fresh[i] != nil && set(fd, o) {
+			all = append(all, o.text)
+		}
+	}
+	return all
+}
+
+// set reports whether an option that cannot be set again has another value than 0.
+func set(fd int, o *optSpec) bool {
+	v, ok, err := getOpt(fd, o)
+	if err != nil || !ok {
+		return false
+	}
+	if o.text == "TCP_ULP" && bytes.HasPrefix(v, []byte("mptcp")) { // every socket of MPTCP has that
+		return false
+	}
+	return slices.ContainsFunc(v, func(b byte) bool { return b != 0 })
 }
 
 // freshOf returns the options of a new socket.

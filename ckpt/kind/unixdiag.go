@@ -60,13 +60,8 @@ func parseUnixDiag(b []byte, all map[uint32]*unixInfo) (done bool, err error) {
 // attributes reads what follows a socket.
 func (u *unixInfo) attributes(b []byte) {
 	ne := binary.NativeEndian
-	for len(b) >= 4 {
-		n := int(ne.Uint16(b))
-		if n < 4 || n > len(b) {
-			return
-		}
-		v := b[4:n]
-		switch typ := ne.Uint16(b[2:]); {
+	eachAttribute(b, func(typ uint16, v []byte) {
+		switch {
 		case typ == unixDiagName:
 			u.Name = bytes.Clone(v)
 		case typ == unixDiagVFS && len(v) >= 8: // the device as the kernel has it: 12 and 20 bits
@@ -83,6 +78,5 @@ func (u *unixInfo) attributes(b []byte) {
 				u.Waiting = append(u.Waiting, ne.Uint32(v))
 			}
 		}
-		b = b[min(len(b), (n+3)&^3):]
-	}
+	})
 }

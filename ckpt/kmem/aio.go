@@ -126,17 +126,18 @@ func (m *Memory) readCPUOffsets() ([]uint64, error) {
 	if w.err != nil {
 		return nil, w.err
 	}
-	out := make([]uint64, cpus)
-	for cpu := range out {
+	var out []uint64
+	for cpu := range cpus {
 		binary.LittleEndian.PutUint64(page, uint64(cpu))
 		if err := run(prog); err != nil {
 			return nil, err
 		}
-		at := binary.LittleEndian.Uint64(page[8:])
-		if at == 0 {
-			return nil, fmt.Errorf("CPU %d has no memory of its own", cpu)
+		if at := binary.LittleEndian.Uint64(page[8:]); at != 0 { // a number that no CPU can have, among those that can be
+			out = append(out, at-pointer)
 		}
-		out[cpu] = at - pointer
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("no CPU has memory of its own")
 	}
 	return out, nil
 }

@@ -169,3 +169,17 @@ func (p *socketParts) whole(b []byte) bool {
 	}
 	return true
 }
+
+// FanoutMost is how many sockets the fanout group of a packet socket may have (struct fanout_args of packet(7)).
+func (m *Memory) FanoutMost(fd int) (uint32, error) {
+	file, err := m.File(fd)
+	if err != nil {
+		return 0, err
+	}
+	w := walk{m: m}
+	group := w.get(w.get(w.get(file, "file.private_data"), "socket.sk"), "packet_sock.fanout")
+	if w.err == nil && group == 0 {
+		return 0, fmt.Errorf("descriptor %d of ours is of no fanout group", fd)
+	}
+	return uint32(w.get(group, "packet_fanout.max_num_members")), w.err
+}

@@ -16,7 +16,8 @@ import (
 // SA_RESTART: then the tracer sees to its deadline, and lends to the tracee.
 
 const (
-	// wakeSignal is one of the two that Go leaves alone for the sake of the C library's threads, which we have not.
+	// wakeSignal is one of those that Go leaves alone, and unblocked, for the sake of the C library's threads, which we
+	// have not.
 	wakeSignal = unix.Signal(34)
 	// watchPause is how often the watcher looks. A wait lasts some µs as a rule.
 	watchPause = 250 * time.Microsecond
@@ -107,7 +108,8 @@ var catchWake = sync.OnceValue(func() bool {
 		_, _, e := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(wakeSignal), uintptr(unsafe.Pointer(set)), uintptr(unsafe.Pointer(old)), 8, 0, 0)
 		return e
 	}
-	if action(nil, &old) != 0 || old.handler != 0 {
+	const ignored = 1 // SIG_IGN, which whoever started us may have left
+	if action(nil, &old) != 0 || old.handler > ignored {
 		return false // somebody else has it
 	}
 	sa := kernelSigaction{handler: uint64(wakeHandlerAddr()), flags: saRestorer | saOnStack, restorer: uint64(wakeRestorerAddr()), mask: allSignals}

@@ -134,6 +134,16 @@ func readCPUs() ([]byte, error) {
 	return parseCPUList(string(b))
 }
 
+// PossibleCPUs is how many CPUs this machine can have, online or not.
+func PossibleCPUs() (int, error) {
+	b, err := quickread.File("/sys/devices/system/cpu/possible")
+	if err != nil {
+		return 0, err
+	}
+	set, err := parseCPUList(string(b))
+	return bitCount(set), err
+}
+
 // parseCPUList parses a list such as "0-3,8" into a CPU set.
 func parseCPUList(s string) ([]byte, error) {
 	set := make([]byte, cpuSetBytes)

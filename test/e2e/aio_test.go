@@ -20,7 +20,7 @@ func TestAIOLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := harness.Run(t, harness.Binary(), "restore", image)
-	harness.Say(t, "restore", got.Stderr, "its AIO contexts are for 1221 requests", "of the 1000 that this machine allows", "sysctl fs.aio-max-nr=")
+	harness.Say(t, "restore", got.Stderr, "its AIO contexts are for 1251 requests", "of the 1000 that this machine allows", "sysctl fs.aio-max-nr=")
 	if got.Code == 0 {
 		t.Error("restored all the same")
 	}

@@ -92,6 +92,7 @@ var programs = []program{
 	{"files_owner", "files", []string{"owner"}, true},
 	{"files_all", "files", nil, true},
 	{"aio", "aio", nil, true},
+	{"aio_busy", "aio", []string{"busy"}, false}, // the offset and the count of its files move on
 	{"packet", "packet", nil, true},
 	{"locks", "locks", nil, true},
 	{"leases", "leases", nil, true},
