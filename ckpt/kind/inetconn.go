@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
+	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"golang.org/x/sys/unix"
@@ -63,12 +65,12 @@ func endsOfConn(name, peer []byte) ends {
 }
 
 // connEnds returns the addresses of a connected socket.
-func connEnds(fd int) (e ends, peer []byte, err error) {
-	name, err := sockName(fd, unix.SYS_GETSOCKNAME)
+func (f *Found) connEnds() (e ends, peer []byte, err error) {
+	name, err := f.sockAddr(unix.SYS_GETSOCKNAME)
 	if err != nil {
 		return e, nil, err
 	}
-	if peer, err = sockName(fd, unix.SYS_GETPEERNAME); err != nil {
+	if peer, err = f.sockAddr(unix.SYS_GETPEERNAME); err != nil {
 		return e, nil, err
 	}
 	return endsOfConn(name, peer), peer, nil
@@ -82,7 +84,7 @@ func (s *Scene) connected() map[ends]*Found {
 			if !(inetSock{}).Match(f) || f.ofInet().typ != unix.SOCK_STREAM {
 				continue
 			}
-			if e, _, err := connEnds(f.FD); err == nil {
+			if e, _, err := f.connEnds(); err == nil {
 				s.conns[e] = f
 			}
 		}
@@ -102,7 +104,7 @@ const (
 // otherEnd finds the other end of a connection. why says why it cannot be kept, or not unless the
 // policy is tcp=keep.
 func (f *Found) otherEnd(s *Scene, protocol int) (at otherEnd, why string) {
-	e, _, err := connEnds(f.FD)
+	e, _, err := f.connEnds()
 	if err != nil {
 		return inTree, "its other end cannot be seen"
 	}
@@ -116,19 +118,20 @@ func (f *Found) otherEnd(s *Scene, protocol int) (at otherEnd, why string) {
 	if err != nil {
 		return inTree, err.Error()
 	}
-	for _, l := range lines {
-		if l.ends() == e.turned() {
-			switch {
-			case l.inode == 0 && (l.state == tcpEstablished || l.state == tcpCloseWait):
-				return inTree, fmt.Sprintf("it is connected to %s, where it waits to be accepted", e.peer)
-			case l.inode == 0:
-				return nowhere, ""
-			}
-			if pid := holderOfLink(map[string]bool{fmt.Sprintf("socket:[%d]", l.inode): true}); pid != 0 {
-				return outside, fmt.Sprintf("it is connected to %s of %s, which is outside the tree", e.peer, processName(pid))
-			}
-			return outside, fmt.Sprintf("it is connected to %s, a socket of this machine that is in no process of the tree", e.peer)
+	if l, ok := lines[e.turned()]; ok {
+		switch {
+		case l.inode == 0 && (l.state == tcpEstablished || l.state == tcpCloseWait):
+			return inTree, fmt.Sprintf("it is connected to %s, where it waits to be accepted", e.peer)
+		case l.inode == 0:
+			return nowhere, ""
 		}
+		if s.Policy.Get("tcp") == "keep" {
+			return outside, "it is connected to the outside" // whoever that is
+		}
+		if pid := s.holderOf(l.inode); pid != 0 {
+			return outside, fmt.Sprintf("it is connected to %s of %s, which is outside the tree", e.peer, processName(pid))
+		}
+		return outside, fmt.Sprintf("it is connected to %s, a socket of this machine that is in no process of the tree", e.peer)
 	}
 	if e.peer.Addr() == e.local.Addr() || e.peer.Addr().IsLoopback() {
 		return nowhere, ""
@@ -137,15 +140,36 @@ func (f *Found) otherEnd(s *Scene, protocol int) (at otherEnd, why string) {
 }
 
 // tcpLines are all TCP sockets of the network namespace, as they were when they were asked for first.
-func (s *Scene) tcpLines() ([]inetLine, error) {
+func (s *Scene) tcpLines() (map[ends]inetLine, error) {
 	if s.lines == nil {
 		all, err := inetLines("tcp", "tcp6")
 		if err != nil {
 			return nil, err
 		}
-		s.lines = append([]inetLine{}, all...)
+		s.lines = make(map[ends]inetLine, len(all))
+		for _, l := range all {
+			if old := s.lines[l.ends()]; old.inode == 0 {
+				s.lines[l.ends()] = l
+			}
+		}
 	}
 	return s.lines, nil
+}
+
+// holderOf returns the pid of a process that has the socket with such an inode, or 0.
+func (s *Scene) holderOf(inode uint64) int {
+	if s.holdersOf == nil {
+		s.holdersOf = map[uint64]int{}
+		eachLink(func(pid int, link string) bool {
+			if n, ok := strings.CutPrefix(link, "socket:["); ok {
+				if ino, err := strconv.ParseUint(strings.TrimSuffix(n, "]"), 10, 64); err == nil {
+					s.holdersOf[ino] = pid
+				}
+			}
+			return true
+		})
+	}
+	return s.holdersOf[inode]
 }
 
 // awkwardConn tells what of a connection cannot be kept although both ends are in the tree, or "".
@@ -180,7 +204,7 @@ func queued(fd int, what uint) int {
 // what waits to be read.
 func (r *inetRec) readConn(f *Found, s *Scene) (data []byte, err error) {
 	c := &tcpConn{}
-	if c.Peer, err = sockName(f.FD, unix.SYS_GETPEERNAME); err != nil {
+	if c.Peer, err = f.sockAddr(unix.SYS_GETPEERNAME); err != nil {
 		return nil, err
 	}
 	in, q, err := s.stillConn(f)
@@ -190,7 +214,7 @@ func (r *inetRec) readConn(f *Found, s *Scene) (data []byte, err error) {
 	c.Options, c.SndScale, c.RcvScale = in.options, in.sndScale, in.rcvScale
 	c.SentFIN = in.state == tcpFinWait1 || in.state == tcpFinWait2 || in.state == tcpClosing || in.state == tcpLastAck
 	c.GotFIN = in.state == tcpCloseWait || in.state == tcpLastAck || in.state == tcpClosing
-	ready, err := polled(f.FD, unix.POLLRDHUP)
+	ready, err := f.polled(unix.POLLRDHUP)
 	if err != nil {
 		return nil, err
 	}
@@ -204,7 +228,9 @@ func (r *inetRec) readConn(f *Found, s *Scene) (data []byte, err error) {
 	}
 	c.SendLen, c.RecvLen = uint32(len(q.send)), uint32(len(q.recv))
 	c.SendSeq, c.RecvSeq = sent-c.SendLen, received-c.RecvLen
-	c.Unsent = min(uint32(queued(f.FD, siocOutQNSD)), c.SendLen)
+	if c.SendLen > 0 {
+		c.Unsent = min(uint32(queued(f.FD, siocOutQNSD)), c.SendLen)
+	}
 	c.MSS, c.Time, c.Window = q.mss, q.time, q.window
 	r.Conn = c
 	return append(q.send, q.recv...), nil

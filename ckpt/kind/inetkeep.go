@@ -21,7 +21,7 @@ func (s *Scene) hush() error {
 	}
 	var conns []netlock.Conn
 	for e, f := range s.connected() {
-		in, err := readTCPInfo(f.FD)
+		in, err := f.tcpInfo()
 		if err != nil || in.state == tcpClose || in.state == stateListen {
 			continue
 		}

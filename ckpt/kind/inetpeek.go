@@ -20,6 +20,9 @@ func (s *Scene) stillConn(f *Found) (in tcpInfo, q *tcpQueues, err error) {
 			return in, nil, err
 		}
 	}
+	if q := s.quiet[f]; q != nil {
+		return f.known.tcp.info, q, nil
+	}
 	p := s.peeked[f]
 	delete(s.peeked, f)
 	for try := 0; try < 100; try++ {
@@ -53,15 +56,25 @@ func (s *Scene) peekAll() error {
 	if err := s.hush(); err != nil {
 		return err
 	}
-	s.peeked = map[*Found]*tcpPeek{}
-	var batch []*tcpPeek
-	size := 0
+	s.peeked, s.quiet = map[*Found]*tcpPeek{}, map[*Found]*tcpQueues{}
+	var quiet, others []*Found
 	for _, f := range s.connected() {
-		in, err := readTCPInfo(f.FD)
+		in, err := f.tcpInfo()
 		if err != nil || in.state == tcpClose || in.state == stateListen {
 			continue
 		}
 		if _, why := f.connection(s, in); why != "" {
+			continue
+		}
+		if others = append(others, f); f.quiet() {
+			quiet = append(quiet, f)
+		}
+	}
+	s.peekQuiet(quiet)
+	var batch []*tcpPeek
+	size := 0
+	for _, f := range others {
+		if s.quiet[f] != nil {
 			continue
 		}
 		p, err := newPeek(f.FD)

@@ -51,11 +51,11 @@ func readTCPInfo(fd int) (tcpInfo, error) {
 
 // tcpFindings tells what of a TCP socket cannot be kept.
 func (f *Found) tcpFindings(s *Scene) []image.Finding {
-	in, err := readTCPInfo(f.FD)
+	in, err := f.tcpInfo()
 	if err != nil {
 		return []image.Finding{f.refuse(err.Error(), closeSocket)}
 	}
-	ready, err := polled(f.FD, unix.POLLIN|unix.POLLRDHUP)
+	ready, err := f.polled(unix.POLLIN | unix.POLLRDHUP)
 	if err != nil {
 		return []image.Finding{f.refuse(err.Error(), closeSocket)}
 	}
@@ -91,7 +91,7 @@ func (f *Found) connection(s *Scene, in tcpInfo) (at otherEnd, why string) {
 	if at, why = f.otherEnd(s, f.ofInet().protocol); at == outside && s.Policy.Get("tcp") == "keep" {
 		why = ""
 	}
-	if why == "" {
+	if why == "" && !f.quiet() {
 		why = awkwardConn(f.FD, in)
 	}
 	return at, why
@@ -106,11 +106,11 @@ func waitText(n uint32) string {
 
 // readTCP fills in what is TCP's.
 func (r *inetRec) readTCP(f *Found, s *Scene) (data []byte, err error) {
-	in, err := readTCPInfo(f.FD)
+	in, err := f.tcpInfo()
 	if err != nil {
 		return nil, err
 	}
-	ready, err := polled(f.FD, unix.POLLRDHUP)
+	ready, err := f.polled(unix.POLLRDHUP)
 	if err != nil {
 		return nil, err
 	}

@@ -185,7 +185,9 @@ type Scene struct {
 	conned      map[ends]*inetRec         // those that were dumped, see gap
 	hushed      bool                      // the connections to the outside are
 	peeked      map[*Found]*tcpPeek       // what the connections that are kept hold, see stillConn
-	lines       []inetLine                // of all TCP sockets, see tcpLines
+	quiet       map[*Found]*tcpQueues     // and those of them in which nothing waits, see peekQuiet
+	lines       map[ends]inetLine         // of all TCP sockets, see tcpLines
+	holdersOf   map[uint64]int            // the processes that have them, by inode
 	waits       map[uint32]uint32         // who waits to be accepted by whom, see waitsFor
 	freshes     map[int][]unixOpt         // the options of a new socket, by type
 	unixOpts    map[*Found][]unixOpt      // all options of all unix sockets, see unixOptions

@@ -36,6 +36,8 @@ type sockState struct {
 	name   []byte
 	peer   []byte
 	noPeer error
+	tcp    *quietTCP
+	memo   *SockMemo
 }
 
 // structure is the kernel's structure of a socket, "" if it is not of those that are noted.
@@ -87,7 +89,7 @@ func RememberSockets(s *Scene) *SockMemo {
 					continue
 				}
 			}
-			states[len(kept)] = &sockState{in: in, family: f.domain()}
+			states[len(kept)] = &sockState{in: in, family: f.domain(), memo: m}
 			kept = append(kept, f)
 		}
 	}
@@ -148,6 +150,11 @@ func (st *sockState) read(f *Found, s *Scene) (err error) {
 		return err
 	}
 	st.barred = barredOpts(f.FD, fresh)
+	if k.typ == unix.SOCK_STREAM {
+		if st.tcp, err = lookTCP(f.FD); err != nil {
+			return err
+		}
+	}
 	if st.name, err = sockName(f.FD, unix.SYS_GETSOCKNAME); err != nil {
 		return err
 	}

@@ -126,13 +126,24 @@ func holderOf(like func(u *unixInfo) bool) int {
 }
 
 // holderOfLink returns the pid of a process that has a descriptor with such a link, or 0.
-func holderOfLink(links map[string]bool) int {
+func holderOfLink(links map[string]bool) (pid int) {
 	if len(links) == 0 {
 		return 0
 	}
+	eachLink(func(p int, link string) bool {
+		if links[link] {
+			pid = p
+		}
+		return pid == 0
+	})
+	return pid
+}
+
+// eachLink gives see the link of every descriptor of every process, until that is false.
+func eachLink(see func(pid int, link string) bool) {
 	procs, err := os.ReadDir("/proc")
 	if err != nil {
-		return 0
+		return
 	}
 	for _, p := range procs {
 		pid, err := strconv.Atoi(p.Name())
@@ -145,12 +156,11 @@ func holderOfLink(links map[string]bool) int {
 			continue
 		}
 		for _, fd := range fds {
-			if link, err := os.Readlink(dir + fd.Name()); err == nil && links[link] {
-				return pid
+			if link, err := os.Readlink(dir + fd.Name()); err == nil && !see(pid, link) {
+				return
 			}
 		}
 	}
-	return 0
 }
 
 // abstractTaken fails if somebody has the abstract name.
