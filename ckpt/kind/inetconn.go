@@ -101,9 +101,23 @@ const (
 	outside
 )
 
+// otherSide is what findOtherEnd has found.
+type otherSide struct {
+	at  otherEnd
+	why string
+}
+
 // otherEnd finds the other end of a connection. why says why it cannot be kept, or not unless the
 // policy is tcp=keep.
 func (f *Found) otherEnd(s *Scene, protocol int) (at otherEnd, why string) {
+	if f.end == nil {
+		at, why := f.findOtherEnd(s, protocol)
+		f.end = &otherSide{at, why}
+	}
+	return f.end.at, f.end.why
+}
+
+func (f *Found) findOtherEnd(s *Scene, protocol int) (at otherEnd, why string) {
 	e, _, err := f.connEnds()
 	if err != nil {
 		return inTree, "its other end cannot be seen"

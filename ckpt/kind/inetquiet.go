@@ -17,23 +17,19 @@ import (
 // quietTCP is what a look has found of a TCP socket, which depends on the memory of the socket alone.
 type quietTCP struct {
 	info  tcpInfo
-	ready int16 // of poll(2): connPoll
-	quiet bool  // an established connection in which nothing waits, in neither direction
+	quiet bool // an established connection in which nothing waits, in neither direction
 }
 
-// connPoll is what is asked of connections.
-const connPoll = unix.POLLIN | unix.POLLPRI | unix.POLLRDHUP
-
-func lookTCP(fd int) (q *quietTCP, err error) {
+func lookTCP(fd int) (q *quietTCP, ready int16, err error) {
 	q = &quietTCP{}
 	if q.info, err = readTCPInfo(fd); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	if q.ready, err = polled(fd, connPoll); err != nil {
-		return nil, err
+	if ready, err = polled(fd, sockPoll); err != nil {
+		return nil, 0, err
 	}
-	q.quiet = q.info.state == tcpEstablished && q.ready == 0 && queued(fd, unix.TIOCOUTQ) == 0 && queued(fd, unix.TIOCINQ) == 0
-	return q, nil
+	q.quiet = q.info.state == tcpEstablished && ready == 0 && queued(fd, unix.TIOCOUTQ) == 0 && queued(fd, unix.TIOCINQ) == 0
+	return q, ready, nil
 }
 
 // tcpInfo is TCP_INFO.
@@ -42,14 +38,6 @@ func (f *Found) tcpInfo() (tcpInfo, error) {
 		return f.known.tcp.info, nil
 	}
 	return readTCPInfo(f.FD)
-}
-
-// polled is poll(2) of a TCP socket, for some of connPoll and what is always told.
-func (f *Found) polled(events int16) (int16, error) {
-	if f.known != nil && f.known.tcp != nil {
-		return f.known.tcp.ready & (events | unix.POLLERR | unix.POLLHUP), nil
-	}
-	return polled(f.FD, events)
 }
 
 // quiet reports whether f is a connection that was quiet in the look, and had not changed when the tree stood still.
@@ -71,25 +59,23 @@ func (s *Scene) peekQuiet(all []*Found) {
 		for i, f := range files {
 			ask[i] = kmem.Socket{FD: f.FD, Struct: in}
 		}
-		now, err := m.Sockets(ask)
+		layout, err := m.TCPLayout(in)
 		if err != nil {
 			return
 		}
-		same, memory := files[:0], now[:0]
-		for i, f := range files {
-			if now[i] != nil && bytes.Equal(now[i], f.known.memory) {
-				same, memory = append(same, f), append(memory, now[i])
+		_ = m.EachSocket(ask, func(i int, memory []byte) { // those that it does not come to go the other way
+			f := files[i]
+			if memory == nil || !bytes.Equal(memory, f.known.memory) {
+				return
 			}
-		}
-		told, err := m.TCPs(in, memory)
-		if err != nil {
-			return
-		}
-		for i, f := range same {
-			if q := quietQueues(f.FD, &told[i]); q != nil {
+			t, err := layout.Read(memory)
+			if err != nil {
+				return
+			}
+			if q := quietQueues(f.FD, &t); q != nil {
 				s.quiet[f] = q
 			}
-		}
+		})
 	}
 }
 
@@ -102,7 +88,7 @@ func quietQueues(fd int, t *kmem.TCP) *tcpQueues {
 	if err != nil {
 		return nil
 	}
-	q := &tcpQueues{sendSeq: t.SendSeq, recvSeq: t.RecvSeq, mss: uint32(t.MSSClamp), time: uint32(time)}
+	q := &tcpQueues{sendSeq: t.SendSeq, recvSeq: t.RecvSeq, mss: uint32(t.MSSClamp), time: uint32(time), window: make([]byte, 0, tcpWindowLen)}
 	for _, v := range t.Window {
 		q.window = binary.NativeEndian.AppendUint32(q.window, v)
 	}
@@ -177,11 +163,15 @@ func sameTCP(m *kmem.Memory, fd int) error {
 		if memory[0] == nil {
 			return errors.New("the kernel keeps more of a socket of ours elsewhere")
 		}
-		told, err := m.TCPs("tcp_sock", memory)
+		layout, err := m.TCPLayout("tcp_sock")
 		if err != nil {
 			return err
 		}
-		got := quietQueues(fd, &told[0])
+		told, err := layout.Read(memory[0])
+		if err != nil {
+			return err
+		}
+		got := quietQueues(fd, &told)
 		if got != nil && got.sendSeq == want.sendSeq && got.recvSeq == want.recvSeq && got.mss == want.mss &&
 			got.time-want.time < 10_000 && bytes.Equal(got.window, want.window) {
 			return nil

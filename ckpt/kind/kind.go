@@ -122,6 +122,7 @@ type Found struct {
 	at     *location  // see locate
 	fs     *int64     // see fsType
 	known  *sockState // of a socket that is as the look has found it, see SockMemo
+	end    *otherSide // of a TCP connection, see otherEnd
 }
 
 // Place is where to tell the user to look for the file.

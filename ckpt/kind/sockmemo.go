@@ -36,7 +36,8 @@ type sockState struct {
 	name   []byte
 	peer   []byte
 	noPeer error
-	tcp    *quietTCP
+	ready  int16     // of poll(2): sockPoll, if it is a unix or TCP socket
+	tcp    *quietTCP // of TCP
 	memo   *SockMemo
 }
 
@@ -131,16 +132,19 @@ func (st *sockState) read(f *Found, s *Scene) (err error) {
 		return err // which is to be told in the freeze
 	}
 	if st.in == "unix_sock" {
-		st.unix, err = allUnixOpts(f.FD)
+		if st.unix, err = allUnixOpts(f.FD); err != nil {
+			return err
+		}
 		if _, cerr := f.peerCred(); cerr != nil {
 			return cerr
 		}
 		st.cred, st.under = f.cred, f.Info.SCMFDs
+		if st.ready, err = polled(f.FD, sockPoll); err != nil {
+			return err
+		}
 		listens, lerr := unix.GetsockoptInt(f.FD, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
 		st.listen = listens != 0 || lerr != nil
-		if err == nil {
-			st.name, err = socketAddr(f.FD, unix.SYS_GETSOCKNAME)
-		}
+		st.name, err = socketAddr(f.FD, unix.SYS_GETSOCKNAME)
 		return err
 	}
 	k := f.ofInet()
@@ -151,7 +155,7 @@ func (st *sockState) read(f *Found, s *Scene) (err error) {
 	}
 	st.barred = barredOpts(f.FD, fresh)
 	if k.typ == unix.SOCK_STREAM {
-		if st.tcp, err = lookTCP(f.FD); err != nil {
+		if st.tcp, st.ready, err = lookTCP(f.FD); err != nil {
 			return err
 		}
 	}
@@ -183,19 +187,16 @@ func (m *SockMemo) Recall(found []*Found) (same, all int) {
 	if len(files) == 0 {
 		return 0, 0
 	}
-	now, err := m.mem.Sockets(ask)
-	if err != nil {
-		return 0, len(files) // they are asked again
-	}
-	for i, f := range files {
+	_ = m.mem.EachSocket(ask, func(i int, memory []byte) { // those that it does not come to are asked again
+		f := files[i]
 		st := m.by[[2]uint64{f.Stat.Dev, f.Stat.Ino}]
-		if now[i] == nil || !bytes.Equal(st.memory, now[i]) {
-			continue
+		if memory == nil || !bytes.Equal(st.memory, memory) {
+			return
 		}
 		f.known, f.inet, f.cred = st, st.inet, st.cred
 		f.family = &st.family
 		same++
-	}
+	})
 	return same, len(files)
 }
 
@@ -219,6 +220,17 @@ func (f *Found) sockAddr(nr uintptr) ([]byte, error) {
 		return f.known.peer, f.known.noPeer
 	}
 	return f.known.name, nil
+}
+
+// sockPoll is what is asked of sockets.
+const sockPoll = unix.POLLIN | unix.POLLPRI | unix.POLLRDHUP
+
+// polled is poll(2) of a socket, for some of sockPoll and what is always told.
+func (f *Found) polled(events int16) (int16, error) {
+	if f.known != nil && (f.known.tcp != nil || f.known.unix != nil) {
+		return f.known.ready & (events | unix.POLLERR | unix.POLLHUP), nil
+	}
+	return polled(f.FD, events)
 }
 
 // unixName is sun_path of getsockname(2).

@@ -28,7 +28,11 @@ func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
 		r.addDead(f, s)
 		return encodeRec(rec, r)
 	}
-	data, msgs, err := peekQueue(f.FD, uint8(r.Type))
+	ready, err := f.polled(unix.POLLIN | unix.POLLPRI)
+	if err != nil {
+		return err
+	}
+	data, msgs, err := peekQueue(f.FD, uint8(r.Type), ready)
 	if err == nil {
 		defer closeMsgs(msgs)
 		err = s.unsendable(r, msgs)
@@ -91,7 +95,7 @@ func (s *Scene) describeSocket(f *Found) (*unixRec, error) {
 			r.Accepted = s.acceptedEnd(f, r.Name, peer, other) == f
 		}
 	}
-	ready, err := polled(f.FD, 0)
+	ready, err := f.polled(0)
 	if err != nil {
 		return nil, fmt.Errorf("poll: %w", err)
 	}

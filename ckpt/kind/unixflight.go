@@ -26,7 +26,11 @@ func InFlight(f *Found) ([]int, error) {
 	if err != nil {
 		return nil, fmt.Errorf("SO_TYPE: %w", err)
 	}
-	_, msgs, err := peekQueue(f.FD, uint8(typ))
+	ready, err := f.polled(unix.POLLIN | unix.POLLPRI)
+	if err != nil {
+		return nil, err
+	}
+	_, msgs, err := peekQueue(f.FD, uint8(typ), ready)
 	var fds []int
 	for i := range msgs {
 		fds = append(fds, msgs[i].fds...)

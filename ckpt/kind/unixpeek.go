@@ -56,16 +56,15 @@ const (
 // seen only through SO_PEEK_OFF, and credentials only with SO_PASSCRED, so these are set and put back
 // by runApart. The processes of the tree must stand still. The files that are under way are
 // among our own descriptors afterwards.
-func peekQueue(fd int, typ uint8) (data []byte, all []unixMsg, err error) {
+func peekQueue(fd int, typ uint8, ready int16) (data []byte, all []unixMsg, err error) {
 	defer func() {
 		if err != nil {
 			closeMsgs(all)
 			all = nil
 		}
 	}()
-	ready, err := polled(fd, unix.POLLIN|unix.POLLPRI)
-	if err != nil || ready&unix.POLLIN == 0 {
-		return nil, nil, err
+	if ready&unix.POLLIN == 0 {
+		return nil, nil, nil
 	}
 	p, err := newPeeker(fd, typ)
 	if err != nil {

@@ -53,7 +53,7 @@ func TestUnixEmpty(t *testing.T) {
 		must(t, unix.SetsockoptInt(b, unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
 		sendAll(t, a, []byte("other"))
 		for range 2 {
-			_, msgs, err := peekQueue(b, uint8(typ))
+			_, msgs, err := peekQueue(b, uint8(typ), waitsIn(t, b))
 			if err != nil || len(msgs) < 2 || msgs[0].Len != 0 {
 				t.Errorf("%v %v", msgs, err)
 			}
@@ -108,7 +108,7 @@ func TestPeekHelper(t *testing.T) {
 	}
 	for i := range 1_000_000 {
 		for fd, typ := range map[int]uint8{3: unix.SOCK_STREAM, 4: unix.SOCK_SEQPACKET} {
-			_, msgs, err := peekQueue(fd, typ)
+			_, msgs, err := peekQueue(fd, typ, waitsIn(t, fd))
 			if err != nil || len(msgs) != 3 {
 				t.Fatal(msgs, err)
 			}
@@ -128,4 +128,14 @@ func TestApart(t *testing.T) {
 		t.Errorf("%+v", calls)
 	}
 	must(t, runApart(nil))
+}
+
+// waitsIn is what waits in a socket.
+func waitsIn(t *testing.T, fd int) int16 {
+	t.Helper()
+	r, err := polled(fd, unix.POLLIN|unix.POLLPRI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
 }

@@ -136,7 +136,7 @@ func (unixSock) Check(f *Found, s *Scene) []image.Finding {
 	case u.HasPeer:
 		all = append(all, f.pairFindings(s.peer(u), name, s)...)
 	}
-	if ready, err := polled(f.FD, 0); err == nil && ready&unix.POLLERR != 0 && (u.Type == unix.SOCK_DGRAM || u.Peer != 0) {
+	if ready, err := f.polled(0); err == nil && ready&unix.POLLERR != 0 && (u.Type == unix.SOCK_DGRAM || u.Peer != 0) {
 		all = append(all, f.refuse("an error waits to be reported by it (SO_ERROR), and only the program may look at that", "let the program use it once, then try again"))
 	}
 	if _, err := f.filter(); err != nil {

@@ -29,71 +29,107 @@ var (
 // A timer that nobody touches is moved by the others that run out with it.
 var socketVolatile = map[string]string{"sock.sk_timer": "timer_list"}
 
-// Sockets returns everything that the kernel has about each socket in the two structures that it is made of, but for a
+// Sockets is EachSocket with copies.
+func (m *Memory) Sockets(all []Socket) ([][]byte, error) {
+	out := make([][]byte, len(all))
+	err := m.EachSocket(all, func(i int, memory []byte) { out[i] = slices.Clone(memory) })
+	return out, err
+}
+
+// socketBatch is how many sockets are read into the same room.
+const socketBatch = 256
+
+// EachSocket gives see everything that the kernel has about each socket in the two structures that it is made of, but for a
 // timer and the wait queue, with the address of the second: if it is the same at another time, so is
 // all that getsockopt(2) tells of the socket, its addresses and its type. It is nil for a socket of which the kernel keeps more in other
-// places (IP options, multicast groups, filters).
-func (m *Memory) Sockets(all []Socket) ([][]byte, error) {
+// places (IP options, multicast groups, filters), or that cannot be read. The bytes are see's until it returns.
+func (m *Memory) EachSocket(all []Socket, see func(i int, memory []byte)) error {
 	files, err := m.files(all)
 	if err != nil {
-		return nil, err
+		return err
 	}
+	r := socketReader{m: m, kinds: map[string]*socketParts{}}
 	w := walk{m: m}
-	private, wait, sk := w.off("file.private_data"), w.off("socket.wq"), w.off("socket.sk")
+	r.private, r.wait, r.sk = w.off("file.private_data"), w.off("socket.wq"), w.off("socket.sk")
 	if w.err != nil {
-		return nil, w.err
+		return w.err
 	}
-	heads := make([]Place, len(all))
+	for first := 0; first < len(all); first += socketBatch {
+		n := min(socketBatch, len(all)-first)
+		err := r.read(all[first:first+n], files[first:first+n], func(i int, memory []byte) { see(first+i, memory) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// socketReader reads a batch of sockets after the other.
+type socketReader struct {
+	m                 *Memory
+	private, wait, sk uint64 // offsets
+	kinds             map[string]*socketParts
+	room              []byte
+	places            [socketBatch]Place
+}
+
+func (r *socketReader) read(all []Socket, files []uint64, see func(i int, memory []byte)) error {
+	most := uint64(0)
 	for i := range all {
-		heads[i] = Place{Addr: files[i] + private, Bytes: make([]byte, 8)}
+		p, err := r.parts(all[i].Struct)
+		if err != nil {
+			return err
+		}
+		most = max(most, r.wait+p.size)
 	}
-	if err := m.ReadEach(heads); err != nil {
-		return nil, err
+	if need := most * socketBatch; uint64(len(r.room)) < need {
+		r.room = make([]byte, need)
+	}
+	at := func(i int) []byte { return r.room[uint64(i)*most:] }
+	places := r.places[:len(all)]
+	for i := range all {
+		places[i] = Place{Addr: files[i] + r.private, Bytes: at(i)[:8]}
+	}
+	if err := r.m.ReadEach(places); err != nil {
+		return err
 	}
 	le := binary.LittleEndian
-	for i := range heads {
-		if heads[i].Err == nil {
-			heads[i] = Place{Addr: le.Uint64(heads[i].Bytes), Bytes: make([]byte, wait)}
+	for i := range places {
+		if places[i].Err == nil {
+			places[i] = Place{Addr: le.Uint64(places[i].Bytes), Bytes: at(i)[:r.wait]}
 		}
 	}
-	if err := m.ReadEach(heads); err != nil {
-		return nil, err
+	if err := r.m.ReadEach(places); err != nil {
+		return err
 	}
-	bodies, sizes := make([]Place, len(all)), map[string]uint64{}
-	for i := range all {
-		size, ok := sizes[all[i].Struct]
-		if !ok {
-			if size, err = m.types.bytes(all[i].Struct); err != nil {
-				return nil, err
-			}
-			sizes[all[i].Struct] = size
-		}
-		if heads[i].Err != nil || size > maxRead {
-			continue
-		}
-		bodies[i] = Place{Addr: le.Uint64(heads[i].Bytes[sk:]), Bytes: make([]byte, size)}
-	}
-	if err := m.ReadEach(bodies); err != nil {
-		return nil, err
-	}
-	out := make([][]byte, len(all))
-	parts := map[string]*socketParts{}
-	for i := range all {
-		if bodies[i].Err != nil || len(bodies[i].Bytes) == 0 {
-			continue
-		}
-		p := parts[all[i].Struct]
-		if p == nil {
-			if p, err = m.partsOf(all[i].Struct); err != nil {
-				return nil, err
-			}
-			parts[all[i].Struct] = p
-		}
-		if p.whole(bodies[i].Bytes) {
-			out[i] = slices.Concat(heads[i].Bytes, bodies[i].Bytes)
+	for i := range places {
+		if size := r.kinds[all[i].Struct].size; places[i].Err == nil && size <= maxRead {
+			places[i] = Place{Addr: le.Uint64(places[i].Bytes[r.sk:]), Bytes: at(i)[r.wait:][:size]}
+		} else {
+			places[i].Bytes = nil
 		}
 	}
-	return out, nil
+	if err := r.m.ReadEach(places); err != nil {
+		return err
+	}
+	for i := range places {
+		p, memory := r.kinds[all[i].Struct], []byte(nil)
+		if places[i].Err == nil && len(places[i].Bytes) > 0 && p.whole(places[i].Bytes) {
+			memory = at(i)[:r.wait+p.size]
+		}
+		see(i, memory)
+	}
+	return nil
+}
+
+// parts finds what is to be known of a structure.
+func (r *socketReader) parts(name string) (p *socketParts, err error) {
+	if p = r.kinds[name]; p == nil {
+		if p, err = r.m.partsOf(name); err == nil {
+			r.kinds[name] = p
+		}
+	}
+	return p, err
 }
 
 // files are the addresses of the struct files.
@@ -125,12 +161,17 @@ func (m *Memory) files(all []Socket) ([]uint64, error) {
 
 // socketParts are offsets in the structure of a socket.
 type socketParts struct {
+	size     uint64      // bytes
 	pointers []uint64    // to what there is elsewhere
 	volatile [][2]uint64 // from and to
 }
 
 func (m *Memory) partsOf(name string) (*socketParts, error) {
 	p := &socketParts{}
+	var err error
+	if p.size, err = m.types.bytes(name); err != nil {
+		return nil, err
+	}
 	w := walk{m: m}
 	v6 := uint64(0)
 	if slices.Contains(socketStructs[name], "inet6.opt") {

@@ -20,35 +20,36 @@ type TCP struct {
 var tcpMembers = [...]string{"snd_una", "write_seq", "rcv_nxt", "copied_seq", "rx_opt.mss_clamp",
 	"snd_wl1", "snd_wnd", "max_window", "rcv_wnd", "rcv_wup"}
 
-// TCPs finds these in what Sockets has returned of sockets that are a tcp_sock or, of IPv6, a tcp6_sock.
-func (m *Memory) TCPs(name string, memory [][]byte) ([]TCP, error) {
+// TCPLayout is where these stand in what EachSocket gives of a socket.
+type TCPLayout struct{ at [len(tcpMembers)]uint64 }
+
+// TCPLayout finds it of sockets that are a tcp_sock or, of IPv6, a tcp6_sock.
+func (m *Memory) TCPLayout(name string) (*TCPLayout, error) {
 	w := walk{m: m}
 	first := w.off("socket.wq")
 	if name == "tcp6_sock" {
 		first += w.off("tcp6_sock.tcp")
 	}
-	var at [len(tcpMembers)]uint64
+	l := &TCPLayout{}
 	for i, member := range tcpMembers {
-		at[i] = first + w.off("tcp_sock."+member)
+		l.at[i] = first + w.off("tcp_sock."+member)
 	}
-	if w.err != nil {
-		return nil, w.err
-	}
-	all := make([]TCP, len(memory))
-	for i, b := range memory {
-		t := &all[i]
-		to := [len(tcpMembers)]*uint32{&t.Unacked, &t.SendSeq, &t.RecvSeq, &t.Unread, nil,
-			&t.Window[0], &t.Window[1], &t.Window[2], &t.Window[3], &t.Window[4]}
-		for k, v := range to {
-			switch {
-			case at[k]+4 > uint64(len(b)):
-				return nil, fmt.Errorf("%s of a socket is not among the %d bytes that were read", tcpMembers[k], len(b))
-			case v == nil:
-				t.MSSClamp = binary.LittleEndian.Uint16(b[at[k]:])
-			default:
-				*v = binary.LittleEndian.Uint32(b[at[k]:])
-			}
+	return l, w.err
+}
+
+// Read reads them.
+func (l *TCPLayout) Read(memory []byte) (t TCP, err error) {
+	to := [len(tcpMembers)]*uint32{&t.Unacked, &t.SendSeq, &t.RecvSeq, &t.Unread, nil,
+		&t.Window[0], &t.Window[1], &t.Window[2], &t.Window[3], &t.Window[4]}
+	for k, v := range to {
+		switch at := l.at[k]; {
+		case at+4 > uint64(len(memory)):
+			return t, fmt.Errorf("%s of a socket is not among the %d bytes that were read", tcpMembers[k], len(memory))
+		case v == nil:
+			t.MSSClamp = binary.LittleEndian.Uint16(memory[at:])
+		default:
+			*v = binary.LittleEndian.Uint32(memory[at:])
 		}
 	}
-	return all, nil
+	return t, nil
 }
