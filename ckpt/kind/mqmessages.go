@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"time"
 	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/kmem"
@@ -134,8 +135,19 @@ func (r *mqueueRec) mayFill(fd int, want []mqMessage, data []byte, e *Env) (bool
 	return true, nil
 }
 
-// mqHolder is another process that has a queue open, or 0.
-func mqHolder(st *unix.Stat_t) int {
+// mqHolder is another process that has a queue open, or 0. Who only looks at it for a moment, as cat(1) does, is
+// waited for.
+func mqHolder(st *unix.Stat_t) (pid int) {
+	for range 10 {
+		if pid = mqHolderNow(st); pid == 0 {
+			return 0
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return pid
+}
+
+func mqHolderNow(st *unix.Stat_t) int {
 	procs, err := os.ReadDir("/proc")
 	if err != nil {
 		return 0
