@@ -72,6 +72,7 @@ var programs = []program{
 	{"inet_raw", "inet", []string{"raw"}, true},
 	{"inet_ended", "inet", []string{"ended"}, true},
 	{"inet_connected", "inet", []string{"connected"}, true},
+	{"inet_closing", "inet", []string{"closing"}, true},
 	{"files_mqueue", "mqueue", nil, true},
 	{"pty_settings", "pty", []string{"settings"}, false},
 	{"pty_jobs", "pty", []string{"jobs"}, false},

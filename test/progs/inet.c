@@ -1,5 +1,5 @@
 // Sockets of IPv4 and IPv6 with options, addresses and states. The argument says which: "listen",
-// "datagram", "raw", "connected" or "ended".
+// "datagram", "raw", "connected", "closing" or "ended".
 #include "prog.h"
 #include <arpa/inet.h>
 #include <linux/filter.h>
@@ -358,6 +358,64 @@ static void connected(void)
 	connect_pair(l, s[0]);
 }
 
+static int state_of(int s)
+{
+	struct tcp_info in;
+	socklen_t len = sizeof in;
+	MUST(getsockopt(s, IPPROTO_TCP, TCP_INFO, &in, &len));
+	return in.tcpi_state;
+}
+
+static void await_state(int s, int state, const char *when)
+{
+	for (int i = 0; i < 500 && state_of(s) != state; i++)
+		usleep(10000);
+	CHECK(state_of(s) == state, "%s: state %d, not %d", when, state_of(s), state);
+}
+
+// Connections that are being closed while the receiver does not read: the FIN waits behind data.
+static void closing(void)
+{
+	int l = bound(SOCK_STREAM, 0);
+	MUST(listen(l, 20));
+	enum { WAIT1, CLOSING, LAST, COUNT };
+	int s[COUNT][2], n[COUNT];
+	for (int i = 0; i < COUNT; i++)
+		connect_pair(l, s[i]);
+	n[WAIT1] = filled(s[WAIT1][0]);
+	MUST(shutdown(s[WAIT1][0], SHUT_WR));
+	n[CLOSING] = filled(s[CLOSING][0]);
+	MUST(shutdown(s[CLOSING][0], SHUT_WR));
+	say(s[CLOSING][1], "bye");
+	MUST(shutdown(s[CLOSING][1], SHUT_WR));
+	MUST(shutdown(s[LAST][0], SHUT_WR));
+	await_state(s[LAST][1], TCP_CLOSE_WAIT, "half closed");
+	n[LAST] = filled(s[LAST][1]);
+	MUST(shutdown(s[LAST][1], SHUT_WR));
+	int want[COUNT][2] = {{TCP_FIN_WAIT1, TCP_ESTABLISHED}, {TCP_CLOSING, TCP_FIN_WAIT2}, {TCP_FIN_WAIT2, TCP_LAST_ACK}};
+	for (int i = 0; i < COUNT; i++)
+		for (int k = 0; k < 2; k++)
+			await_state(s[i][k], want[i][k], "at first");
+	ready();
+	wait_go();
+	signal(SIGPIPE, SIG_IGN);
+	for (int i = 0; i < COUNT; i++)
+		for (int k = 0; k < 2; k++)
+			await_state(s[i][k], want[i][k], "afterwards");
+	for (int i = 0; i < COUNT; i++) {
+		int from = i == LAST, to = !from;
+		CHECK(send(s[i][from], "x", 1, 0) == -1 && errno == EPIPE, "write after shutdown");
+		drained(s[i][to], n[i]);
+		end_of_file(s[i][to]);
+	}
+	hear(s[CLOSING][0], "bye");
+	end_of_file(s[CLOSING][0]);
+	end_of_file(s[LAST][1]);
+	say(s[WAIT1][1], "answer");
+	hear(s[WAIT1][0], "answer");
+	await_state(s[WAIT1][0], TCP_FIN_WAIT2, "read");
+}
+
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
@@ -370,6 +428,8 @@ int main(int argc, char **argv)
 		raw();
 	else if (strcmp(what, "ended") == 0)
 		ended();
+	else if (strcmp(what, "closing") == 0)
+		closing();
 	else
 		connected();
 	pass();
