@@ -187,7 +187,7 @@ func (s *Scene) holderOf(inode uint64) int {
 }
 
 // awkwardConn tells what of a connection cannot be kept although both ends are in the tree, or "".
-func awkwardConn(fd int, in tcpInfo) string {
+func awkwardConn(fd int) string {
 	ready, err := polled(fd, unix.POLLPRI)
 	switch {
 	case err != nil:
@@ -196,8 +196,6 @@ func awkwardConn(fd int, in tcpInfo) string {
 		return "urgent data waits in it"
 	case ready&unix.POLLERR != 0:
 		return "an error waits to be reported by it"
-	case in.state == tcpSynSent || in.state == 3: // TCP_SYN_RECV
-		return "it is still being connected"
 	case queued(fd, unix.TIOCOUTQ) > maxTCPQueue || queued(fd, unix.TIOCINQ) > maxTCPQueue:
 		return "more than 64 MiB wait in it"
 	}

@@ -14,6 +14,7 @@ import (
 const (
 	tcpEstablished = 1
 	tcpSynSent     = 2
+	tcpSynRecv     = 3
 	tcpClose       = 7
 )
 
@@ -76,23 +77,30 @@ func (f *Found) tcpFindings(s *Scene) []image.Finding {
 	case in.state == tcpClose:
 		return nil
 	}
-	_, why := f.connection(s, in)
+	at, why := f.connection(s, in)
 	switch {
 	case why == "":
 		return nil
 	case !giveUp:
-		return []image.Finding{f.refuse(why, closeSocket+", or choose --policy tcp=keep, tcp=reset or tcp=close")}
+		others := "tcp=reset or tcp=close"
+		if at == outside && s.Policy.Get("tcp") != "keep" {
+			others = "tcp=keep, " + others
+		}
+		return []image.Finding{f.refuse(why, closeSocket+", or choose --policy "+others)}
 	}
 	return []image.Finding{f.lose(why+"; the connection will have ended, with what is under way on it (policy tcp="+s.Policy.Get("tcp")+")", closeSocket)}
 }
 
 // connection tells whether a connection can be kept, and if not, why.
 func (f *Found) connection(s *Scene, in tcpInfo) (at otherEnd, why string) {
+	if in.state == tcpSynSent || in.state == tcpSynRecv {
+		return inTree, "it is still being connected"
+	}
 	if at, why = f.otherEnd(s, f.ofInet().protocol); at == outside && s.Policy.Get("tcp") == "keep" {
 		why = ""
 	}
 	if why == "" && !f.quiet() {
-		why = awkwardConn(f.FD, in)
+		why = awkwardConn(f.FD)
 	}
 	return at, why
 }

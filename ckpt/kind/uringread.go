@@ -227,11 +227,13 @@ func (r *ringState) refuse(p *pry) {
 		"io_bl_xa.xa_head":      "buffers are provided to it (IORING_REGISTER_PBUF_RING, IORING_OP_PROVIDE_BUFFERS), which are not kept",
 		"zcrx_ctxs.xa_head":     "it receives without copying from a network card (IORING_REGISTER_ZCRX_IFQ)",
 		"param_region.pages":    "a memory region is registered with it (IORING_REGISTER_MEM_REGION), which is not kept",
-		"napi_track_mode":       "it polls network cards (IORING_REGISTER_NAPI), which is not kept",
 	} {
-		v := p.maybe(r.ctx, "io_ring_ctx."+member)
-		no(v != 0 && (member != "napi_track_mode" || v != napiInactive), what)
+		no(p.maybe(r.ctx, "io_ring_ctx."+member) != 0, what)
 	}
+	// Linux 6.9 to 6.12 has napi_enabled; later ones have a mode, in which 0 is one that polls.
+	polls := p.maybe(r.ctx, "io_ring_ctx.napi_enabled") != 0 ||
+		r.m.Has("io_ring_ctx.napi_track_mode") && p.get(r.ctx, "io_ring_ctx.napi_track_mode") != napiInactive
+	no(polls, "it polls network cards (IORING_REGISTER_NAPI), which is not kept")
 }
 
 const napiInactive = 255 // IO_URING_NAPI_TRACKING_INACTIVE

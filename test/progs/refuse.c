@@ -100,6 +100,25 @@ static void make(const char *what)
 		orphan = *shared;
 		MUST(munmap(shared, 4096));
 		close(s[1]);
+	} else if (strncmp(what, "tcp", 3) == 0) {
+		struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+		socklen_t len = sizeof a;
+		int s = MUST(socket(AF_INET, SOCK_STREAM, 0)), c = MUST(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
+		MUST(bind(s, (void *)&a, sizeof a));
+		MUST(getsockname(s, (void *)&a, &len));
+		if (strcmp(what, "tcperror") != 0)
+			MUST(listen(s, 0));
+		CHECK(connect(c, (void *)&a, sizeof a) == 0 || errno == EINPROGRESS, "connect");
+		struct pollfd p = {c, POLLOUT, 0};
+		MUST(poll(&p, 1, 5000));
+		if (strcmp(what, "tcpurgent") == 0) {
+			int in = MUST(accept(s, NULL, NULL));
+			MUST(send(in, "!", 1, MSG_OOB));
+		} else if (strcmp(what, "tcpconnecting") == 0) {
+			// The queue has room for one; the next is never answered.
+			c = MUST(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
+			CHECK(connect(c, (void *)&a, sizeof a) == -1 && errno == EINPROGRESS, "connect");
+		}
 	} else if (strcmp(what, "unixwaiting") == 0) {
 		// A connection that was not accepted, with data.
 		struct sockaddr_un a = {.sun_family = AF_UNIX, .sun_path = "sock"};
@@ -181,9 +200,35 @@ static void make(const char *what)
 	} else if (strncmp(what, "uring", 5) == 0) {
 		struct io_uring_params p;
 		memset(&p, 0, sizeof p);
-		p.flags = strcmp(what, "uringrestricted") == 0 ? IORING_SETUP_R_DISABLED : 0;
+		if (strcmp(what, "uringrestricted") == 0 || strcmp(what, "uringwillrestrict") == 0)
+			p.flags = IORING_SETUP_R_DISABLED;
+		else if (strcmp(what, "uringnommap") == 0) {
+			// user_addr is the last member of both, which older headers have no name for
+			unsigned long at = (unsigned long)MUST(mmap(NULL, 2 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)), next = at + 4096;
+			p.flags = 1U << 14; // IORING_SETUP_NO_MMAP
+			memcpy((char *)(&p.cq_off + 1) - sizeof at, &at, sizeof at);
+			memcpy((char *)(&p.sq_off + 1) - sizeof next, &next, sizeof next);
+		}
 		int ring = MUST(syscall(SYS_io_uring_setup, 4, &p));
-		if (strcmp(what, "uringpersonality") == 0)
+		if (strcmp(what, "uringworkers") == 0) {
+			unsigned most[2] = {3, 3};
+			MUST(syscall(SYS_io_uring_register, ring, 19 /* IORING_REGISTER_IOWQ_MAX_WORKERS */, most, 2));
+		} else if (strcmp(what, "uringwillrestrict") == 0) {
+			struct io_uring_restriction r = {.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_NOP};
+			MUST(syscall(SYS_io_uring_register, ring, IORING_REGISTER_RESTRICTIONS, &r, 1));
+		} else if (strcmp(what, "uringregion") == 0) {
+			struct { unsigned long addr, size; unsigned flags, id; unsigned long off, resv[4]; } desc = {0, 4096, 1 /* IORING_MEM_REGION_TYPE_USER */, 0, 0, {0}};
+			struct { unsigned long desc, flags, resv[2]; } reg = {(unsigned long)&desc, 0, {0}};
+			desc.addr = (unsigned long)MUST(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+			MUST(syscall(SYS_io_uring_register, ring, 34 /* IORING_REGISTER_MEM_REGION */, &reg, 1));
+		} else if (strcmp(what, "uringnapi") == 0) {
+			struct { unsigned timeout; unsigned char prefer, opcode, pad[2]; unsigned param, resv; } napi = {10, 0, 0, {0}, 0, 0};
+			MUST(syscall(SYS_io_uring_register, ring, 27 /* IORING_REGISTER_NAPI */, &napi, 1));
+		} else if (strcmp(what, "uringnommap") == 0)
+			;
+		else if (strcmp(what, "uringflags") == 0)
+			MUST(fcntl(ring, F_SETFL, O_APPEND));
+		else if (strcmp(what, "uringpersonality") == 0)
 			MUST(syscall(SYS_io_uring_register, ring, IORING_REGISTER_PERSONALITY, NULL, 0));
 		else if (strcmp(what, "uringrestricted") == 0) {
 			struct io_uring_restriction r = {.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_NOP};
