@@ -220,7 +220,7 @@ func inetRecord(rec *image.File) (*inetRec, error) {
 		return nil, err
 	}
 	if err := r.valid(); err != nil {
-		return nil, fmt.Errorf("the socket %q in the image: %w", rec.Path, err)
+		return nil, hostile("the socket %q in the image: %w", rec.Path, err)
 	}
 	return r, nil
 }

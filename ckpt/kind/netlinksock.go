@@ -152,7 +152,7 @@ func (netlinkSock) Open(rec *image.File, e *Env) (int, error) {
 		return -1, err
 	}
 	if err := r.valid(); err != nil {
-		return -1, fmt.Errorf("the socket %q in the image: %w", rec.Path, err)
+		return -1, hostile("the socket %q in the image: %w", rec.Path, err)
 	}
 	fd, err := unix.Socket(unix.AF_NETLINK, int(r.Type)|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(r.Protocol))
 	if err != nil {

@@ -62,7 +62,7 @@ func readPTYs(e *Env) (*ptyWorld, error) {
 			return nil, fmt.Errorf("the master of pseudoterminal %d in the image was opened as %q", p.Index, rec.Path)
 		}
 		if err := p.valid(rec, e); err != nil {
-			return nil, fmt.Errorf("pseudoterminal %d in the image: %w", p.Index, err)
+			return nil, hostile("pseudoterminal %d in the image: %w", p.Index, err)
 		}
 		seen[key] = true
 		w.pairs[image.ObjRef(i+1)] = p

@@ -34,7 +34,18 @@ func decodeRec(rec *image.File, v any) error {
 		return fmt.Errorf("record of a %s: %w", rec.Kind, err)
 	}
 	if err := mode.Unmarshal(rec.Rec, v); err != nil {
-		return fmt.Errorf("record of the %s %q in the image is damaged or of a newer version: %w", rec.Kind, rec.Path, err)
+		return hostile("record of the %s %q in the image is damaged or of a newer version: %w", rec.Kind, rec.Path, err)
 	}
 	return nil
 }
+
+// recordError says that the image is bad, and not the host: it is an image.ErrHostile.
+type recordError struct{ err error }
+
+func hostile(format string, a ...any) error { return &recordError{fmt.Errorf(format, a...)} }
+
+func (e *recordError) Error() string { return e.err.Error() }
+
+func (e *recordError) Unwrap() error { return e.err }
+
+func (e *recordError) Is(target error) bool { return target == image.ErrHostile }

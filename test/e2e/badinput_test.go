@@ -29,11 +29,17 @@ func sample(t *testing.T, name string, args ...string) (*harness.Program, string
 // the exit code 3, and no process may appear.
 func refused(t *testing.T, m *harness.Mount, r *harness.Program, bad []byte, what string, words ...string) {
 	t.Helper()
+	refusedWith(t, 3, m, r, bad, what, words...)
+}
+
+// refusedWith is refused with another exit code.
+func refusedWith(t *testing.T, code int, m *harness.Mount, r *harness.Program, bad []byte, what string, words ...string) {
+	t.Helper()
 	path := filepath.Join(harness.TempDir(t), "bad")
 	write(t, path, bad)
 	got := harness.Run(t, harness.Binary(), "restore", path)
-	if got.Code != 3 {
-		t.Errorf("%s: exit code %d, not 3: %s", what, got.Code, got.Stderr)
+	if got.Code != code {
+		t.Errorf("%s: exit code %d, not %d: %s", what, got.Code, code, got.Stderr)
 	}
 	harness.Say(t, what, got.Stderr, words...)
 	if m != nil {
