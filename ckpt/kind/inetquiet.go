@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/kmem"
 	"golang.org/x/sys/unix"
@@ -55,40 +56,52 @@ func (s *Scene) peekQuiet(all []*Found) {
 		if tcpProven(m) != nil {
 			return
 		}
-		ask := make([]kmem.Socket, len(files))
-		for i, f := range files {
-			ask[i] = kmem.Socket{FD: f.FD, Struct: in}
-		}
 		layout, err := m.TCPLayout(in)
 		if err != nil {
 			return
 		}
-		_ = m.EachSocket(ask, func(i int, memory []byte) { // those that it does not come to go the other way
-			f := files[i]
-			if memory == nil || !bytes.Equal(memory, f.known.memory) {
-				return
-			}
-			t, err := layout.Read(memory)
-			if err != nil {
-				return
-			}
-			if q := quietQueues(f.FD, &t); q != nil {
-				s.quiet[f] = q
+		known := make([][]byte, len(files))
+		for i, f := range files {
+			known[i] = f.known.memory
+		}
+		clock := tcpClock{}
+		_ = layout.Again(known, func(i int, t kmem.TCP) { // those that it does not come to go the other way
+			if q := quietQueues(files[i].FD, &t, &clock); q != nil {
+				s.quiet[files[i]] = q
 			}
 		})
 	}
 }
 
+// tcpClock is the clock of the timestamps of connections, which one of them has been asked for.
+type tcpClock struct {
+	now   uint32 // without the offset of a connection, milliseconds
+	since time.Time
+}
+
+// of is TCP_TIMESTAMP of a connection. Since Linux 6.7 its lowest bit tells the unit, so it may be a millisecond
+// or two too late here, never too early: a peer would take that for an old packet.
+func (c *tcpClock) of(fd int, t *kmem.TCP) (uint32, error) {
+	if !t.Micro && time.Since(c.since) < time.Millisecond {
+		return (c.now + t.TimeOff + 1) &^ 1, nil
+	}
+	v, err := unix.GetsockoptInt(fd, unix.SOL_TCP, unix.TCP_TIMESTAMP)
+	if err == nil && !t.Micro {
+		c.now, c.since = (uint32(v)|1)-t.TimeOff, time.Now()
+	}
+	return uint32(v), err
+}
+
 // quietQueues is what repair mode would tell of a connection; nil: something waits in it.
-func quietQueues(fd int, t *kmem.TCP) *tcpQueues {
+func quietQueues(fd int, t *kmem.TCP, clock *tcpClock) *tcpQueues {
 	if t.Unacked != t.SendSeq || t.Unread != t.RecvSeq {
 		return nil
 	}
-	time, err := unix.GetsockoptInt(fd, unix.SOL_TCP, unix.TCP_TIMESTAMP)
+	now, err := clock.of(fd, t)
 	if err != nil {
 		return nil
 	}
-	q := &tcpQueues{sendSeq: t.SendSeq, recvSeq: t.RecvSeq, mss: uint32(t.MSSClamp), time: uint32(time), window: make([]byte, 0, tcpWindowLen)}
+	q := &tcpQueues{sendSeq: t.SendSeq, recvSeq: t.RecvSeq, mss: uint32(t.MSSClamp), time: now, window: make([]byte, 0, tcpWindowLen)}
 	for _, v := range t.Window {
 		q.window = binary.NativeEndian.AppendUint32(q.window, v)
 	}
@@ -144,6 +157,7 @@ func proveTCP(m *kmem.Memory) error {
 
 // sameTCP compares what the memory and repair mode tell of a connection of our own in which nothing waits.
 func sameTCP(m *kmem.Memory, fd int) error {
+	clock := tcpClock{}
 	for range 100 { // the last acknowledgement may be on its way
 		p, err := newPeek(fd)
 		if err != nil {
@@ -171,9 +185,9 @@ func sameTCP(m *kmem.Memory, fd int) error {
 		if err != nil {
 			return err
 		}
-		got := quietQueues(fd, &told)
+		got := quietQueues(fd, &told, &clock)
 		if got != nil && got.sendSeq == want.sendSeq && got.recvSeq == want.recvSeq && got.mss == want.mss &&
-			got.time-want.time < 10_000 && bytes.Equal(got.window, want.window) {
+			got.time-want.time+3 < 10_000 && bytes.Equal(got.window, want.window) {
 			return nil
 		}
 	}
