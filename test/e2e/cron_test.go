@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -72,11 +71,8 @@ func TestCron(t *testing.T) {
 // copyProgram copies a program or library, and the libraries that it needs, to the same place below another root.
 func copyProgram(t *testing.T, root, program string) {
 	t.Helper()
-	out, err := exec.Command("ldd", program).Output()
-	if err != nil {
-		t.Fatalf("ldd %s: %v", program, err)
-	}
-	for _, path := range append(regexp.MustCompile(`/\S+`).FindAllString(string(out), -1), program) {
+	needs := harness.Must(t, "ldd", program).Stdout
+	for _, path := range append(regexp.MustCompile(`/\S+`).FindAllString(needs, -1), program) {
 		b, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
