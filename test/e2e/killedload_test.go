@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -23,9 +24,16 @@ func TestKilledUnderLoad(t *testing.T) {
 	r := harness.StartCommand(t, dir, harness.Tool(t, "bash"), "-c", fmt.Sprintf(`%s --port %d --bind 127.0.0.1 --dir %s --save '' > redis.log &
 until %s -p %d ping | grep -q PONG; do sleep 0.05; done
 echo > ready
-while [ ! -e go ]; do %s -p %d -c 50 -n 20000 -t set,get -r 1000 --csv > bench || exit 1; grep -q GET bench || exit 1; done
+while [ ! -e go ]; do %s -p %d -c 50 -n 20000 -t set,get -r 1000 --csv > bench 2>&1 || { echo "redis-benchmark: $?" > left; exit 1; }; grep -q GET bench || { echo "no GET" > left; exit 1; }; done
 echo ok > result.tmp; mv result.tmp result; wait`,
 		harness.Tool(t, "redis-server"), port, dir, harness.Tool(t, "redis-cli"), port, harness.Tool(t, "redis-benchmark"), port))
+	t.Cleanup(func() {
+		for _, name := range []string{"left", "bench", "redis.log"} {
+			if b, err := os.ReadFile(filepath.Join(dir, name)); err == nil && t.Failed() {
+				t.Logf("%s: %s", name, b) // why bash has left, if it did by itself
+			}
+		}
+	})
 	r.WaitReady()
 	c, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", port))
 	if err != nil {
