@@ -15,11 +15,6 @@ var errMoving = errors.New("more comes to wait in it while it is looked at")
 // stillConn reads a connection at one moment: packets come from outside although the tree stands
 // still, until the window is full.
 func (s *Scene) stillConn(f *Found) (in tcpInfo, q *tcpQueues, err error) {
-	if s.peeked == nil {
-		if err := s.peekAll(); err != nil {
-			return in, nil, err
-		}
-	}
 	if q := s.quiet[f]; q != nil {
 		return f.known.tcp.info, q, nil
 	}
@@ -51,30 +46,28 @@ const (
 	peekBytes = 8 << 20
 )
 
-// peekAll looks at all connections that are kept, those to the outside when their packets are kept away.
+// peekAll looks once at all connections that are kept, those to the outside when their packets are kept away.
 func (s *Scene) peekAll() error {
+	if s.peeked != nil {
+		return nil
+	}
 	if err := s.hush(); err != nil {
 		return err
 	}
 	s.peeked, s.quiet = map[*Found]*tcpPeek{}, map[*Found]*tcpQueues{}
-	var quiet, others []*Found
+	s.peekQuiet()
+	var batch []*tcpPeek
+	size := 0
 	for _, f := range s.connected() {
+		if s.quiet[f] != nil {
+			continue
+		}
+		f.askAgain()
 		in, err := f.tcpInfo()
 		if err != nil || in.state == tcpClose || in.state == stateListen {
 			continue
 		}
 		if _, why := f.connection(s, in); why != "" {
-			continue
-		}
-		if others = append(others, f); f.quiet() {
-			quiet = append(quiet, f)
-		}
-	}
-	s.peekQuiet(quiet)
-	var batch []*tcpPeek
-	size := 0
-	for _, f := range others {
-		if s.quiet[f] != nil {
 			continue
 		}
 		p, err := newPeek(f.FD)

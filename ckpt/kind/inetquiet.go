@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/kmem"
@@ -44,19 +44,26 @@ func (f *Found) tcpInfo() (tcpInfo, error) {
 // quiet reports whether f is a connection that was quiet in the look, and had not changed when the tree stood still.
 func (f *Found) quiet() bool { return f.known != nil && f.known.tcp != nil && f.known.tcp.quiet }
 
+// askAgain forgets what a look has found that packets of somebody outside may have changed since.
+func (f *Found) askAgain() {
+	if f.known != nil && f.known.tcp != nil {
+		now := *f.known
+		now.tcp = nil
+		f.known = &now
+	}
+}
+
 // peekQuiet reads the connections that are quiet still. Others are left for runPeeks, and all if the memory cannot be
 // read.
-func (s *Scene) peekQuiet(all []*Found) {
+func (s *Scene) peekQuiet() {
 	byStruct := map[string][]*Found{}
-	for _, f := range all {
-		byStruct[f.known.in] = append(byStruct[f.known.in], f)
+	for _, f := range s.connected() {
+		if f.quiet() && f.known.memo.tcp {
+			byStruct[f.known.in] = append(byStruct[f.known.in], f)
+		}
 	}
 	for in, files := range byStruct {
-		m := files[0].known.memo.mem
-		if tcpProven(m) != nil {
-			return
-		}
-		layout, err := m.TCPLayout(in)
+		layout, err := files[0].known.memo.mem.TCPLayout(in)
 		if err != nil {
 			return
 		}
@@ -80,7 +87,7 @@ type tcpClock struct {
 }
 
 // of is TCP_TIMESTAMP of a connection. Since Linux 6.7 its lowest bit tells the unit, so it may be a millisecond
-// or two too late here, never too early: a peer would take that for an old packet.
+// or two too late here, but never earlier than the kernel itself tells: a peer would take that for an old packet.
 func (c *tcpClock) of(fd int, t *kmem.TCP) (uint32, error) {
 	if !t.Micro && time.Since(c.since) < time.Millisecond {
 		return (c.now + t.TimeOff + 1) &^ 1, nil
@@ -108,23 +115,24 @@ func quietQueues(fd int, t *kmem.TCP, clock *tcpClock) *tcpQueues {
 	return q
 }
 
-var provenTCP struct {
-	once sync.Once
-	err  error
-}
+// provenTCP says that the memory tells of TCP what repair mode does.
+var provenTCP atomic.Bool
 
-// tcpProven looks at a connection of our own in both ways.
-func tcpProven(m *kmem.Memory) error {
-	provenTCP.once.Do(func() { provenTCP.err = proveTCP(m) })
-	return provenTCP.err
-}
-
+// proveTCP looks at a connection of our own in both ways, the first time. It is for a look: it may wait, half a second
+// if a firewall is on the loopback device.
 func proveTCP(m *kmem.Memory) error {
+	if provenTCP.Load() {
+		return nil
+	}
 	l, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(l)
+	patience := unix.Timeval{Usec: 100_000} // for accept(2), and for recv(2) of what it returns
+	if err := unix.SetsockoptTimeval(l, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
+		return err
+	}
 	if err := errors.Join(unix.Bind(l, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(l, 1)); err != nil {
 		return err
 	}
@@ -137,6 +145,9 @@ func proveTCP(m *kmem.Memory) error {
 		return err
 	}
 	defer unix.Close(c)
+	if err := unix.SetsockoptTimeval(c, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &patience); err != nil { // also for connect(2)
+		return err
+	}
 	if err := unix.Connect(c, to); err != nil {
 		return err
 	}
@@ -152,13 +163,20 @@ func proveTCP(m *kmem.Memory) error {
 	if _, _, err := unix.Recvfrom(a, b, unix.MSG_WAITALL); err != nil {
 		return err
 	}
-	return errors.Join(sameTCP(m, c), sameTCP(m, a))
+	if err := errors.Join(sameTCP(m, c), sameTCP(m, a)); err != nil {
+		return err
+	}
+	provenTCP.Store(true)
+	return nil
 }
 
 // sameTCP compares what the memory and repair mode tell of a connection of our own in which nothing waits.
 func sameTCP(m *kmem.Memory, fd int) error {
 	clock := tcpClock{}
-	for range 100 { // the last acknowledgement may be on its way
+	for try := range 100 { // the last acknowledgement may be on its way
+		if try > 0 {
+			time.Sleep(time.Millisecond)
+		}
 		p, err := newPeek(fd)
 		if err != nil {
 			return err

@@ -40,7 +40,7 @@ func loopPair(t *testing.T, to unix.Sockaddr) [2]int {
 func TestQuietConnections(t *testing.T) {
 	m, err := kmem.Open()
 	must(t, err)
-	must(t, tcpProven(m))
+	must(t, proveTCP(m))
 	for _, c := range []struct {
 		in string
 		to unix.Sockaddr

@@ -118,13 +118,25 @@ func (r *inetRec) readTCP(f *Found, s *Scene) (data []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if in.state == stateListen {
+		r.Listening, r.Backlog = true, in.backlog
+		return nil, nil
+	}
+	// What is outside sends until its packets are kept away. What has come since Check counts, or is refused now.
+	if err := s.peekAll(); err != nil {
+		return nil, err
+	}
+	if err := image.Refusals(f.tcpFindings(s)); err != nil {
+		return nil, err
+	}
+	if in, err = f.tcpInfo(); err != nil {
+		return nil, err
+	}
 	ready, err := f.polled(unix.POLLRDHUP)
 	if err != nil {
 		return nil, err
 	}
 	switch {
-	case in.state == stateListen:
-		r.Listening, r.Backlog = true, in.backlog
 	case in.state == tcpClose && ready&unix.POLLRDHUP != 0 && len(r.Name) > 0:
 		r.Ended = endedOver
 		if n := queued(f.FD, unix.TIOCINQ); n > 0 {

@@ -138,11 +138,14 @@ func (r *mqueueRec) mayFill(fd int, want []mqMessage, data []byte, e *Env) (bool
 // mqHolder is another process that has a queue open, or 0. Who only looks at it for a moment, as cat(1) does, is
 // waited for.
 func mqHolder(st *unix.Stat_t) (pid int) {
-	for range 10 {
+	const tries, pause = 10, 50 * time.Millisecond
+	for try := range tries {
+		if try > 0 {
+			time.Sleep(pause)
+		}
 		if pid = mqHolderNow(st); pid == 0 {
 			return 0
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 	return pid
 }

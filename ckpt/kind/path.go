@@ -161,7 +161,11 @@ func (id *identity) changed(now *unix.Stat_t) string {
 }
 
 // verdict joins what was found about a path: an error under files=strict, a warning otherwise.
-func verdict(path string, strict bool, whats ...string) (warn string, err error) {
+func verdict(path string, strict bool, replaced string, whats ...string) (warn string, err error) {
+	if replaced != "" && throughLink(path) {
+		return "", fmt.Errorf("open file %s %s, and its path leads through a symbolic link, which it did not when it was opened; put the old file back", path, replaced)
+	}
+	whats = append([]string{replaced}, whats...)
 	var said []string
 	for _, w := range whats {
 		if w != "" {

@@ -156,11 +156,7 @@ func (r *regularRec) judge(rec *image.File, fd int, now *unix.Stat_t, strict boo
 		return "", fmt.Errorf("open file %s has %d bytes now, but it was being read or written at offset %d; put the old content back",
 			rec.Path, now.Size, rec.Pos)
 	}
-	replaced := r.replaced(now)
-	if replaced != "" && throughLink(rec.Path) {
-		return "", fmt.Errorf("open file %s %s, and its path leads through a symbolic link, which it did not when it was opened; put the old file back", rec.Path, replaced)
-	}
-	return verdict(rec.Path, strict, replaced, r.changed(now))
+	return verdict(rec.Path, strict, r.replaced(now), r.changed(now))
 }
 
 // openPath opens the path of rec with its flags and says what was opened. It looks first:

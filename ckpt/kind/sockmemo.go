@@ -18,6 +18,7 @@ const fewestSockets = 24
 // SockMemo is what a look has learned of sockets.
 type SockMemo struct {
 	mem *kmem.Memory
+	tcp bool                     // it tells of TCP connections what repair mode does, see peekQuiet
 	by  map[[2]uint64]*sockState // by device and inode
 }
 
@@ -108,12 +109,15 @@ func RememberSockets(s *Scene) *SockMemo {
 	if err != nil {
 		return nil
 	}
+	quiet := false
 	for i, f := range kept {
 		if asked[i] == nil && before[i] != nil && bytes.Equal(before[i], after[i]) {
 			states[i].memory = after[i]
 			m.by[[2]uint64{f.Stat.Dev, f.Stat.Ino}] = states[i]
+			quiet = quiet || states[i].tcp != nil && states[i].tcp.quiet
 		}
 	}
+	m.tcp = quiet && proveTCP(mem) == nil // else all are asked in repair mode
 	return m
 }
 

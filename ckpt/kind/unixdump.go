@@ -30,7 +30,7 @@ func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
 	}
 	ready, err := f.polled(unix.POLLIN | unix.POLLPRI)
 	if err != nil {
-		return err
+		return fmt.Errorf("poll: %w", err)
 	}
 	data, msgs, err := peekQueue(f.FD, uint8(r.Type), ready)
 	if err == nil {

@@ -28,7 +28,7 @@ func InFlight(f *Found) ([]int, error) {
 	}
 	ready, err := f.polled(unix.POLLIN | unix.POLLPRI)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("poll: %w", err)
 	}
 	_, msgs, err := peekQueue(f.FD, uint8(typ), ready)
 	var fds []int
