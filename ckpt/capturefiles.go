@@ -33,7 +33,7 @@ func (c *Checkpoint) readFiles(s *survey, pids []int) (got captured, err error) 
 	step := c.op.Step("files", s.root)
 	fds := 0
 	defer func() { step.Count("fds", int64(fds)).Count("files", int64(len(got.files))).End(err) }()
-	set, err := collectFiles(c.tables, true, s.socks)
+	set, err := collectFiles(c.tables, c.tr.tids(), s.socks)
 	if err != nil {
 		return got, err
 	}
@@ -42,7 +42,7 @@ func (c *Checkpoint) readFiles(s *survey, pids []int) (got captured, err error) 
 	}
 	defer set.close()
 	sc := s.scene(set) // with the answers about other processes that the look has got
-	sc.Still = true
+	sc.Still, sc.Tracers = true, c.tr.tids()
 	if c.o.After != Resume || c.frozen {
 		sc.Hush = c.hush
 	}

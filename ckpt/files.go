@@ -43,9 +43,10 @@ type fileSet struct {
 }
 
 // collectFiles fetches the descriptors of the tables and finds out which of them share an
-// open file description. With frozen false, descriptors and processes that vanish meanwhile
-// are left out. The caller closes the set.
-func collectFiles(t *tables, frozen bool, memo *kind.SockMemo) (*fileSet, error) {
+// open file description. tracers are those of our threads that keep the tree still; without
+// any it runs, and descriptors and processes that vanish meanwhile are left out. The caller closes the set.
+func collectFiles(t *tables, tracers []int, memo *kind.SockMemo) (*fileSet, error) {
+	frozen := len(tracers) > 0
 	s := &fileSet{tables: t, foldAt: roomForFiles(), slots: map[int][]*slot{}, byFile: map[uint64]*slot{}}
 	if frozen {
 		s.readTables()
@@ -74,7 +75,7 @@ func collectFiles(t *tables, frozen bool, memo *kind.SockMemo) (*fileSet, error)
 	if !frozen {
 		return s, nil
 	}
-	if err := s.addInFlight(); err != nil {
+	if err := s.addInFlight(tracers); err != nil {
 		s.close()
 		return nil, err
 	}

@@ -37,7 +37,7 @@ func TestCollectFilesFindsSharedDescriptions(t *testing.T) {
 		t.Cleanup(func() { unix.Close(fd) })
 		events = append(events, fd)
 	}
-	set, err := collectFiles(&tables{ids: []int{os.Getpid()}}, false, nil)
+	set, err := collectFiles(&tables{ids: []int{os.Getpid()}}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,12 +14,13 @@ import (
 const maxInFlight = 4096
 
 // addInFlight adds the files that are under way in unix sockets and that no process has open.
-func (s *fileSet) addInFlight() error {
+func (s *fileSet) addInFlight(tracers []int) error {
+	sc := &kind.Scene{Files: s.found, Still: true, Tracers: tracers}
 	tables := len(s.found)
 	for i := 0; i < len(s.found); i++ {
 		f := s.found[i]
 		at := f.Place()
-		fds, _ := kind.InFlight(f) // what is wrong with the queue is refused when it is dumped
+		fds, _ := sc.InFlight(f) // what is wrong with the queue is refused when it is dumped
 		var err error
 		for n, fd := range fds {
 			if err == nil {

@@ -279,7 +279,7 @@ func (s *survey) lookAtFiles() error {
 	if !s.vforking() {
 		s.findings = append(s.findings, t.check(s.procs[0].stat.PPID)...)
 	}
-	set, err := collectFiles(t, false, nil)
+	set, err := collectFiles(t, nil, nil)
 	if err != nil {
 		return err
 	}

@@ -36,6 +36,14 @@ func newTracers(processes int) *tracers {
 // first is the tracer that directs.
 func (ts *tracers) first() *ptrace.Tracer { return ts.all[0] }
 
+// tids are the thread ids of them.
+func (ts *tracers) tids() (all []int) {
+	for _, t := range ts.all {
+		all = append(all, t.TID())
+	}
+	return all
+}
+
 // Do runs f on the tracer that directs.
 func (ts *tracers) Do(f func() error) error { return ts.first().Do(f) }
 

@@ -25,7 +25,7 @@ func (s *Scene) stillConn(f *Found) (in tcpInfo, q *tcpQueues, err error) {
 			if p, err = newPeek(f.FD); err != nil {
 				return in, nil, err
 			}
-			if err := runPeeks(p); err != nil {
+			if err := s.runPeeks(p); err != nil {
 				return in, nil, err
 			}
 		}
@@ -77,13 +77,13 @@ func (s *Scene) peekAll() error {
 		s.peeked[f] = p
 		batch, size = append(batch, p), size+len(p.send)+len(p.recv)
 		if len(batch) == peekBatch || size >= peekBytes {
-			if err := runPeeks(batch...); err != nil {
+			if err := s.runPeeks(batch...); err != nil {
 				return err
 			}
 			batch, size = nil, 0
 		}
 	}
-	return runPeeks(batch...)
+	return s.runPeeks(batch...)
 }
 
 // tcpQueues is what a socket tells in repair mode.
@@ -155,12 +155,12 @@ const (
 )
 
 // runPeeks looks.
-func runPeeks(peeks ...*tcpPeek) error {
+func (s *Scene) runPeeks(peeks ...*tcpPeek) error {
 	var calls []call
 	for _, p := range peeks {
 		calls = append(calls, p.calls...)
 	}
-	err := runApart(calls)
+	err := s.runApart(calls)
 	runtime.KeepAlive(peeks)
 	for _, p := range peeks {
 		calls = calls[copy(p.calls, calls):]

@@ -181,7 +181,7 @@ func sameTCP(m *kmem.Memory, fd int) error {
 		if err != nil {
 			return err
 		}
-		if err := runPeeks(p); err != nil {
+		if err := (&Scene{}).runPeeks(p); err != nil {
 			return err
 		}
 		want, err := p.result()

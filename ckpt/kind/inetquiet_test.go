@@ -87,7 +87,7 @@ func TestQuietConnections(t *testing.T) {
 			for fd, q := range got {
 				p, err := newPeek(fd)
 				must(t, err)
-				must(t, runPeeks(p))
+				must(t, (&Scene{}).runPeeks(p))
 				want, err := p.result()
 				must(t, err)
 				if q.sendSeq != want.sendSeq || q.recvSeq != want.recvSeq || q.mss != want.mss || !bytes.Equal(q.window, want.window) || len(want.send)+len(want.recv) != 0 {

@@ -163,6 +163,8 @@ type Scene struct {
 	// Hush keeps the packets of connections away until the tree goes on, or, if it is killed, until
 	// its restore; nil: it goes on at once, and nothing is to be noticed by anybody.
 	Hush func([]netlock.Conn) error
+	// Tracers are those of our threads that keep the tree still.
+	Tracers []int
 	// Still says that the tree stands still, and that Files has those that are under way, too.
 	Still bool
 	// Rings has every io_uring that a look has found; true: it had no requests in flight when the tree had just been

@@ -28,6 +28,10 @@ const (
 //go:norace
 //go:nocheckptr
 func queuesChild(q *queues) {
+	for i := range q.holds {
+		c := &q.hold[i]
+		syscall.RawSyscall6(c.nr, c.args[0], c.args[1], c.args[2], c.args[3], c.args[4], c.args[5])
+	}
 	q.call(stepFlags, unix.SYS_FCNTL, uintptr(q.master), unix.F_SETFL, q.flags|unix.O_NONBLOCK)
 	if q.packet {
 		q.mode(0)

@@ -26,9 +26,11 @@ const (
 	maxWritten = 64 << 10
 )
 
-// queues is what is read from both ends of one terminal. It lies on the heap, and has no pointers.
+// queues is what is read from both ends of one terminal. It lies on the heap, and has no pointers to follow.
 type queues struct {
-	master, slave int32 // descriptors, the slave's with O_NONBLOCK
+	master, slave int32    // descriptors, the slave's with O_NONBLOCK
+	hold          [16]call // see holdCalls
+	holds         int
 	flags         uintptr
 	packet        bool
 	canonical     bool
@@ -56,7 +58,7 @@ func readQueues(f *Found, slave string, r *ptyRec, s *Scene) (*queues, error) {
 	if err != nil {
 		return nil, fmt.Errorf("FIONREAD: %w", err)
 	}
-	fd, err := openLocked(f.FD, r.Locked)
+	fd, err := s.openLocked(f.FD, r.Locked)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +85,7 @@ func readQueues(f *Found, slave string, r *ptyRec, s *Scene) (*queues, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, fmt.Errorf("fstat: %w", err)
 	}
-	err = drainQueues(q)
+	err = s.drainQueues(q)
 	if terr := unix.UtimesNanoAt(fd, "", []unix.Timespec{st.Atim, st.Mtim}, unix.AT_EMPTY_PATH); err == nil && terr != nil {
 		err = fmt.Errorf("set the times of %s: %w", slave, terr)
 	}
@@ -95,7 +97,7 @@ func readQueues(f *Found, slave string, r *ptyRec, s *Scene) (*queues, error) {
 
 // openLocked opens the slave of a master, also one that is locked (TIOCSPTLCK): the lock is back even if we are
 // killed meanwhile.
-func openLocked(master int, locked bool) (int, error) {
+func (s *Scene) openLocked(master int, locked bool) (int, error) {
 	const flags = unix.O_RDWR | unix.O_NONBLOCK
 	if !locked {
 		return openPeer(master, flags)
@@ -106,7 +108,7 @@ func openLocked(master int, locked bool) (int, error) {
 		{nr: unix.SYS_IOCTL, args: [6]uintptr{uintptr(master), unix.TIOCGPTPEER, flags | unix.O_NOCTTY | unix.O_CLOEXEC}},
 		{nr: unix.SYS_IOCTL, args: [6]uintptr{uintptr(master), unix.TIOCSPTLCK, uintptr(unsafe.Pointer(&set[1]))}},
 	}
-	err := runApart(calls)
+	err := s.runApart(calls)
 	runtime.KeepAlive(set)
 	if err == nil {
 		err = calls[1].err()
@@ -200,12 +202,13 @@ func canPush() error {
 }
 
 // drainQueues reads everything, puts it back, and waits until that is done.
-func drainQueues(q *queues) error {
+func (s *Scene) drainQueues(q *queues) error {
 	flags, err := unix.FcntlInt(uintptr(q.master), unix.F_GETFL, 0)
 	if err != nil {
 		return fmt.Errorf("F_GETFL: %w", err)
 	}
 	q.flags = uintptr(flags)
+	q.holds = copy(q.hold[:], s.holdCalls())
 	if err := waitApart(apartQueues(q)); err != nil {
 		return err
 	}

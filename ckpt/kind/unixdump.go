@@ -32,7 +32,7 @@ func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
 	if err != nil {
 		return fmt.Errorf("poll: %w", err)
 	}
-	data, msgs, err := peekQueue(f.FD, uint8(r.Type), ready)
+	data, msgs, err := s.peekQueue(f.FD, uint8(r.Type), ready)
 	if err == nil {
 		defer closeMsgs(msgs)
 		err = s.unsendable(r, msgs)

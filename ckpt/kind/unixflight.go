@@ -14,7 +14,7 @@ import (
 
 // InFlight returns descriptors of ours of the files that wait in the queue of f, if it is a unix
 // socket. The processes of the tree must stand still.
-func InFlight(f *Found) ([]int, error) {
+func (s *Scene) InFlight(f *Found) ([]int, error) {
 	if !(unixSock{}).Match(f) || f.Info.SCMFDs == 0 {
 		return nil, nil
 	}
@@ -30,7 +30,7 @@ func InFlight(f *Found) ([]int, error) {
 	if err != nil {
 		return nil, fmt.Errorf("poll: %w", err)
 	}
-	_, msgs, err := peekQueue(f.FD, uint8(typ), ready)
+	_, msgs, err := s.peekQueue(f.FD, uint8(typ), ready)
 	var fds []int
 	for i := range msgs {
 		fds = append(fds, msgs[i].fds...)

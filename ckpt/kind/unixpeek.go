@@ -56,7 +56,7 @@ const (
 // seen only through SO_PEEK_OFF, and credentials only with SO_PASSCRED, so these are set and put back
 // by runApart. The processes of the tree must stand still. The files that are under way are
 // among our own descriptors afterwards.
-func peekQueue(fd int, typ uint8, ready int16) (data []byte, all []unixMsg, err error) {
+func (s *Scene) peekQueue(fd int, typ uint8, ready int16) (data []byte, all []unixMsg, err error) {
 	defer func() {
 		if err != nil {
 			closeMsgs(all)
@@ -66,7 +66,7 @@ func peekQueue(fd int, typ uint8, ready int16) (data []byte, all []unixMsg, err 
 	if ready&unix.POLLIN == 0 {
 		return nil, nil, nil
 	}
-	p, err := newPeeker(fd, typ)
+	p, err := newPeeker(s, fd, typ)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -131,6 +131,7 @@ func polled(fd int, events int16) (int16, error) {
 
 // peeker looks at the queue of one socket. What the kernel writes to lies on the heap.
 type peeker struct {
+	scene   *Scene
 	fd      int
 	stream  bool
 	queued  int // bytes in it, or in the first message (FIONREAD)
@@ -143,8 +144,8 @@ type peeker struct {
 	opts    []int
 }
 
-func newPeeker(fd int, typ uint8) (*peeker, error) {
-	p := &peeker{fd: fd, stream: typ == unix.SOCK_STREAM, control: make([]byte, maxControl), name: new([unix.SizeofSockaddrUnix]byte),
+func newPeeker(s *Scene, fd int, typ uint8) (*peeker, error) {
+	p := &peeker{scene: s, fd: fd, stream: typ == unix.SOCK_STREAM, control: make([]byte, maxControl), name: new([unix.SizeofSockaddrUnix]byte),
 		iov: new(unix.Iovec), hdr: new(unix.Msghdr)}
 	var err error
 	if p.queued, err = unix.IoctlGetInt(fd, unix.TIOCINQ); err != nil {
@@ -203,7 +204,7 @@ func (p *peeker) look(off int, to []byte, creds bool) (m unixMsg, data []byte, e
 	for i := range p.opts {
 		set(i, 1)
 	}
-	err = runApart(calls)
+	err = p.scene.runApart(calls)
 	runtime.KeepAlive(p)
 	if err != nil {
 		return m, nil, err

@@ -53,7 +53,7 @@ func TestUnixEmpty(t *testing.T) {
 		must(t, unix.SetsockoptInt(b, unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
 		sendAll(t, a, []byte("other"))
 		for range 2 {
-			_, msgs, err := peekQueue(b, uint8(typ), waitsIn(t, b))
+			_, msgs, err := (&Scene{}).peekQueue(b, uint8(typ), waitsIn(t, b))
 			if err != nil || len(msgs) < 2 || msgs[0].Len != 0 {
 				t.Errorf("%v %v", msgs, err)
 			}
@@ -108,7 +108,7 @@ func TestPeekHelper(t *testing.T) {
 	}
 	for i := range 1_000_000 {
 		for fd, typ := range map[int]uint8{3: unix.SOCK_STREAM, 4: unix.SOCK_SEQPACKET} {
-			_, msgs, err := peekQueue(fd, typ, waitsIn(t, fd))
+			_, msgs, err := (&Scene{}).peekQueue(fd, typ, waitsIn(t, fd))
 			if err != nil || len(msgs) != 3 {
 				t.Fatal(msgs, err)
 			}
@@ -118,16 +118,6 @@ func TestPeekHelper(t *testing.T) {
 			fmt.Println("it looks")
 		}
 	}
-}
-
-// TestApart runs calls, all of them.
-func TestApart(t *testing.T) {
-	calls := []call{{nr: unix.SYS_GETPPID}, {nr: unix.SYS_CLOSE, args: [6]uintptr{^uintptr(0)}}, {nr: unix.SYS_GETPID}}
-	must(t, runApart(calls))
-	if calls[0].ret != os.Getpid() || calls[1].err() != unix.EBADF || calls[2].ret == os.Getpid() || calls[2].ret <= 0 {
-		t.Errorf("%+v", calls)
-	}
-	must(t, runApart(nil))
 }
 
 // waitsIn is what waits in a socket.

@@ -147,7 +147,7 @@ func (s *stage) fly() {
 	s.t.Helper()
 	for i := 0; i < len(s.scene.Files); i++ {
 		f := s.scene.Files[i]
-		fds, err := InFlight(f)
+		fds, err := s.scene.InFlight(f)
 		must(s.t, err)
 		for _, fd := range fds {
 			s.t.Cleanup(func() { unix.Close(fd) })

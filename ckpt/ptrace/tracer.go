@@ -92,6 +92,9 @@ func (t *Tracer) Do(f func() error) error {
 // Here reports whether the caller runs on the tracing thread, inside Do.
 func (t *Tracer) Here() bool { return unix.Gettid() == t.tid }
 
+// TID is the thread id of the tracing thread.
+func (t *Tracer) TID() int { return t.tid }
+
 // Close ends the tracing thread. The kernel detaches every tracee that is left, whatever
 // it is doing (those seized with PTRACE_O_EXITKILL are killed). It must not be called
 // inside Do, nor while another goroutine calls Do.
