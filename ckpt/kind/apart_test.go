@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -73,6 +74,34 @@ func TestApartHolds(t *testing.T) {
 	}
 }
 
+// TestApartLate kills a tracer before its process of runApart could hold it: nothing is changed any more.
+func TestApartLate(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		made := filepath.Join(t.TempDir(), "made")
+		tracer := exec.Command("/proc/self/exe", "-test.run=TestApartHelper")
+		tracer.Env = append(os.Environ(), fmt.Sprintf("CKPTFS_APART=%s %d", made, os.Getpid()))
+		out, err := tracer.StdoutPipe()
+		must(t, err)
+		must(t, tracer.Start())
+		line, err := bufio.NewReader(out).ReadString('\n')
+		must(t, err)
+		var apart int
+		if _, err := fmt.Sscanf(line, "apart %d", &apart); err != nil {
+			t.Fatal(line)
+		}
+		if killed {
+			must(t, tracer.Process.Kill())
+		}
+		_ = tracer.Wait() // killed or not
+		for s := stateOf(apart); s != "" && s != "Z" && s != "X"; s = stateOf(apart) {
+			time.Sleep(time.Millisecond)
+		}
+		if _, err := os.Stat(made); killed != os.IsNotExist(err) {
+			t.Errorf("killed %v: %v", killed, err)
+		}
+	}
+}
+
 // stateOf is the state of a process in /proc/PID/stat, or "" if there is none.
 func stateOf(pid int) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -89,6 +118,18 @@ func TestApartHelper(t *testing.T) {
 	if n, _ := fmt.Sscanf(os.Getenv("CKPTFS_APART"), "%s %d", &how, &pid); n != 2 {
 		return
 	}
+	pause := &unix.Timespec{Nsec: 300e6}
+	slow := []call{{nr: unix.SYS_NANOSLEEP, args: [6]uintptr{uintptr(unsafe.Pointer(pause))}}}
+	defer runtime.KeepAlive(pause)
+	if filepath.IsAbs(how) { // TestApartLate
+		path := []byte(how + "\x00")
+		r := (&Scene{}).newApart([]call{{nr: unix.SYS_MKDIR, args: [6]uintptr{uintptr(unsafe.Pointer(&path[0])), 0o700}}}, nil)
+		r.hold = append(slow, r.hold...)
+		go sayApart(pid)
+		must(t, r.run())
+		runtime.KeepAlive(path)
+		return
+	}
 	traces := make(chan int)
 	go func() {
 		runtime.LockOSThread()
@@ -101,23 +142,22 @@ func TestApartHelper(t *testing.T) {
 		select {}
 	}()
 	s := &Scene{Tracers: []int{<-traces}}
-	pause := &unix.Timespec{Nsec: 300e6}
-	slow := []call{{nr: unix.SYS_NANOSLEEP, args: [6]uintptr{uintptr(unsafe.Pointer(pause))}}}
-	go func() {
-		for stateOf(pid) != "" { // until this process is killed
-			b, _ := exec.Command("pgrep", "-P", fmt.Sprint(os.Getpid())).Output()
-			if len(b) > 0 {
-				fmt.Printf("apart %s", b)
-				return
-			}
-		}
-	}()
+	go sayApart(pid)
 	if how == "queues" {
-		q := &queues{}
-		q.holds = copy(q.hold[:], append(s.holdCalls(), slow...))
-		must(t, waitApart(apartQueues(q)))
+		r := s.newApart(nil, &queues{})
+		r.hold = append(r.hold, slow...)
+		must(t, r.run())
 		return
 	}
 	must(t, s.runApart(slow))
-	runtime.KeepAlive(pause)
+}
+
+// sayApart prints the pid of a process of runApart.
+func sayApart(pid int) {
+	for stateOf(pid) != "" { // until this process is killed
+		if b, _ := exec.Command("pgrep", "-P", fmt.Sprint(os.Getpid())).Output(); len(b) > 0 {
+			fmt.Printf("apart %s", b)
+			return
+		}
+	}
 }

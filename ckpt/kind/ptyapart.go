@@ -7,9 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What stands here runs in a child that shares our memory and stack while this thread waits (vfork), as
-// package syscall starts programs: no function may grow the stack, allocate, store pointers or call the
-// runtime. Nothing but SIGKILL for that child itself stops it.
+// What stands here runs in a process of its own, and has the limits of apartChild.
 
 // The steps of queues, for queues.step.
 const (
@@ -21,17 +19,12 @@ const (
 	stepFlags
 )
 
-// queuesChild is called by apart_amd64.s in the child.
+// drain takes everything out of both queues, and puts it back.
 //
-//lint:ignore U1000 no Go code calls it
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func queuesChild(q *queues) {
-	for i := range q.holds {
-		c := &q.hold[i]
-		syscall.RawSyscall6(c.nr, c.args[0], c.args[1], c.args[2], c.args[3], c.args[4], c.args[5])
-	}
+func (q *queues) drain() {
 	q.call(stepFlags, unix.SYS_FCNTL, uintptr(q.master), unix.F_SETFL, q.flags|unix.O_NONBLOCK)
 	if q.packet {
 		q.mode(0)

@@ -26,11 +26,9 @@ const (
 	maxWritten = 64 << 10
 )
 
-// queues is what is read from both ends of one terminal. It lies on the heap, and has no pointers to follow.
+// queues is what is read from both ends of one terminal. It lies on the heap, and has no pointers.
 type queues struct {
-	master, slave int32    // descriptors, the slave's with O_NONBLOCK
-	hold          [16]call // see holdCalls
-	holds         int
+	master, slave int32 // descriptors, the slave's with O_NONBLOCK
 	flags         uintptr
 	packet        bool
 	canonical     bool
@@ -208,8 +206,7 @@ func (s *Scene) drainQueues(q *queues) error {
 		return fmt.Errorf("F_GETFL: %w", err)
 	}
 	q.flags = uintptr(flags)
-	q.holds = copy(q.hold[:], s.holdCalls())
-	if err := waitApart(apartQueues(q)); err != nil {
+	if err := s.newApart(nil, q).run(); err != nil {
 		return err
 	}
 	if q.lost > 0 {
