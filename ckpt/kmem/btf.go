@@ -42,6 +42,7 @@ var used = map[string]bool{"fdtable": true, "file": true, "file_operations": tru
 	"mqueue_inode_info": true, "msg_msg": true, "msg_msgseg": true, "posix_msg_tree_node": true, "rb_node": true,
 	"pid": true, "signal_struct": true, "task_struct": true,
 	"bpf_array": true, "kioctx": true, "kioctx_cpu": true, "kioctx_table": true, "mm_struct": true, "mount": true, "packet_fanout": true, "packet_sock": true, "inet_connection_sock": true, "inet_sock": true, "ipv6_pinfo": true, "raw6_sock": true, "raw_sock": true, "sock": true, "socket": true,
+	"mptcp_sock": true, "page": true, "request_sock": true, "sk_buff": true, "sk_buff_head": true, "skb_shared_info": true, "socket_alloc": true, "tcp_skb_cb": true, "unix_skb_parms": true,
 	"tcp6_sock": true, "tcp_sock": true, "udp6_sock": true, "timer_list": true, "udp_sock": true, "unix_sock": true}
 
 // types finds members of structures.

@@ -26,7 +26,12 @@ type Memory struct {
 	page  []byte // the value of the program's map, see request
 	types *types
 	bulk  bulk
-	cpus  struct {
+
+	pageSum    sync.Once // see pages
+	pageSumIs  pageSum
+	pageSumErr error
+
+	cpus struct {
 		mu      sync.Mutex
 		offsets []uint64 // see cpuOffsets
 	}

@@ -61,15 +61,17 @@ func (m *Memory) leader(pid int) (uint64, error) {
 	return leader, w.err
 }
 
+// upidSize is the size of struct upid: nr and ns.
+const upidSize = 16
+
 // PID is the id of a task in its own pid namespace.
 func (m *Memory) PID(task uint64) (int, error) {
 	w := walk{m: m}
 	id := w.get(task, "task_struct.thread_pid")
 	level := w.get(id, "pid.level")
-	size := uint64(16) // struct upid: nr and ns
 	var b [4]byte
 	if w.err == nil {
-		w.err = m.Read(id+w.off("pid.numbers")+size*level, b[:])
+		w.err = m.Read(id+w.off("pid.numbers")+upidSize*level, b[:])
 	}
 	return int(int32(uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24)), w.err
 }
