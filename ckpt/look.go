@@ -35,6 +35,7 @@ type survey struct {
 	policy   policy.Set
 	procs    []*looked // parents before children
 	findings []image.Finding
+	passing  lasting // see fleeting; nil: the last looks have all found the same
 	out      *outside
 	rings    map[uint64]bool // every io_uring, see kind.Scene
 	order    kcmpOrder
@@ -142,6 +143,7 @@ func steadyLookFor(root int, set policy.Set, long time.Duration, looks int) (*su
 	since := time.Now()
 	s, err := look(root, set)
 	pause := time.Millisecond
+	seen := lasting{}
 	for try := 1; err == nil && try < looks && len(s.refusals()) > 0; try++ {
 		before := s.refusals()
 		time.Sleep(pause)
@@ -150,6 +152,10 @@ func steadyLookFor(root int, set policy.Set, long time.Duration, looks int) (*su
 		if s, err = look(root, set); err != nil {
 			break
 		}
+		seen.count(s.refusals())
+		if try == looks-1 {
+			s.passing = seen
+		}
 		if !slices.Equal(before, s.refusals()) {
 			since = again
 		} else if time.Since(since) >= long {
@@ -157,6 +163,27 @@ func steadyLookFor(root int, set policy.Set, long time.Duration, looks int) (*su
 		}
 	}
 	return s, err
+}
+
+// lasting counts in how many looks, up to the last one, each refusal has been found.
+type lasting map[string]int
+
+func (l lasting) count(refusals []string) {
+	for text := range l {
+		if !slices.Contains(refusals, text) {
+			delete(l, text)
+		}
+	}
+	for _, text := range refusals {
+		l[text]++
+	}
+}
+
+// fleeting reports whether something is refused of a descriptor that was not so for long, in a tree of which each look
+// refuses something else: where connections are made and closed all the time, it has always come upon some
+// halfway. What they are can only be said in the freeze.
+func (s *survey) fleeting(f image.Finding) bool {
+	return s.passing != nil && f.Severity == image.Refuse && f.FD != image.NoFD && s.passing[f.String()] < steadyLooks/2
 }
 
 // refusals are the sentences of what is refused.

@@ -169,7 +169,7 @@ func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 }
 
 // lookAccepted looks at a tree and fails if anything in it is refused. A vfork(2) is left to
-// the freeze, which can wait for its end.
+// the freeze, which can wait for its end, and so are descriptors that were not there a moment ago.
 func lookAccepted(op *steplog.Op, pid int, set policy.Set) (s *survey, err error) {
 	step := op.Step("look", pid)
 	defer func() { step.End(err) }()
@@ -184,7 +184,7 @@ func lookAccepted(op *steplog.Op, pid int, set policy.Set) (s *survey, err error
 		return nil, err
 	}
 	step.Count("processes", int64(len(s.procs)))
-	s.findings = slices.DeleteFunc(s.findings, func(f image.Finding) bool { return f.Kind == vforkKind })
+	s.findings = slices.DeleteFunc(s.findings, func(f image.Finding) bool { return f.Kind == vforkKind || s.fleeting(f) })
 	return s, image.Refusals(s.findings)
 }
 

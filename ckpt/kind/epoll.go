@@ -161,7 +161,7 @@ func epollWatched(f *Found, s *Scene) (all []watchedFile, errs []error) {
 		nth := seen[e.FD] // one number may have been added several times, for several files
 		seen[e.FD]++
 		w := watchedFile{entry: epollEntry{Num: e.FD, Events: e.Events, Data: e.Data}}
-		err := fmt.Errorf("its entry for fd %d watches a file that no process with this epoll has open any more", e.FD)
+		err := fmt.Errorf("its entry for fd %d watches a file (inode %d) that no process with this epoll has open any more", e.FD, e.Ino)
 		for _, sl := range f.Slots {
 			g := held[Slot{PID: sl.PID, Num: e.FD}]
 			if g == nil {

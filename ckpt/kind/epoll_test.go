@@ -178,7 +178,7 @@ func TestEpollRefusals(t *testing.T) {
 	must(t, image.Refusals(func() []image.Finding { s.add(ep, ev, keep); return s.check() }()))
 	s = newStage(t)
 	s.add(ep, ev, keep)[2].Slots[0].PID = 1 // only another process has the file
-	refused(t, s.check(), "its entry for fd "+itoa(ev)+" watches a file that no process with this epoll has open any more", "EPOLL_CTL_DEL")
+	refused(t, s.check(), "its entry for fd "+itoa(ev)+" watches a file (inode ", ") that no process with this epoll has open any more", "EPOLL_CTL_DEL")
 
 	// The new file under that number is watched too: one entry is right, one is not.
 	watch(t, ep, ev, unix.EPOLLIN, 2)

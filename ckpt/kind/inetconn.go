@@ -35,6 +35,8 @@ type tcpConn struct {
 	Orphan   bool   `cbor:"15,keyasint,omitempty"` // no process has the other end
 	Outside  bool   `cbor:"16,keyasint,omitempty"` // somebody outside the tree has it
 	Unsent   uint32 `cbor:"17,keyasint,omitempty"` // of SendLen, the last ones: those that were never sent
+	// Waits: the other end waits to be accepted by a socket of the tree, as the Waits-th. What has come there is in SendLen.
+	Waits uint32 `cbor:"18,keyasint,omitempty"`
 }
 
 // More of linux/tcp_states.h.
@@ -134,6 +136,8 @@ func (f *Found) findOtherEnd(s *Scene, protocol int) (at otherEnd, why string) {
 	}
 	if l, ok := lines[e.turned()]; ok {
 		switch {
+		case l.inode == 0 && (l.state == tcpEstablished || l.state == tcpCloseWait) && s.keptWaiting(e) != nil:
+			return inTree, ""
 		case l.inode == 0 && (l.state == tcpEstablished || l.state == tcpCloseWait):
 			return inTree, fmt.Sprintf("it is connected to %s, where it waits to be accepted", e.peer)
 		case l.inode == 0:
@@ -283,6 +287,8 @@ func (r *inetRec) validConn() error {
 		return fmt.Errorf("%d and %d bytes wait in it", c.SendLen, c.RecvLen)
 	case c.SndScale > 14 || c.RcvScale > 14: // TCP_MAX_WSCALE of net/tcp.h
 		return fmt.Errorf("its windows have the scales %d and %d", c.SndScale, c.RcvScale)
+	case c.Waits > 0 && (c.Waits > 1<<20 || c.Outside || c.Orphan || c.GotFIN || c.RecvLen > 0):
+		return errors.New("it cannot wait to be accepted")
 	case c.Outside && c.Orphan || c.Unsent > c.SendLen:
 		return errors.New("it cannot be both what it is")
 	case c.MSS < minMSS || c.MSS > 1<<16:

@@ -133,19 +133,7 @@ func (n *tcpNode) goOn() error {
 	if err != nil {
 		return err
 	}
-	how := -1
-	switch {
-	case c.SentFIN && c.ShutRead:
-		how = unix.SHUT_RDWR
-	case c.SentFIN:
-		how = unix.SHUT_WR
-	case c.ShutRead:
-		how = unix.SHUT_RD
-	}
-	if how < 0 {
-		return nil
-	}
-	if err := unix.Shutdown(n.fd, how); err != nil && err != unix.ENOTCONN {
+	if err := n.shutAsWas(); err != nil && err != unix.ENOTCONN {
 		return fmt.Errorf("shutdown: %w", err)
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 // tcpWorld makes the TCP sockets of an image that has connections, all at once:
 //
 //  1. What lingers of the old connections is ended, and the sockets that listen or are bound are made.
+//     Connections that wait to be accepted are made as at the first time (inetqueue.go).
 //  2. Each end is made in repair mode: bound, connected without a packet, with what waits to be read.
 //     It begins to send where the other end's received bytes stop.
 //  3. Repair mode ends. What waits to be sent is sent, to the other end, which is there by now; then
@@ -35,6 +36,9 @@ type tcpNode struct {
 	fd   int      // ours
 	peer *tcpNode // nil: it is no connection
 	temp bool     // an other end that nobody has
+	gate *tcpNode // who has yet to accept it; nil: nobody has to
+
+	queued uint32 // how many have connected to it
 }
 
 // refOf finds the reference of a record.
@@ -104,6 +108,13 @@ func (w *tcpWorld) pair(byEnds map[ends]*tcpNode) error {
 		case n.Conn.Outside && n.peer != nil:
 			return fmt.Errorf("%s: both ends of the connection to %s are in the image, and one is outside", n.path, at.peer)
 		case n.Conn.Outside:
+		case n.Conn.Waits > 0:
+			if n.peer != nil {
+				return fmt.Errorf("%s: both ends of the connection to %s are in the image, and one waits to be accepted", n.path, at.peer)
+			}
+			if n.gate = w.gateOf(at.peer); n.gate == nil {
+				return fmt.Errorf("%s: the image has no socket that listens on %s", n.path, at.peer)
+			}
 		case n.peer == nil && !n.Conn.Orphan:
 			return fmt.Errorf("%s: the image does not have the other end of the connection to %s", n.path, at.peer)
 		case n.peer == nil:
@@ -137,15 +148,16 @@ func makeTCPWorld(e *Env) (*tcpWorld, error) {
 	if w == nil || err != nil {
 		return nil, err
 	}
+	w.sortWaiting()
 	if err := w.hush(); err != nil {
 		return nil, err
 	}
 	if err := w.clear(); err != nil {
 		return nil, err
 	}
-	for i, step := range [...]func(n *tcpNode) error{w.simple, w.connect, w.wake, w.send, w.shut, w.settle} {
+	for i, step := range [...]func(n *tcpNode) error{w.simple, w.queueUp, w.connect, w.wake, w.send, w.shut, w.settle} {
 		for _, n := range w.order {
-			if n.outside() && i >= 2 && i <= 4 {
+			if n.outside() && i >= 3 && i <= 5 {
 				continue // in the end, see goOn
 			}
 			if err := step(n); err != nil {
@@ -216,7 +228,7 @@ func (w *tcpWorld) simple(n *tcpNode) (err error) {
 
 // connect makes one end, still in repair mode.
 func (w *tcpWorld) connect(n *tcpNode) (err error) {
-	if n.Conn == nil {
+	if n.Conn == nil || n.gate != nil {
 		return nil
 	}
 	if n.fd, err = unix.Socket(int(n.Family), unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
@@ -306,7 +318,7 @@ func (n *tcpNode) window() error {
 
 // wake ends the repair mode of an end.
 func (w *tcpWorld) wake(n *tcpNode) error {
-	if n.Conn == nil {
+	if n.Conn == nil || n.gate != nil {
 		return nil
 	}
 	const silently = -1 // TCP_REPAIR_OFF_NO_WP
@@ -318,7 +330,7 @@ func (w *tcpWorld) wake(n *tcpNode) error {
 
 // send sends what the other end does not have yet.
 func (w *tcpWorld) send(n *tcpNode) error {
-	if n.Conn == nil || n.temp {
+	if n.Conn == nil || n.temp || n.gate != nil {
 		return nil
 	}
 	have := n.peer.Conn.RecvSeq + n.peer.Conn.RecvLen - n.Conn.SendSeq
@@ -329,7 +341,7 @@ func (w *tcpWorld) send(n *tcpNode) error {
 func (w *tcpWorld) shut(n *tcpNode) error {
 	c := n.Conn
 	switch {
-	case c == nil:
+	case c == nil || n.gate != nil:
 		return nil
 	case n.temp && n.peer.Conn.GotFIN:
 		err := unix.Shutdown(n.fd, unix.SHUT_WR)

@@ -62,12 +62,8 @@ func (f *Found) tcpFindings(s *Scene) []image.Finding {
 	}
 	giveUp := s.Policy.Get("tcp") == "reset" || s.Policy.Get("tcp") == "close"
 	switch {
-	case in.state == stateListen && in.waiting > 0 && !giveUp:
-		return []image.Finding{f.refuse(fmt.Sprintf("%s to be accepted by it", waitText(in.waiting)),
-			"try again when the program has accepted it, or choose --policy tcp=reset")}
 	case in.state == stateListen && in.waiting > 0:
-		return []image.Finding{f.lose(fmt.Sprintf("%s to be accepted by it, and will be gone (policy tcp=%s)", waitText(in.waiting), s.Policy.Get("tcp")),
-			"try again when the program has accepted it")}
+		return f.acceptFindings(s, in.waiting)
 	case in.state == stateListen:
 		return nil
 	case in.state == tcpClose && queued(f.FD, unix.TIOCINQ) > maxTCPQueue:
@@ -151,6 +147,12 @@ func (r *inetRec) readTCP(f *Found, s *Scene) (data []byte, err error) {
 			}
 			r.Conn.Orphan, r.Conn.Outside = at == nowhere, at == outside
 			r.dropConnectionOpts()
+			if c := s.keptWaiting(endsOfConn(r.Name, r.Conn.Peer)); c != nil {
+				if data, err = r.addWaiting(c, data); err != nil {
+					return nil, &image.RefusedError{Findings: []image.Finding{f.refuse(err.Error(), "try again")}}
+				}
+				return data, nil
+			}
 			return data, s.gap(f, r)
 		}
 		r.Ended = endedOver

@@ -191,6 +191,8 @@ type Scene struct {
 	quiet       map[*Found]*tcpQueues     // and those of them in which nothing waits, see peekQuiet
 	lines       map[ends]inetLine         // of all TCP sockets, see tcpLines
 	holdersOf   map[uint64]int            // the processes that have them, by inode
+	unaccepted  *unaccepted               // see waitingFor
+	unixAccept  map[*Found]unixAccept     // see unixSent
 	waits       map[uint32]uint32         // who waits to be accepted by whom, see waitsFor
 	freshes     map[int][]unixOpt         // the options of a new socket, by type
 	unixOpts    map[*Found][]unixOpt      // all options of all unix sockets, see unixOptions

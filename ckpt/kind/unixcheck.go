@@ -44,7 +44,7 @@ func (w *unixWorld) checkPeer(n *unixNode) error {
 	if !dgram && (n.Connected || n.Listening) != (n.Cred != nil) {
 		return errors.New("a connected unix socket without SO_PEERCRED, or an unconnected one with it")
 	}
-	if waits && (dgram || n.Listening || n.Accepted || n.Peer != 0 || n.By == nil || len(n.Msgs) > 0) {
+	if waits && (dgram || n.Listening || n.Accepted || n.Peer != 0 || n.By == nil) {
 		return errors.New("a unix socket that cannot wait to be accepted")
 	}
 	if n.Reconnect && (!dgram || !n.Connected || n.Peer != 0 || n.Cred != nil || len(n.PeerName) == 0) {

@@ -25,6 +25,18 @@ func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
 		return fmt.Errorf("%s: %w", f.Link, err)
 	}
 	if r.Listening || r.By != nil {
+		if r.By != nil {
+			data, msgs, err := s.sentBy(f, s.waitsFor(f))
+			if err == nil {
+				err = s.unsendable(r, msgs)
+			}
+			if err != nil {
+				return &image.RefusedError{Findings: []image.Finding{f.refuse(err.Error(), "try again when the program has accepted it")}}
+			}
+			if r.Msgs = msgs; len(data) > 0 {
+				rec.Blob = s.Blob(data)
+			}
+		}
 		r.addDead(f, s)
 		return encodeRec(rec, r)
 	}

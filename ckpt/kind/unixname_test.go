@@ -181,10 +181,10 @@ func TestUnixWaiting(t *testing.T) {
 	}
 
 	c := dialTo(t, unix.SOCK_STREAM, "", name)
-	sendAll(t, c, []byte("x"))
+	must(t, unix.Sendto(c, []byte("x"), unix.MSG_OOB, nil))
 	s := newStage(t)
 	s.add(got[1], c)
-	refused(t, s.check(), "a connection waits to be accepted by it that data was sent on")
+	refused(t, s.check(), "a connection waits to be accepted by it that data was sent on, and an out-of-band byte waits in it")
 	s = newStage(t)
 	s.outside[unix.O_RDONLY] = 1
 	s.add(c)

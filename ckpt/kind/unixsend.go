@@ -3,6 +3,7 @@ package kind
 import (
 	"errors"
 	"fmt"
+	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"golang.org/x/sys/unix"
@@ -25,6 +26,9 @@ func (s *unixSenders) close() {
 // sender returns a socket with that name that is to send, and whether it is connected to the receiver.
 func (s *unixSenders) sender(name []byte) (fd int, connected bool, err error) {
 	n := s.to
+	if s.w.waits[n.Ino] { // it was itself that sent them
+		return n.fd, true, nil
+	}
 	if n.Type != unix.SOCK_DGRAM {
 		fd = n.other
 		if n.Peer != 0 {
@@ -105,7 +109,7 @@ type parcel struct {
 // send sends everything on a connected socket. Files go with the first part.
 func (p *parcel) send(data []byte, flags int) error {
 	for {
-		n, err := unix.SendmsgN(p.from, data, p.control, nil, flags|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		n, err := p.sendOnce(data, flags|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		if err == unix.EINTR {
 			continue
 		}
@@ -116,6 +120,21 @@ func (p *parcel) send(data []byte, flags int) error {
 			return nil
 		}
 	}
+}
+
+// sendOnce is sendmsg(2), also of an empty message, of which unix.SendmsgN makes one of a byte if it has control
+// data.
+func (p *parcel) sendOnce(data []byte, flags int) (int, error) {
+	if len(data) > 0 || len(p.control) == 0 {
+		return unix.SendmsgN(p.from, data, p.control, nil, flags)
+	}
+	hdr := &unix.Msghdr{Control: &p.control[0]}
+	hdr.SetControllen(len(p.control))
+	_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(p.from), uintptr(unsafe.Pointer(hdr)), uintptr(flags))
+	if errno != 0 {
+		return 0, errno
+	}
+	return 0, nil
 }
 
 // mark sends a run with the out-of-band byte before it: its first, or one that to has read already.

@@ -179,8 +179,8 @@ func (f *Found) waitingFindings(u *unixInfo, s *Scene) []image.Finding {
 		case c == nil:
 			all = append(all, f.cutOff(s, fmt.Sprintf("a connection of %s waits to be accepted by it", s.holderOutside(ino)), "it is not restored", remedy))
 		default:
-			if n, err := unix.IoctlGetInt(c.FD, unix.TIOCOUTQ); err != nil || n != 0 {
-				all = append(all, f.refuse("a connection waits to be accepted by it that data was sent on, and that cannot be looked at", remedy))
+			if why := f.whyNotSent(c, s); why != "" {
+				all = append(all, f.refuse(why, remedy))
 			}
 		}
 	}

@@ -118,15 +118,18 @@ static void make(const char *what)
 			// The queue has room for one; the next is never answered.
 			c = MUST(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
 			CHECK(connect(c, (void *)&a, sizeof a) == -1 && errno == EINPROGRESS, "connect");
-		}
+		} else if (strcmp(what, "tcpwaiting") == 0)
+			MUST(send(c, "!", 1, MSG_OOB));
+		else if (strcmp(what, "tcpleft") == 0)
+			MUST(close(c));
 	} else if (strcmp(what, "unixwaiting") == 0) {
-		// A connection that was not accepted, with data.
+		// A connection that was not accepted, with an out-of-band byte.
 		struct sockaddr_un a = {.sun_family = AF_UNIX, .sun_path = "sock"};
 		int s = MUST(socket(AF_UNIX, SOCK_STREAM, 0)), c = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
 		MUST(bind(s, (void *)&a, sizeof a));
 		MUST(listen(s, 1));
 		MUST(connect(c, (void *)&a, sizeof a));
-		MUST(write(c, "x", 1));
+		MUST(send(c, "x", 1, MSG_OOB));
 	} else if (strcmp(what, "unixwaitingfile") == 0) {
 		// A connection that was not accepted, with a file under way.
 		struct sockaddr_un a = {.sun_family = AF_UNIX, .sun_path = "sock"};
