@@ -160,7 +160,7 @@ func (f *Found) findOtherEnd(s *Scene, protocol int) (at otherEnd, why string) {
 // tcpLines are all TCP sockets of the network namespace, as they were when they were asked for first.
 func (s *Scene) tcpLines() (map[ends]inetLine, error) {
 	if s.lines == nil {
-		all, err := inetLines("tcp", "tcp6")
+		all, err := liveTCP()
 		if err != nil {
 			return nil, err
 		}

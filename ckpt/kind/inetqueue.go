@@ -54,8 +54,7 @@ func (w *tcpWorld) queueUp(n *tcpNode) (err error) {
 		what string
 		do   func() error
 	}{
-		{"SO_REUSEADDR", func() error { return unix.SetsockoptInt(n.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) }}, // others of the tree may have the port, too
-		{"bind", func() error { return addressed(unix.SYS_BIND, n.fd, n.Name) }},
+		{"bind", n.bindShared},
 		{"connect", n.connectNow},
 		{"send what was sent", func() error { return n.sendAll(n.data) }},
 		{"shutdown", n.shutAsWas},
@@ -65,6 +64,22 @@ func (w *tcpWorld) queueUp(n *tcpNode) (err error) {
 		if err := s.do(); err != nil {
 			return fmt.Errorf("connect from %s to %s, where it waited to be accepted: %s: %w", addrText(n.Name), addrText(n.Conn.Peer), s.what, err)
 		}
+	}
+	return nil
+}
+
+// bindShared binds to an address that other sockets may have, too: connect(2) had chosen it, which shares ports
+// between connections. In repair mode bind(2) does.
+func (n *tcpNode) bindShared() error {
+	const off = -1 // TCP_REPAIR_OFF_NO_WP
+	if err := unix.SetsockoptInt(n.fd, unix.SOL_TCP, unix.TCP_REPAIR, 1); err != nil {
+		return fmt.Errorf("TCP_REPAIR: %w", err)
+	}
+	if err := addressed(unix.SYS_BIND, n.fd, n.Name); err != nil {
+		return err
+	}
+	if err := unix.SetsockoptInt(n.fd, unix.SOL_TCP, unix.TCP_REPAIR, off); err != nil {
+		return fmt.Errorf("end TCP_REPAIR: %w", err)
 	}
 	return nil
 }

@@ -263,3 +263,30 @@ until %s -p %d ping | grep -q PONG; do sleep 0.05; done
 	}
 	r.Kill()
 }
+
+// TestConnectionsComing has fifty clients in the tree that open a connection for each request: each checkpoint finds
+// some that wait to be accepted, with the request, and others that have just been closed.
+func TestConnectionsComing(t *testing.T) {
+	dir, port := harness.TempDir(t), freePort(t)
+	r := harness.StartCommand(t, dir, harness.Tool(t, "bash"), "-c", fmt.Sprintf(`%s --port %d --bind 127.0.0.1 --dir %s --save '' > redis.log &
+until %s -p %d ping | grep -q PONG; do sleep 0.05; done
+echo > ready
+%s -p %d -c 50 -k 0 -n 60000 -t incr --csv > bench 2>&1 && %s -p %[2]d get counter:__rand_int__ > count && echo ok > over.tmp && mv over.tmp over; wait`,
+		harness.Tool(t, "redis-server"), port, dir, harness.Tool(t, "redis-cli"), port, harness.Tool(t, "redis-benchmark"), port, harness.Tool(t, "redis-cli")))
+	r.WaitReady()
+	for range 3 {
+		time.Sleep(150 * time.Millisecond)
+		image := filepath.Join(harness.TempDir(t), "image")
+		// By chance each of some checkpoints may come upon a connection that is just being made.
+		harness.Eventually(t, "a checkpoint", func() bool {
+			return harness.Run(t, harness.Binary(), "dump", itoa(r.PID), "-o", image, "--kill").Code == 0
+		})
+		r.WaitGone()
+		r.Restore(image)
+	}
+	harness.Eventually(t, "the benchmark is over", func() bool { _, err := os.Stat(filepath.Join(dir, "over")); return err == nil })
+	if out, count := string(read(t, filepath.Join(dir, "bench"))), string(read(t, filepath.Join(dir, "count"))); !strings.Contains(out, `"INCR"`) || count != "60000\n" {
+		t.Errorf("redis-benchmark says %q, redis has counted %q", out, count)
+	}
+	r.Kill()
+}
