@@ -24,32 +24,12 @@ func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
 	if r.Filter, err = f.filter(); err != nil {
 		return fmt.Errorf("%s: %w", f.Link, err)
 	}
-	if r.Listening || r.By != nil {
-		if r.By != nil {
-			data, msgs, err := s.sentBy(f, s.waitsFor(f))
-			if err == nil {
-				err = s.unsendable(r, msgs)
-			}
-			if err != nil {
-				return &image.RefusedError{Findings: []image.Finding{f.refuse(err.Error(), "try again when the program has accepted it")}}
-			}
-			if r.Msgs = msgs; len(data) > 0 {
-				rec.Blob = s.Blob(data)
-			}
-		}
-		r.addDead(f, s)
-		return encodeRec(rec, r)
-	}
-	ready, err := f.polled(unix.POLLIN | unix.POLLPRI)
-	if err != nil {
-		return fmt.Errorf("poll: %w", err)
-	}
-	data, msgs, err := s.peekQueue(f.FD, uint8(r.Type), ready)
+	data, msgs, err := s.whatWaits(f, r)
+	defer closeMsgs(msgs)
 	if err == nil {
-		defer closeMsgs(msgs)
 		err = s.unsendable(r, msgs)
 	}
-	if err == nil {
+	if err == nil && r.By == nil {
 		err = s.hidden(r, msgs)
 	}
 	if err != nil {
@@ -62,6 +42,22 @@ func (unixSock) Dump(f *Found, s *Scene, rec *image.File) error {
 		return fmt.Errorf("%s: what waits in it is from %d processes that have ended", f.Link, len(r.Ended))
 	}
 	return encodeRec(rec, r)
+}
+
+// whatWaits is what was sent to a socket, or, if it waits itself to be accepted, by it: the end that it was sent to is
+// nobody's yet.
+func (s *Scene) whatWaits(f *Found, r *unixRec) (data []byte, msgs []unixMsg, err error) {
+	if r.Listening {
+		return nil, nil, nil
+	}
+	if r.By != nil {
+		return s.sentBy(f, s.waitsFor(f))
+	}
+	ready, err := f.polled(unix.POLLIN | unix.POLLPRI)
+	if err != nil {
+		return nil, nil, fmt.Errorf("poll: %w", err)
+	}
+	return s.peekQueue(f.FD, uint8(r.Type), ready)
 }
 
 // describeSocket makes the record, but for the options and what waits in it.
