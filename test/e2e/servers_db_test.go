@@ -20,12 +20,20 @@ func pgTool(t *testing.T, name string) string {
 	return found[len(found)-1]
 }
 
+// postgresCommand makes a database in dir and returns the command of its server.
+func postgresCommand(t *testing.T, dir string, port int) string {
+	t.Helper()
+	as := harness.Tool(t, "runuser") + " -u postgres -- "
+	harness.Must(t, "chown", "postgres", dir)
+	harness.Must(t, "bash", "-c", as+pgTool(t, "initdb")+" -A trust -E UTF8 --locale=C -D "+dir+"/data")
+	return fmt.Sprintf("%s%s -D %s/data -k %s -p %d -c listen_addresses=127.0.0.1 -c fsync=off", as, pgTool(t, "postgres"), dir, dir, port)
+}
+
 // TestPostgres has a session inside the tree in a transaction, which goes on after each restore, and
 // clients from outside. A dump of the database is the same before and after.
 func TestPostgres(t *testing.T) {
 	port := freePort(t)
 	var dir string
-	as := harness.Tool(t, "runuser") + " -u postgres -- "
 	psql := func(t *testing.T, sql string) string {
 		t.Helper()
 		return harness.Must(t, harness.Tool(t, "psql"), "-h", dir, "-p", fmt.Sprint(port), "-U", "postgres", "-AtqX", "-c", sql).Stdout
@@ -45,11 +53,9 @@ func TestPostgres(t *testing.T) {
 	s := server{name: "postgres", generations: 5,
 		start: func(t *testing.T, d string) string {
 			dir = d
-			harness.Must(t, "chown", "postgres", d)
-			harness.Must(t, "bash", "-c", as+pgTool(t, "initdb")+" -A trust -E UTF8 --locale=C -D "+d+"/data")
 			session := fmt.Sprintf(`(until test -e %[1]s/up; do sleep 0.1; done; { echo "create table t(n int, v text); begin; insert into t values (0, 'of the transaction');"
 until test -e %[1]s/commit; do sleep 0.1; done; echo 'commit;'; sleep 1000; } | %[2]s -h %[1]s -p %[3]d -U postgres -qX)`, d, harness.Tool(t, "psql"), port)
-			return fmt.Sprintf("%s & %s%s -D %s/data -k %s -p %d -c listen_addresses=127.0.0.1 -c fsync=off", session, as, pgTool(t, "postgres"), d, d, port)
+			return session + " & " + postgresCommand(t, d, port)
 		},
 		ready: func() bool {
 			return harness.Run(t, harness.Tool(t, "psql"), "-h", dir, "-p", fmt.Sprint(port), "-U", "postgres", "-c", "select 1").Code == 0

@@ -188,6 +188,23 @@ func TestRedisServer(t *testing.T) {
 	s.run(t)
 }
 
+// nginxCommand is the command of an nginx with two workers that serves dir/www.
+func nginxCommand(t *testing.T, dir string, port int) string {
+	t.Helper()
+	os.Chmod(dir, 0o755)
+	write(t, filepath.Join(dir, "nginx.conf"), fmt.Appendf(nil, `
+worker_processes 2; daemon off; pid %[1]s/pid; error_log %[1]s/error.log;
+events { worker_connections 200; }
+http { access_log %[1]s/access.log; client_body_temp_path %[1]s/b; proxy_temp_path %[1]s/p; fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s;
+  keepalive_requests 1000000;
+  server { listen 127.0.0.1:%[2]d; root %[1]s/www; } }
+`, dir, port))
+	if err := os.MkdirAll(filepath.Join(dir, "www"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return harness.Tool(t, "nginx") + " -c " + dir + "/nginx.conf -p " + dir
+}
+
 // TestNginx restores a master with two workers five times. At the end they obey their signals.
 func TestNginx(t *testing.T) {
 	port := freePort(t)
@@ -196,17 +213,7 @@ func TestNginx(t *testing.T) {
 	s := server{name: "nginx", ready: listens(port), generations: 5,
 		start: func(t *testing.T, d string) string {
 			dir = d
-			os.Chmod(d, 0o755)
-			write(t, filepath.Join(d, "nginx.conf"), fmt.Appendf(nil, `
-worker_processes 2; daemon off; pid %[1]s/pid; error_log %[1]s/error.log;
-events { worker_connections 200; }
-http { access_log %[1]s/access.log; client_body_temp_path %[1]s/b; proxy_temp_path %[1]s/p; fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s;
-  server { listen 127.0.0.1:%[2]d; root %[1]s/www; } }
-`, d, port))
-			if err := os.MkdirAll(filepath.Join(d, "www"), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			return harness.Tool(t, "nginx") + " -c " + d + "/nginx.conf -p " + d
+			return nginxCommand(t, d, port)
 		},
 		work: func(t *testing.T, n int) {
 			write(t, filepath.Join(dir, "www", fmt.Sprint("page", n)), append(fmt.Append(nil, n, " "), body...))
