@@ -5,10 +5,12 @@ import (
 	"os/exec"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"golang.org/x/sys/unix"
 )
 
@@ -107,6 +109,55 @@ func TestPidFDRefusals(t *testing.T) {
 	refused(t, s.check(), "another pid namespace")
 	f.Info.Other = nil
 	refused(t, s.check(), "tells no pid")
+}
+
+// TestPidFDOutside restores pidfds of processes outside the tree, of which one has ended meanwhile.
+func TestPidFDOutside(t *testing.T) {
+	stays, _ := child(t)
+	goes, end := child(t)
+	s := newStage(t)
+	s.withSelf()
+	s.scene.Policy = policy.Set{"pidfd": "reopen"}
+	s.add(newPidFD(t, stays, unix.O_NONBLOCK), newPidFD(t, goes, 0))
+	for _, f := range s.check() {
+		if f.Severity != image.Lose || !strings.Contains(f.What, "which is outside the tree: if that has ended") {
+			t.Error(f)
+		}
+	}
+	files := s.dump()
+	end()
+	s.env.Dead = map[string]int{}
+	for i, want := range []int{0, 1} {
+		all, err := pidFD{}.Dead(&files[i])
+		must(t, err)
+		if len(all) != want || want == 1 && all[0].Status != uint32(unix.SIGKILL) {
+			t.Fatalf("file %d: %+v", i, all)
+		}
+		for _, d := range all {
+			s.env.Dead[d.Key], end = child(t)
+		}
+	}
+	got, err := s.open()
+	must(t, err)
+	end()
+	if out := strings.Join(s.warned, "\n"); !strings.Contains(out, strconv.Itoa(goes)+", which was outside the tree, runs no more") {
+		t.Errorf("it says %q", out)
+	}
+	for i, want := range []string{strconv.Itoa(stays), "-1"} {
+		b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(got[i]))
+		must(t, err)
+		if !strings.Contains(string(b), "Pid:\t"+want+"\n") {
+			t.Errorf("file %d is of another process than %s: %s", i, want, b)
+		}
+	}
+	other := image.File{Kind: "pidfd"}
+	boot, start, err := lifeOf(stays)
+	must(t, err)
+	must(t, encodeRec(&other, &pidFDRec{PID: int32(stays), Start: start + 1, Boot: boot}))
+	if fd, err := (pidFD{}).Open(&other, s.env); err == nil {
+		unix.Close(fd)
+		t.Error("a process that has the number by now is taken for that of the image")
+	}
 }
 
 // TestPidFDHostile wants no process to be made or opened that the image has no right to.

@@ -18,6 +18,13 @@ var all = []Key{
 		},
 	},
 	{
+		Name: "pidfd", About: "a pidfd of a process outside the tree", Dump: true,
+		Values: []Value{
+			{"refuse", "refuses the checkpoint, and names the process"},
+			{"reopen", "is opened again if that very process still runs at the restore; else it tells of one that was killed"},
+		},
+	},
+	{
 		Name: "pty", About: "the number of a pseudoterminal whose master is in the tree (N of /dev/pts/N), if it is in use at the restore", Restore: true,
 		Values: []Value{
 			{"keep", "refuses the restore, and names the holder"},
