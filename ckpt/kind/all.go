@@ -19,6 +19,7 @@ func All() []Kind {
 		terminal{},
 		pidFD{},
 		inotify{},
+		fanotify{},
 		procFile{},
 		unixSock{},
 		inetSock{},

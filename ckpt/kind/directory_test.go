@@ -168,7 +168,7 @@ func TestUnsupported(t *testing.T) {
 		}
 	}
 	for name, word := range map[string]string{
-		"fanotify": "fanotify watches", "userfaultfd": "userfaultfd", "perf_event": "performance counters",
+		"userfaultfd": "userfaultfd", "perf_event": "performance counters",
 		"seccomp notify": "seccomp listener", "kvm-vm": "virtual machines", "bpf-map": "BPF programs", "bpf_link": "BPF programs", "btf": "BPF programs", "landlock-ruleset": "landlock", "something new": "of this kind",
 	} {
 		what, remedy := anonymous(name)

@@ -332,7 +332,7 @@ func TestNames(t *testing.T) {
 			t.Errorf("ByName(%q) is another kind", k.Name())
 		}
 	}
-	want := []string{"file", "dir", "opath", "pipe", "fifo", "eventfd", "signalfd", "timerfd", "epoll", "memfd", "chardev", "tty", "pidfd", "inotify", "procfile", "unix", "inet", "netlink", "packet", "mqueue", "pty", "uring"}
+	want := []string{"file", "dir", "opath", "pipe", "fifo", "eventfd", "signalfd", "timerfd", "epoll", "memfd", "chardev", "tty", "pidfd", "inotify", "fanotify", "procfile", "unix", "inet", "netlink", "packet", "mqueue", "pty", "uring"}
 	if !slices.Equal(names, want) {
 		t.Errorf("names %q, want %q", names, want)
 	}

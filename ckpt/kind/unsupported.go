@@ -40,8 +40,6 @@ func Unsupported(f *Found) image.Finding {
 func anonymous(name string) (what, remedy string) {
 	const after = "close it before the checkpoint and make it again afterwards"
 	switch name {
-	case "fanotify":
-		return "fanotify watches are not kept: they may hold up other processes, which wait for an answer", after
 	case "userfaultfd":
 		return "a userfaultfd has memory registered with it, and may have page faults that wait for it in the kernel", "run the program without userfaultfd, or " + after
 	case "perf_event":

@@ -32,36 +32,60 @@ type rawWatch struct {
 // fhandle-type:1 f_handle:7e9e0000640d1b6d", all hexadecimal. The handle is not
 // there for filesystems that have none.
 func parseWatch(line string) (w rawWatch, err error) {
-	fields := map[string]string{}
+	f := fieldsOf(line)
+	w.wd = int32(f.number("wd", math.MaxInt32))
+	w.mask = uint32(f.number("mask", math.MaxUint32))
+	f.inode(&w)
+	return w, f.err
+}
+
+// watchFields are the fields of such a line, or of one of fanotify.
+type watchFields struct {
+	line   string
+	fields map[string]string
+	err    error // of the first that is wrong
+}
+
+func fieldsOf(line string) *watchFields {
+	f := &watchFields{line: line, fields: map[string]string{}}
 	for _, word := range strings.Fields(line) {
 		if key, value, ok := strings.Cut(word, ":"); ok {
-			fields[key] = value
+			f.fields[key] = value
 		}
 	}
-	number := func(key string, base int, limit uint64) uint64 {
-		v, perr := strconv.ParseUint(fields[key], base, 64)
-		if perr == nil && v > limit {
-			perr = strconv.ErrRange
-		}
-		if perr != nil && err == nil {
-			err = fmt.Errorf("its fdinfo has no good %s: %q", key, line)
-		}
-		return v
+	return f
+}
+
+// number is a hexadecimal one.
+func (f *watchFields) number(key string, limit uint64) uint64 {
+	v, err := strconv.ParseUint(f.fields[key], 16, 64)
+	if err == nil && v > limit {
+		err = strconv.ErrRange
 	}
-	w.wd = int32(number("wd", 16, math.MaxInt32))
-	w.ino = number("ino", 16, math.MaxUint64)
-	sdev := number("sdev", 16, math.MaxUint32)
-	w.dev = unix.Mkdev(uint32(sdev>>20), uint32(sdev&(1<<20-1))) // the kernel's own dev_t
-	w.mask = uint32(number("mask", 16, math.MaxUint32))
-	if fields["f_handle"] == "" || err != nil {
-		return w, err
+	if err != nil && f.err == nil {
+		f.err = fmt.Errorf("its fdinfo has no good %s: %q", key, f.line)
 	}
-	w.htype = int32(number("fhandle-type", 16, math.MaxInt32))
-	n := number("fhandle-bytes", 16, 128) // MAX_HANDLE_SZ
-	if w.handle, err = hex.DecodeString(fields["f_handle"]); err != nil || uint64(len(w.handle)) != n {
-		return w, fmt.Errorf("its fdinfo has no good f_handle: %q", line)
+	return v
+}
+
+// device is the number of a filesystem.
+func (f *watchFields) device() uint64 {
+	sdev := f.number("sdev", math.MaxUint32)
+	return unix.Mkdev(uint32(sdev>>20), uint32(sdev&(1<<20-1))) // the kernel's own dev_t
+}
+
+// inode fills in which inode is watched.
+func (f *watchFields) inode(w *rawWatch) {
+	w.ino, w.dev = f.number("ino", math.MaxUint64), f.device()
+	if f.fields["f_handle"] == "" || f.err != nil {
+		return
 	}
-	return w, nil
+	w.htype = int32(f.number("fhandle-type", math.MaxInt32))
+	n := f.number("fhandle-bytes", 128) // MAX_HANDLE_SZ
+	var err error
+	if w.handle, err = hex.DecodeString(f.fields["f_handle"]); (err != nil || uint64(len(w.handle)) != n) && f.err == nil {
+		f.err = fmt.Errorf("its fdinfo has no good f_handle: %q", f.line)
+	}
 }
 
 // watches returns the watches of an inotify instance with their paths, by their numbers.
@@ -79,17 +103,18 @@ func (s *Scene) watches(f *Found) ([]inotifyWatch, error) {
 			raw = append(raw, w)
 		}
 	}
-	var all []inotifyWatch
-	var err error
-	done := make(chan struct{})
-	go func() { // on a thread with a working directory of its own
-		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		all, err = findWatched(raw)
-	}()
-	<-done
+	all := make([]inotifyWatch, 0, len(raw))
+	for i := range raw {
+		if w := &raw[i]; w.mask == 0 || w.mask&^inotifyBits != 0 {
+			return nil, fmt.Errorf("its inotify watch %d has the mask %#x, which this version does not know", w.wd, w.mask)
+		}
+	}
+	found, err := locateWatched(raw)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("its inotify watch %w", err)
+	}
+	for i, w := range found {
+		all = append(all, inotifyWatch{identity: w.identity, WD: raw[i].wd, Mask: raw[i].mask, Path: []byte(w.path)})
 	}
 	sortWatches(all)
 	if s.watched == nil {
@@ -99,19 +124,33 @@ func (s *Scene) watches(f *Found) ([]inotifyWatch, error) {
 	return all, nil
 }
 
-// findWatched finds the paths of watches. It changes the working directory of the thread.
-func findWatched(raw []rawWatch) ([]inotifyWatch, error) {
+// located is a watched inode with a path that leads to it.
+type located struct {
+	identity
+	path string
+}
+
+// locateWatched finds the paths of watched inodes.
+func locateWatched(raw []rawWatch) (all []located, err error) {
 	if len(raw) == 0 {
 		return nil, nil
 	}
+	done := make(chan struct{})
+	go func() { // on a thread with a working directory of its own
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		all, err = findWatched(raw)
+	}()
+	<-done
+	return all, err
+}
+
+// findWatched changes the working directory of the thread.
+func findWatched(raw []rawWatch) ([]located, error) {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return nil, fmt.Errorf("unshare(CLONE_FS): %w", err)
 	}
-	b, err := quickread.File("/proc/thread-self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	mounts, err := procfs.ParseMountInfo(b)
+	mounts, err := mountsHere()
 	if err != nil {
 		return nil, err
 	}
@@ -119,20 +158,25 @@ func findWatched(raw []rawWatch) ([]inotifyWatch, error) {
 	for _, m := range mounts {
 		points[m.Dev] = append(points[m.Dev], m.Point)
 	}
-	all := make([]inotifyWatch, 0, len(raw))
+	all := make([]located, 0, len(raw))
 	for i := range raw {
 		w := &raw[i]
-		if w.mask == 0 || w.mask&^inotifyBits != 0 {
-			return nil, fmt.Errorf("its inotify watch %d has the mask %#x, which this version does not know", w.wd, w.mask)
-		}
 		path, st, err := w.find(points[w.dev], &at)
 		if err != nil {
-			return nil, fmt.Errorf("its inotify watch %d is on inode %d of device %d:%d: %w", w.wd, w.ino, unix.Major(w.dev), unix.Minor(w.dev), err)
+			return nil, fmt.Errorf("%d is on inode %d of device %d:%d: %w", w.wd, w.ino, unix.Major(w.dev), unix.Minor(w.dev), err)
 		}
-		id := identity{Dev: st.Dev, Ino: st.Ino, Mode: st.Mode, Rdev: st.Rdev}
-		all = append(all, inotifyWatch{identity: id, WD: w.wd, Mask: w.mask, Path: []byte(path)})
+		all = append(all, located{identity{Dev: st.Dev, Ino: st.Ino, Mode: st.Mode, Rdev: st.Rdev}, path})
 	}
 	return all, nil
+}
+
+// mountsHere are the mounts of our mount namespace.
+func mountsHere() ([]procfs.Mount, error) {
+	b, err := quickread.File("/proc/thread-self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	return procfs.ParseMountInfo(b)
 }
 
 // find returns a path that leads to the watched inode, by one of the places where its filesystem

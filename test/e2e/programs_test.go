@@ -74,6 +74,7 @@ var programs = []program{
 	{"inet_connected", "inet", []string{"connected"}, true},
 	{"inet_closing", "inet", []string{"closing"}, true},
 	{"waiting", "waiting", nil, true},
+	{"fanotify", "fanotify", nil, true},
 	{"files_mqueue", "mqueue", nil, true},
 	{"pty_settings", "pty", []string{"settings"}, false},
 	{"pty_jobs", "pty", []string{"jobs"}, false},

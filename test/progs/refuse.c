@@ -9,6 +9,7 @@
 #include <linux/userfaultfd.h>
 #include <mqueue.h>
 #include <netinet/in.h>
+#include <sys/fanotify.h>
 #include <poll.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
@@ -254,9 +255,18 @@ static void make(const char *what)
 		char path[64];
 		snprintf(path, sizeof path, "/proc/%d/stat", getppid());
 		MUST(open(path, O_RDONLY));
-	} else if (strcmp(what, "fanotify") == 0)
-		MUST(syscall(SYS_fanotify_init, 0, 0));
-	else if (strcmp(what, "userfaultfd") == 0)
+	} else if (strncmp(what, "fanotify", 8) == 0) {
+		int fd = MUST(fanotify_init(FAN_CLASS_CONTENT | FAN_NONBLOCK, 0));
+		MUST(mkdir("watched", 0700));
+		if (strcmp(what, "fanotify") == 0)
+			MUST(fanotify_mark(fd, FAN_MARK_ADD, FAN_OPEN_PERM | FAN_EVENT_ON_CHILD, AT_FDCWD, "watched"));
+		else {
+			MUST(fanotify_mark(fd, FAN_MARK_ADD, FAN_MODIFY | FAN_EVENT_ON_CHILD, AT_FDCWD, "watched"));
+			int x = MUST(open("watched/x", O_CREAT | O_WRONLY, 0600));
+			MUST(write(x, "x", 1));
+			MUST(close(x));
+		}
+	} else if (strcmp(what, "userfaultfd") == 0)
 		MUST(syscall(SYS_userfaultfd, UFFD_USER_MODE_ONLY));
 	else if (strcmp(what, "perf") == 0) {
 		struct perf_event_attr a = {.type = PERF_TYPE_SOFTWARE, .size = sizeof a, .config = PERF_COUNT_SW_CPU_CLOCK, .exclude_kernel = 1};
