@@ -227,8 +227,11 @@ func (j *job) checkFiles() error {
 				continue
 			}
 			warn, err := c.CheckOpen(rec, j.env)
-			if errors.Is(err, os.ErrPermission) && j.mayHelp() {
-				continue // see openFiles
+			if errors.Is(err, os.ErrPermission) && j.mayHelp() { // see openRecord
+				err = asUser(&image.Creds{Eff: ^uint64(0)}, func() (err error) {
+					warn, err = c.CheckOpen(rec, j.helping())
+					return err
+				})
 			}
 			if err != nil {
 				return j.fileError(ref, "", "", err)

@@ -183,11 +183,18 @@ func (j *job) openRecord(k kind.Kind, rec *image.File) (int, error) {
 	_, late := k.(kind.Later) // the processes have our credentials until the end, and are his own then
 	if errors.Is(err, os.ErrPermission) && (late || j.mayHelp()) {
 		err = asUser(&image.Creds{Eff: ^uint64(0)}, func() (err error) {
-			fd, err = k.Open(rec, j.env)
+			fd, err = k.Open(rec, j.helping())
 			return err
 		})
 	}
 	return fd, err
+}
+
+// helping is the Env for what a process could not open itself.
+func (j *job) helping() *kind.Env {
+	e := *j.env
+	e.Helping = true
+	return &e
 }
 
 func openRemedy(err error) string {

@@ -29,16 +29,16 @@ func (d directory) CheckOpen(rec *image.File, e *Env) (string, error) {
 
 // judge wants the same directory. Entries come and go; that only matters if somebody stands
 // in the middle of them.
-func (directory) judge(rec *image.File, id *identity, now *unix.Stat_t, strict bool) (string, error) {
+func (directory) judge(rec *image.File, id *identity, now *unix.Stat_t, how rigor) (string, error) {
 	entries := ""
-	if (rec.Pos != 0 || strict) && now.Mtim.Nano() != id.MTime {
+	if (rec.Pos != 0 || how == strictly) && now.Mtim.Nano() != id.MTime {
 		entries = fmt.Sprintf("had entries added or removed, and was being read at position %d,", rec.Pos)
 	}
-	return verdict(rec.Path, strict, id.replaced(now), entries)
+	return verdict(rec.Path, how, id.replaced(now), entries)
 }
 
 // judge compares what a path leads to now with what it led to: a warning, or why it cannot be used.
-type judge func(rec *image.File, id *identity, now *unix.Stat_t, strict bool) (warn string, err error)
+type judge func(rec *image.File, id *identity, now *unix.Stat_t, how rigor) (warn string, err error)
 
 // checkByPath is Check of the kinds that only need their path to lead to them.
 func checkByPath(f *Found, s *Scene, what string) []image.Finding {
@@ -85,7 +85,7 @@ func openByPath(rec *image.File, e *Env, j judge) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	warn, err := id.judgeBy(j, rec, now, e.strict())
+	warn, err := id.judgeBy(j, rec, now, e.rigor())
 	if err != nil {
 		unix.Close(fd) // never used
 		return -1, err
@@ -113,16 +113,16 @@ func checkOpenByPath(rec *image.File, e *Env, j judge) (string, error) {
 	if err := statPath(rec.Path, id.Mode, &st); err != nil {
 		return "", missing(rec.Path, err)
 	}
-	warn, err := id.judgeBy(j, rec, &st, e.strict())
+	warn, err := id.judgeBy(j, rec, &st, e.rigor())
 	if err != nil {
 		return "", err
 	}
 	return once(e, warn), mayOpen(rec.Path, rec.Flags)
 }
 
-func (id *identity) judgeBy(j judge, rec *image.File, now *unix.Stat_t, strict bool) (string, error) {
+func (id *identity) judgeBy(j judge, rec *image.File, now *unix.Stat_t, how rigor) (string, error) {
 	if err := id.sameKind(rec.Path, now); err != nil {
 		return "", err
 	}
-	return j(rec, id, now, strict)
+	return j(rec, id, now, how)
 }

@@ -49,11 +49,11 @@ func TestDirectoryChanged(t *testing.T) {
 	recs[0].Pos = 1
 	var now unix.Stat_t
 	must(t, unix.Stat(dir, &now))
-	warn, err := directory{}.judge(&recs[0], &identity{Dev: now.Dev, Ino: now.Ino}, &now, false)
+	warn, err := directory{}.judge(&recs[0], &identity{Dev: now.Dev, Ino: now.Ino}, &now, lenient)
 	sameVerdict(t, "judge", warn, err, "was being read at position 1", "")
-	_, err = directory{}.judge(&recs[0], &identity{Dev: now.Dev, Ino: now.Ino}, &now, true)
+	_, err = directory{}.judge(&recs[0], &identity{Dev: now.Dev, Ino: now.Ino}, &now, strictly)
 	sameVerdict(t, "judge", "", err, "", "restore it with --policy files=changed")
-	warn, err = directory{}.judge(&recs[0], &identity{Dev: now.Dev, Ino: now.Ino + 1, MTime: now.Mtim.Nano()}, &now, false)
+	warn, err = directory{}.judge(&recs[0], &identity{Dev: now.Dev, Ino: now.Ino + 1, MTime: now.Mtim.Nano()}, &now, lenient)
 	sameVerdict(t, "judge", warn, err, "was replaced", "")
 }
 

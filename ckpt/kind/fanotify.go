@@ -263,7 +263,7 @@ func (m *fanotifyMark) find(e *Env) (fd int, err error) {
 			return -1, fmt.Errorf("fanotify: nothing is mounted on %s; mount it first", path)
 		}
 	}
-	warn, err := m.judgeBy(pathOnly{}.judge, &image.File{Path: path}, &st, e.strict())
+	warn, err := m.judgeBy(pathOnly{}.judge, &image.File{Path: path}, &st, e.rigor())
 	if err != nil {
 		return -1, err
 	}

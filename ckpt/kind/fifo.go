@@ -91,7 +91,7 @@ func (fifo) CheckOpen(rec *image.File, e *Env) (string, error) {
 	if err := statPath(rec.Path, r.Mode, &st); err != nil {
 		return "", missing(rec.Path, err)
 	}
-	warn, err := r.judge(rec.Path, &st, e.strict())
+	warn, err := r.judge(rec.Path, &st, e.rigor())
 	if err != nil {
 		return "", err
 	}
@@ -99,11 +99,11 @@ func (fifo) CheckOpen(rec *image.File, e *Env) (string, error) {
 }
 
 // judge compares a fifo with the record.
-func (r *pipeRec) judge(path string, now *unix.Stat_t, strict bool) (string, error) {
+func (r *pipeRec) judge(path string, now *unix.Stat_t, how rigor) (string, error) {
 	if err := r.sameKind(path, now); err != nil {
 		return "", err
 	}
-	return verdict(path, strict, r.replaced(now))
+	return verdict(path, how, r.replaced(now))
 }
 
 // fifoHolder holds a fifo open while its records are being opened.
@@ -145,7 +145,7 @@ func openHolder(rec *image.File, r *pipeRec, e *Env) (*fifoHolder, error) {
 	if err := statPath(rec.Path, r.Mode, &st); err != nil {
 		return nil, missing(rec.Path, err)
 	}
-	warn, err := r.judge(rec.Path, &st, e.strict())
+	warn, err := r.judge(rec.Path, &st, e.rigor())
 	if err != nil {
 		return nil, err
 	}

@@ -107,7 +107,7 @@ func (inotify) CheckOpen(rec *image.File, e *Env) (string, error) {
 		if err := statPath(string(w.Path), w.Mode, &st); err != nil {
 			return "", missing(string(w.Path), err)
 		}
-		warn, err := w.judge(&st, e.strict())
+		warn, err := w.judge(&st, e.rigor())
 		if err != nil {
 			return "", err
 		}
@@ -124,9 +124,9 @@ func (inotify) CheckOpen(rec *image.File, e *Env) (string, error) {
 	return "", nil
 }
 
-func (w *inotifyWatch) judge(now *unix.Stat_t, strict bool) (string, error) {
+func (w *inotifyWatch) judge(now *unix.Stat_t, how rigor) (string, error) {
 	rec := image.File{Path: string(w.Path)}
-	return w.judgeBy(pathOnly{}.judge, &rec, now, strict)
+	return w.judgeBy(pathOnly{}.judge, &rec, now, how)
 }
 
 func (inotify) Open(rec *image.File, e *Env) (int, error) {
@@ -209,7 +209,7 @@ func (w *inotifyWatch) add(fd int, e *Env) error {
 	if err := unix.Fstat(on, &st); err != nil {
 		return fmt.Errorf("fstat: %w", err)
 	}
-	warn, err := w.judge(&st, e.strict())
+	warn, err := w.judge(&st, e.rigor())
 	if err != nil {
 		return err
 	}

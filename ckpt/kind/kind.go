@@ -256,6 +256,8 @@ type Env struct {
 	// Help says that what a process could not do itself is done with our own credentials: who asked
 	// for the restore may do all that anyway. Otherwise an image must not get more by us than he could.
 	Help bool
+	// Helping says that this is being done: the process that is to have the file may not open it itself.
+	Helping bool
 	// Policy has the policies that were chosen for the restore, and at the checkpoint.
 	Policy policy.Set
 	// Undo keeps what takes back something that Open has made and that would stay if the restore fails; nil: nobody does.
@@ -272,5 +274,17 @@ type Env struct {
 	Shared map[string]any
 }
 
+// rigor says which changes of open files are refused. Without ownOnly an image could name any file, and have
+// its processes get it.
+func (e *Env) rigor() rigor {
+	switch set := e.Policy.Get("files"); {
+	case set == "strict":
+		return strictly
+	case e.Helping && set != "any":
+		return ownOnly
+	}
+	return lenient
+}
+
 // strict reports whether any change of an open file is refused.
-func (e *Env) strict() bool { return e.Policy.Get("files") == "strict" }
+func (e *Env) strict() bool { return e.rigor() == strictly }

@@ -30,6 +30,6 @@ func (p pathOnly) CheckOpen(rec *image.File, e *Env) (string, error) {
 }
 
 // judge wants the same inode; its content is not what an O_PATH descriptor stands for.
-func (pathOnly) judge(rec *image.File, id *identity, now *unix.Stat_t, strict bool) (string, error) {
-	return verdict(rec.Path, strict, id.replaced(now))
+func (pathOnly) judge(rec *image.File, id *identity, now *unix.Stat_t, how rigor) (string, error) {
+	return verdict(rec.Path, how, id.replaced(now))
 }

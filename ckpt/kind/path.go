@@ -160,8 +160,17 @@ func (id *identity) changed(now *unix.Stat_t) string {
 	return ""
 }
 
-// verdict joins what was found about a path: an error under files=strict, a warning otherwise.
-func verdict(path string, strict bool, replaced string, whats ...string) (warn string, err error) {
+// rigor says which changes of open files are refused.
+type rigor uint8
+
+const (
+	lenient  rigor = iota
+	ownOnly        // that another file has taken the place of one which the process could not open itself
+	strictly       // all
+)
+
+// verdict joins what was found about a path: an error if that is refused, a warning otherwise.
+func verdict(path string, how rigor, replaced string, whats ...string) (warn string, err error) {
 	if replaced != "" && throughLink(path) {
 		return "", fmt.Errorf("open file %s %s, and its path leads through a symbolic link, which it did not when it was opened; put the old file back", path, replaced)
 	}
@@ -176,7 +185,10 @@ func verdict(path string, strict bool, replaced string, whats ...string) (warn s
 		return "", nil
 	}
 	text := fmt.Sprintf("open file %s %s since the checkpoint", path, strings.Join(said, " and "))
-	if strict {
+	if replaced != "" && how == ownOnly {
+		return "", fmt.Errorf("%s, and the process that is to have it may not open the new one itself; put the old file back, let the process open it (chown, chmod), or restore it with --policy files=any", text)
+	}
+	if how == strictly {
 		return "", fmt.Errorf("%s; restore it with --policy files=changed, or put the old file back", text)
 	}
 	return text, nil

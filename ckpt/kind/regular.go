@@ -96,7 +96,7 @@ func (regular) Open(rec *image.File, e *Env) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	warn, err := r.judge(rec, fd, st, e.strict())
+	warn, err := r.judge(rec, fd, st, e.rigor())
 	if err != nil {
 		unix.Close(fd) // never used
 		return -1, err
@@ -126,7 +126,7 @@ func (regular) CheckOpen(rec *image.File, e *Env) (string, error) {
 	if err := statPath(rec.Path, r.Mode, &st); err != nil {
 		return "", missing(rec.Path, err)
 	}
-	warn, err := r.judge(rec, -1, &st, e.strict())
+	warn, err := r.judge(rec, -1, &st, e.rigor())
 	if err != nil {
 		return "", err
 	}
@@ -135,7 +135,7 @@ func (regular) CheckOpen(rec *image.File, e *Env) (string, error) {
 
 // judge compares what the path leads to now with the record. fd is the opened file, or -1
 // if only its path was looked at.
-func (r *regularRec) judge(rec *image.File, fd int, now *unix.Stat_t, strict bool) (warn string, err error) {
+func (r *regularRec) judge(rec *image.File, fd int, now *unix.Stat_t, how rigor) (warn string, err error) {
 	if err := r.sameKind(rec.Path, now); err != nil {
 		return "", err
 	}
@@ -156,7 +156,7 @@ func (r *regularRec) judge(rec *image.File, fd int, now *unix.Stat_t, strict boo
 		return "", fmt.Errorf("open file %s has %d bytes now, but it was being read or written at offset %d; put the old content back",
 			rec.Path, now.Size, rec.Pos)
 	}
-	return verdict(rec.Path, strict, r.replaced(now), r.changed(now))
+	return verdict(rec.Path, how, r.replaced(now), r.changed(now))
 }
 
 // openPath opens the path of rec with its flags and says what was opened. It looks first:

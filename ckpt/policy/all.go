@@ -6,7 +6,8 @@ var all = []Key{
 	{
 		Name: "files", About: "an open file that has changed since the checkpoint", Restore: true,
 		Values: []Value{
-			{"changed", "is opened at its old offset, and the change is in NAME.log"},
+			{"changed", "is opened at its old offset, and the change is in NAME.log; if another file is in its place, which the process may not open itself, the restore is refused"},
+			{"any", "is opened in any case"},
 			{"strict", "refuses the restore"},
 		},
 	},

@@ -27,7 +27,7 @@ func TestSet(t *testing.T) {
 	if got := (Set{"files": "strict"}).Over(Set{"files": "changed"}).String(); got != "files=strict" {
 		t.Errorf("Over: %q", got)
 	}
-	if _, err := Parse([]string{"files=lax"}); err == nil || !strings.Contains(err.Error(), "changed, strict") {
+	if _, err := Parse([]string{"files=lax"}); err == nil || !strings.Contains(err.Error(), "changed, any, strict") {
 		t.Errorf("Parse: %v", err)
 	}
 	if got := (Set{"files": "changed"}).Words(); len(got) != 0 {

@@ -97,6 +97,12 @@ func TestHostileFiles(t *testing.T) {
 		{"a device", func(m *image.Manifest) { plain(m).Path = "/dev/kmsg" }, 1, []string{"/dev/kmsg"}},
 		{"a device that is not there", func(m *image.Manifest) { plain(m).Path = "/dev/no-such-device" }, 1, []string{"/dev/no-such-device"}},
 		{"a path through a symlink", func(m *image.Manifest) { plain(m).Path = link + "/plain" }, 1, []string{link + "/plain", "leads through a symbolic link"}},
+		{"a file that its process may not open", func(m *image.Manifest) {
+			plain(m).Path = "/etc/shadow"
+			for i := range m.Tasks[0].Threads {
+				m.Tasks[0].Threads[i].Creds = image.Creds{UID: [4]uint32{65534, 65534, 65534, 65534}, GID: [4]uint32{65534, 65534, 65534, 65534}}
+			}
+		}, 1, []string{"/etc/shadow", "was replaced", "may not open the new one itself"}},
 		{"a descriptor beyond the limit", func(m *image.Manifest) {
 			fds := m.FDTables[0].FDs
 			fds[len(fds)-1].Num = 1 << 30
