@@ -19,6 +19,8 @@ type regularRec struct {
 	identity
 	Hint    uint64   `cbor:"8,keyasint,omitempty"` // F_GET_RW_HINT; 0: not set
 	Carried *carried `cbor:"9,keyasint,omitempty"`
+	// Handle: the path leads elsewhere, and the name that the file has is not known.
+	Handle *fileHandle `cbor:"10,keyasint,omitempty"`
 }
 
 func (regular) Name() string { return "file" }
@@ -38,7 +40,9 @@ func (regular) Check(f *Found, s *Scene) []image.Finding {
 	}
 	switch path, where := locate(f, s); where {
 	case hidden:
-		all = append(all, hiddenFinding(f, path))
+		if f.handle() == nil {
+			all = append(all, hiddenFinding(f, path))
+		}
 	case deleted:
 		all = append(all, carryFindings(f, s)...)
 	}
@@ -51,7 +55,9 @@ func (regular) Dump(f *Found, s *Scene, rec *image.File) error {
 	rec.Path = path
 	switch where {
 	case hidden:
-		return fmt.Errorf("%s: its path leads to another file", path)
+		if r.Handle = f.handle(); r.Handle == nil {
+			return fmt.Errorf("%s: its path leads to another file", path)
+		}
 	case deleted:
 		segment, err := streams(f, s)
 		if err != nil {
@@ -92,7 +98,7 @@ func (regular) Open(rec *image.File, e *Env) (int, error) {
 		plain.Flags &^= unix.O_ASYNC // the lease sets it again
 		rec = &plain
 	}
-	fd, st, err := openPath(rec, &r.identity)
+	fd, st, err := r.open(rec)
 	if err != nil {
 		return -1, err
 	}
@@ -111,6 +117,14 @@ func (regular) Open(rec *image.File, e *Env) (int, error) {
 	return fd, nil
 }
 
+// open opens the file of a record.
+func (r *regularRec) open(rec *image.File) (int, *unix.Stat_t, error) {
+	if r.Handle != nil {
+		return r.Handle.openHandle(rec.Path, openFlags(rec.Flags))
+	}
+	return openPath(rec, &r.identity)
+}
+
 func (regular) CheckOpen(rec *image.File, e *Env) (string, error) {
 	var r regularRec
 	if err := decodeRec(rec, &r); err != nil {
@@ -121,6 +135,15 @@ func (regular) CheckOpen(rec *image.File, e *Env) (string, error) {
 		return "", checkPlace("deleted file", rec.Path)
 	case rec.Segment != 0:
 		return "", nil // checked with the segments
+	}
+	if r.Handle != nil {
+		fd, st, err := r.Handle.openHandle(rec.Path, unix.O_PATH)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(fd)
+		warn, err := r.judge(rec, fd, st, e.rigor())
+		return once(e, warn), err
 	}
 	var st unix.Stat_t
 	if err := statPath(rec.Path, r.Mode, &st); err != nil {

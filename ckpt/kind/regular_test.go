@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"golang.org/x/sys/unix"
 )
@@ -136,11 +137,40 @@ func TestRegularOtherName(t *testing.T) {
 	must(t, os.Link(path, filepath.Join(dir, "g")))
 	fd := open(t, path, unix.O_RDONLY)
 	must(t, os.Remove(path))
-	s := newStage(t)
-	s.add(fd)
-	refused(t, s.check(), "its name "+path+" was deleted", "1 other name")
+	same := func(got []int) {
+		t.Helper()
+		var a, b unix.Stat_t
+		must(t, unix.Fstat(fd, &a))
+		must(t, unix.Fstat(got[0], &b))
+		if a.Ino != b.Ino || a.Dev != b.Dev {
+			t.Errorf("it came out as inode %d, and was %d", b.Ino, a.Ino)
+		}
+	}
+	_, got := roundTrip(t, fd)
+	same(got)
 	file(t, path, "another file under the old name")
-	refused(t, s.check(), "its name "+path+" was deleted")
+	_, got = roundTrip(t, fd)
+	same(got)
+
+	s := newStage(t)
+	f := s.add(fd)[0]
+	f.Stat.Dev++ // as on a filesystem without handles
+	f.at = nil
+	refused(t, s.check(), "its name "+path+" was deleted", "1 other name")
+
+	short, err := unix.Open(file(t, filepath.Join(dir, "short"), ""), unix.O_RDONLY, 0)
+	must(t, err)
+	g := &Found{FD: short}
+	must(t, unix.Fstat(short, &g.Stat))
+	h := g.handle()
+	must(t, unix.Close(short))
+	must(t, os.Remove(filepath.Join(dir, "short")))
+	if _, _, err := h.openHandle("/x/short", unix.O_RDONLY); err == nil || !strings.Contains(err.Error(), "/x/short") || !strings.Contains(err.Error(), "the file is gone") {
+		t.Errorf("a file that is gone: %v", err)
+	}
+	if _, err := (&fileHandle{Dev: h.Dev, Bytes: make([]byte, 1000)}).open(unix.O_RDONLY); err == nil {
+		t.Error("a handle of 1000 bytes leads to a file")
+	}
 }
 
 func TestRegularMoved(t *testing.T) {
@@ -154,6 +184,8 @@ func TestRegularMoved(t *testing.T) {
 	}
 	// As it is when something is mounted over the path.
 	s.scene.Files[0].Link = file(t, filepath.Join(dir, "h"), "y")
+	must(t, image.Refusals(s.check())) // the file itself is found
+	s.scene.Files[0].Stat.Dev++
 	refused(t, s.check(), "its path leads to another file now")
 }
 

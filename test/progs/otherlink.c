@@ -1,5 +1,5 @@
-// Files that lost the name by which they were opened, and have another: in the same folder, with the old name free or
-// taken by another file since. After a restore each is the very file that the other name leads to.
+// Files that lost the name by which they were opened, and have another: in the same folder or another one, with the old
+// name free or taken by another file since. After a restore each is the very file that the other name leads to.
 #include "prog.h"
 
 struct one {
@@ -11,8 +11,10 @@ struct one {
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
-	struct one all[] = {{"a", "a.kept", -1, O_RDWR}, {"b", "b.kept", -1, O_RDWR | O_APPEND}, {"c", "c.kept", -1, O_RDONLY}};
-	for (size_t i = 0; i < 3; i++) {
+	struct one all[] = {{"a", "a.kept", -1, O_RDWR}, {"b", "b.kept", -1, O_RDWR | O_APPEND}, {"c", "c.kept", -1, O_RDONLY}, {"d", "far/away/d", -1, O_RDWR}};
+	MUST(mkdir("far", 0700));
+	MUST(mkdir("far/away", 0700));
+	for (size_t i = 0; i < 4; i++) {
 		struct one *o = &all[i];
 		int fd = MUST(open(o->name, O_RDWR | O_CREAT | O_TRUNC, 0640));
 		MUST(write(fd, "before ", 7));
@@ -29,7 +31,7 @@ int main(int argc, char **argv)
 	ready();
 	wait_go();
 
-	for (size_t i = 0; i < 3; i++) {
+	for (size_t i = 0; i < 4; i++) {
 		struct one *o = &all[i];
 		struct stat st, by_name;
 		char b[32] = "";
