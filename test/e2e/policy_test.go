@@ -17,7 +17,7 @@ func TestPolicies(t *testing.T) {
 	write(t, file, []byte("0123456789"))
 	r := harness.StartCommand(t, dir, harness.Tool(t, "sh"), "-c", "exec 5<data; exec sleep 1000")
 	harness.Eventually(t, "asleep", func() bool { return strings.TrimSpace(string(read(t, fmt.Sprintf("/proc/%d/comm", r.PID)))) == "sleep" })
-	fails(t, []string{harness.Binary(), "dump", "--policy", "files=lax", itoa(r.PID)}, `policy files cannot be "lax", but changed, strict`)
+	fails(t, []string{harness.Binary(), "dump", "--policy", "files=lax", itoa(r.PID)}, `policy files cannot be "lax", but changed, any, strict`)
 	fails(t, []string{harness.Binary(), "dump", "--policy", "nothing=x", itoa(r.PID)}, `there is no policy "nothing"`)
 	fails(t, []string{harness.Binary(), "explain", "--policy", "nothing", itoa(r.PID)}, "not of the form KEY=VALUE")
 
