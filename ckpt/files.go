@@ -48,8 +48,9 @@ type fileSet struct {
 func collectFiles(t *tables, tracers []int, memo *kind.SockMemo) (*fileSet, error) {
 	frozen := len(tracers) > 0
 	s := &fileSet{tables: t, foldAt: roomForFiles(), slots: map[int][]*slot{}, byFile: map[uint64]*slot{}}
-	if frozen {
-		s.readTables()
+	s.readTables() // of a tree that runs this may be wrong: whatever is refused for that, the next look does not find
+	if !frozen {
+		kind.GrowTable(s.count()) // the freeze finds it so
 	}
 	var all []*slot
 	for _, pid := range t.ids {
@@ -190,6 +191,7 @@ func getfdRemedy(err error) string {
 // share finds out which slots share an open file description, and keeps one duplicate of each.
 func (s *fileSet) share(all []*slot) error {
 	_, err := fold(all)
+	names := map[[2]uint64]*kind.Found{}
 	for _, sl := range all { // in tree order, so that Slots[0] is where a reader would look first
 		kept := sl
 		for kept.same != nil {
@@ -198,6 +200,13 @@ func (s *fileSet) share(all []*slot) error {
 		if kept.found == nil {
 			kept.found = &kind.Found{FD: kept.fd, Stat: kept.stat}
 			s.found = append(s.found, kept.found)
+			if m := kept.mem; m != nil && m.Name != 0 {
+				if twin := names[[2]uint64{m.Mount, m.Name}]; twin == nil {
+					names[[2]uint64{m.Mount, m.Name}] = kept.found
+				} else if sameStat(&twin.Stat, &kept.stat) {
+					kept.found.Twin = twin
+				}
+			}
 			kept.found.Ref = image.ObjRef(len(s.found))
 		}
 		sl.found = kept.found
@@ -256,10 +265,13 @@ func kcmp(a, b int) (int, error) {
 // describe reads what /proc and fcntl(2) tell of each open file description.
 func (s *fileSet) describe(frozen bool) error {
 	errs := make([]error, len(s.found))
-	parallel(len(s.found), frozen, func(i int) {
-		f := s.found[i]
-		errs[i] = describeOne(f, s.descriptor(int(f.Slots[0].PID), int(f.Slots[0].Num)))
-	})
+	for _, twins := range []bool{false, true} { // their links are those of the others
+		parallel(len(s.found), frozen, func(i int) {
+			if f := s.found[i]; (f.Twin != nil) == twins {
+				errs[i] = describeOne(f, s.descriptor(int(f.Slots[0].PID), int(f.Slots[0].Num)))
+			}
+		})
+	}
 	kept := s.found[:0]
 	for i, f := range s.found {
 		err := errs[i]
@@ -290,6 +302,9 @@ func describeOne(f *kind.Found, mem *kmem.Descriptor) error {
 		return fmt.Errorf("pid %d fd %d: %s: %w", at.PID, at.Num, what, err)
 	}
 	link := bareLink(&f.Stat)
+	if link == "" && f.Twin != nil {
+		link = f.Twin.Link
+	}
 	if link == "" {
 		var err error
 		if link, err = os.Readlink(procPath(int(at.PID), "fd/"+num)); err != nil {
@@ -306,11 +321,16 @@ func describeOne(f *kind.Found, mem *kmem.Descriptor) error {
 			return fail("read fdinfo", err)
 		}
 	}
-	flags, err := unix.FcntlInt(uintptr(f.FD), unix.F_GETFL, 0)
-	if err != nil {
-		return fail("F_GETFL", err)
+	f.Link = link
+	if mem != nil && mem.Plain && mem.Unowned {
+		f.Flags = mem.Flags
+	} else {
+		flags, err := unix.FcntlInt(uintptr(f.FD), unix.F_GETFL, 0)
+		if err != nil {
+			return fail("F_GETFL", err)
+		}
+		f.Flags, f.Owner = uint32(flags), kind.ReadOwner(f.FD)
 	}
-	f.Link, f.Flags, f.Owner = link, uint32(flags), kind.ReadOwner(f.FD)
 	f.AddLocks(at.PID, &f.Info)
 	return nil
 }

@@ -20,15 +20,8 @@ const fewestFDs = 48
 
 // readTables reads the descriptor tables of a frozen tree in the kernel's memory; all of them or none.
 func (s *fileSet) readTables() {
-	n := 0
-	for _, id := range s.tables.ids {
-		if s.tables.own[id] != 0 {
-			return // the memory of a process leads to the table of its first thread
-		}
-		n += openCount(id)
-	}
-	if n < fewestFDs {
-		return
+	if len(s.tables.own) > 0 || s.count() < fewestFDs {
+		return // the memory of a process leads to the table of its first thread
 	}
 	m, err := kmem.Open()
 	if err != nil {
@@ -41,6 +34,14 @@ func (s *fileSet) readTables() {
 		}
 	}
 	s.mem = all
+}
+
+// count is how many descriptors there are to be read.
+func (s *fileSet) count() (n int) {
+	for _, id := range s.tables.ids {
+		n += openCount(id)
+	}
+	return n
 }
 
 // prepareMemory makes ready in the look for what readTables does in the freeze.

@@ -215,31 +215,43 @@ func stamp(ns int64) string { return time.Unix(0, ns).UTC().Format(time.RFC3339N
 
 // checkFiles asks the kinds whether they can open their files, each as the user it belongs to.
 func (j *job) checkFiles() error {
-	return j.eachUser(func(refs []image.ObjRef) error {
-		for _, ref := range refs {
-			rec := &j.m.Files[ref-1]
-			k := kind.ByName(rec.Kind)
-			if k == nil {
-				return j.fileError(ref, fmt.Sprintf("this version does not know files of kind %q", rec.Kind), "restore it with the version that took the image", nil)
+	return j.eachUser(func(u *fileUser) error {
+		return j.inRuns(u, u.files, func(run []image.ObjRef) error {
+			warns := make([]string, len(run))
+			err := j.atOnce(u, len(run), func(i int) (err error) {
+				warns[i], err = j.checkFile(run[i])
+				return err
+			})
+			for _, w := range warns {
+				if w != "" {
+					j.warn("%s", w)
+				}
 			}
-			c, ok := k.(kind.Checker)
-			if !ok {
-				continue
-			}
-			warn, err := c.CheckOpen(rec, j.env)
-			if errors.Is(err, os.ErrPermission) && j.mayHelp() { // see openRecord
-				err = asUser(&image.Creds{Eff: ^uint64(0)}, func() (err error) {
-					warn, err = c.CheckOpen(rec, j.helping())
-					return err
-				})
-			}
-			if err != nil {
-				return j.fileError(ref, "", "", err)
-			}
-			if warn != "" {
-				j.warn("%s", warn)
-			}
-		}
-		return nil
+			return err
+		})
 	})
+}
+
+// checkFile asks the kind of one file.
+func (j *job) checkFile(ref image.ObjRef) (warn string, err error) {
+	rec := &j.m.Files[ref-1]
+	k := kind.ByName(rec.Kind)
+	if k == nil {
+		return "", j.fileError(ref, fmt.Sprintf("this version does not know files of kind %q", rec.Kind), "restore it with the version that took the image", nil)
+	}
+	c, ok := k.(kind.Checker)
+	if !ok {
+		return "", nil
+	}
+	warn, err = c.CheckOpen(rec, j.env)
+	if errors.Is(err, os.ErrPermission) && j.mayHelp() { // see openRecord
+		err = asUser(&image.Creds{Eff: ^uint64(0)}, func() (err error) {
+			warn, err = c.CheckOpen(rec, j.helping())
+			return err
+		})
+	}
+	if err != nil {
+		return "", j.fileError(ref, "", "", err)
+	}
+	return warn, nil
 }

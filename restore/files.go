@@ -89,9 +89,10 @@ func sameAccess(a, b *image.Creds) bool {
 }
 
 // eachUser runs f with the files of each user, on a thread that has his filesystem credentials.
-func (j *job) eachUser(f func(refs []image.ObjRef) error) error {
-	for _, u := range j.users {
-		if err := asUser(u.creds, func() error { return f(u.files) }); err != nil {
+func (j *job) eachUser(f func(u *fileUser) error) error {
+	for i := range j.users {
+		u := &j.users[i]
+		if err := asUser(u.creds, func() error { return f(u) }); err != nil {
 			return err
 		}
 	}
@@ -111,7 +112,8 @@ func (j *job) openAll() error {
 	if err := j.openMapped(); err != nil {
 		return err
 	}
-	err := j.eachUser(func(refs []image.ObjRef) error { return j.openFiles(refs, false) })
+	kind.GrowTable(min(len(j.m.Files), j.depot.keep))
+	err := j.eachUser(func(u *fileUser) error { return j.openFiles(u, false) })
 	if err != nil {
 		return err
 	}
@@ -140,28 +142,55 @@ func (j *job) openAll() error {
 	return j.settleGone()
 }
 
-// openFiles opens files with the credentials of the calling thread and puts them by: those that
+// openFiles opens files of a user, whose credentials the calling thread has, and puts them by: those that
 // are about processes, or the others.
-func (j *job) openFiles(refs []image.ObjRef, late bool) error {
-	for _, ref := range refs {
-		if fd, ok := j.ttys[ref]; j.later(ref) != late || j.depot.holds(ref) || ok && fd >= 0 {
-			continue
-		}
-		fd, err := j.openFile(ref)
-		if err != nil {
-			return err
-		}
-		if err := j.checkLocks(ref, fd); err != nil {
-			closeFD(fd)
-			return err
-		}
-		if _, ok := j.ttys[ref]; ok || j.apart(ref) {
-			j.ttys[ref] = fd // the depot may keep others in queues, where these cannot go
-		} else if err := j.depot.put(ref, fd); err != nil {
-			return err
+func (j *job) openFiles(u *fileUser, late bool) error {
+	var refs []image.ObjRef
+	for _, ref := range u.files {
+		if j.later(ref) == late {
+			refs = append(refs, ref)
 		}
 	}
-	return nil
+	return j.inRuns(u, refs, func(run []image.ObjRef) error {
+		fds, err := j.openRun(u, run)
+		for i, ref := range run {
+			if fds[i] < 0 {
+				continue
+			}
+			if err == nil {
+				err = j.keepFile(ref, fds[i])
+			} else {
+				closeFD(fds[i])
+			}
+		}
+		return err
+	})
+}
+
+// openRun opens some files at the same time. Those that are open already, or not because of the error, are -1.
+func (j *job) openRun(u *fileUser, run []image.ObjRef) ([]int, error) {
+	fds := slices.Repeat([]int{-1}, len(run))
+	err := j.atOnce(u, len(run), func(i int) (err error) {
+		if fd, ok := j.ttys[run[i]]; j.depot.holds(run[i]) || ok && fd >= 0 {
+			return nil
+		}
+		fds[i], err = j.openFile(run[i])
+		return err
+	})
+	return fds, err
+}
+
+// keepFile puts an open file by, or closes it.
+func (j *job) keepFile(ref image.ObjRef, fd int) error {
+	if err := j.checkLocks(ref, fd); err != nil {
+		closeFD(fd)
+		return err
+	}
+	if _, ok := j.ttys[ref]; ok || j.apart(ref) {
+		j.ttys[ref] = fd // the depot may keep others in queues, where these cannot go
+		return nil
+	}
+	return j.depot.put(ref, fd)
 }
 
 func (j *job) openFile(ref image.ObjRef) (int, error) {

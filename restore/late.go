@@ -94,7 +94,7 @@ func (j *job) openLateFiles() error {
 	j.env.File = j.ownFile
 	defer func() { j.env.In, j.env.File = nil, nil }()
 	go func() {
-		opened <- j.eachUser(func(refs []image.ObjRef) error { return j.openFiles(refs, true) })
+		opened <- j.eachUser(func(u *fileUser) error { return j.openFiles(u, true) })
 	}()
 	for {
 		select {

@@ -103,6 +103,7 @@ type job struct {
 	op       *steplog.Op
 	deadline time.Time
 	warnings []string
+	warning  sync.Mutex // guards them: files are opened at the same time
 
 	undos    []func() error // what files have made that a failed restore must not leave
 	lasts    []func() error // what files do when the tree is whole
@@ -350,6 +351,8 @@ func (j *job) log(format string, args ...any) {
 // file say the same.
 func (j *job) warn(format string, args ...any) {
 	s := fmt.Sprintf(format, args...)
+	j.warning.Lock()
+	defer j.warning.Unlock()
 	for _, w := range j.warnings {
 		if w == s {
 			return

@@ -1,10 +1,16 @@
 package kind
 
-import "github.com/ckptfs/ckptfs/ckpt/image"
+import (
+	"slices"
+
+	"github.com/ckptfs/ckptfs/ckpt/image"
+)
 
 // All lists every kind of open file, in the order in which explain and show name them.
-func All() []Kind {
-	return []Kind{
+func All() []Kind { return slices.Clone(all) }
+
+var (
+	all = []Kind{
 		regular{},
 		directory{},
 		pathOnly{},
@@ -29,21 +35,26 @@ func All() []Kind {
 		ptyKind{},
 		uring{},
 	}
+	byName = map[string]Kind{}
+)
+
+func init() {
+	for _, k := range all {
+		byName[k.Name()] = k
+	}
 }
 
 // ByName returns the kind with that tag, or nil if this version does not know it.
 func ByName(name string) Kind {
-	for _, k := range All() {
-		if k.Name() == name {
-			return k
-		}
+	if k, ok := byName[name]; ok {
+		return k
 	}
 	return nil
 }
 
 // Find returns the kind that f is of, or nil; then Unsupported has the sentence.
 func Find(f *Found) Kind {
-	for _, k := range All() {
+	for _, k := range all {
 		if k.Match(f) {
 			return k
 		}

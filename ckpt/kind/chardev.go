@@ -31,6 +31,9 @@ func (charDev) Match(f *Found) bool {
 	return false
 }
 
+// Independent is Independent.Independent.
+func (charDev) Independent(*image.File) bool { return true }
+
 func (charDev) Check(f *Found, s *Scene) []image.Finding { return checkByPath(f, s, "device file") }
 
 func (charDev) Dump(f *Found, s *Scene, rec *image.File) error {

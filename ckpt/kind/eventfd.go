@@ -40,6 +40,9 @@ func (eventFD) Dump(f *Found, s *Scene, rec *image.File) error {
 	return encodeRec(rec, &eventFDRec{Count: ev.Count, Semaphore: ev.Semaphore})
 }
 
+// Independent is Independent.Independent.
+func (eventFD) Independent(*image.File) bool { return true }
+
 func (eventFD) Open(rec *image.File, e *Env) (int, error) {
 	var r eventFDRec
 	if err := decodeRec(rec, &r); err != nil {

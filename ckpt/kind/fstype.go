@@ -17,6 +17,9 @@ const (
 
 // fsType is f_type of the filesystem that f is on, or 0.
 func fsType(f *Found) int64 {
+	if f.Twin != nil {
+		return fsType(f.Twin)
+	}
 	if f.fs == nil {
 		var st unix.Statfs_t
 		if err := unix.Fstatfs(f.FD, &st); err != nil {

@@ -49,6 +49,12 @@ type Checker interface {
 	CheckOpen(rec *image.File, e *Env) (warn string, err error)
 }
 
+// Independent is a kind of which several files may be checked and opened at the same time: they share nothing with others
+// but sentences for NAME.log.
+type Independent interface {
+	Independent(rec *image.File) bool
+}
+
 // Finisher is a kind with a step that restored processes themselves have to do, after all
 // their descriptors have their final numbers.
 type Finisher interface {
@@ -115,6 +121,9 @@ type Found struct {
 	// Carrier is the socket in whose queue the file waits, if no process has it open (SCM_RIGHTS of
 	// unix(7)). Its only slot is one of our own.
 	Carrier *Found
+	// Twin is another open file description of the very same name in the same mount, as the kernel's memory tells; nil: none
+	// is known. It has no Twin itself.
+	Twin *Found
 
 	inet   *inetKind  // of a network socket, see ofInet
 	family *int       // of a socket, see domain

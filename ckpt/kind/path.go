@@ -28,6 +28,9 @@ const deletedMark = " (deleted)"
 // It is asked when a file is checked and when it is recorded, and answers the same: within a freeze nothing
 // moves it that the tree could notice.
 func locate(f *Found, s *Scene) (string, place) {
+	if f.Twin != nil && f.Twin.Link == f.Link {
+		return locate(f.Twin, s)
+	}
 	if f.at == nil || f.at.root != s.Root || f.at.link != f.Link {
 		f.at = &location{root: s.Root, link: f.Link}
 		f.at.path, f.at.where = locateNow(f, s.Root)

@@ -117,6 +117,12 @@ func (regular) Open(rec *image.File, e *Env) (int, error) {
 	return fd, nil
 }
 
+// Independent is Independent.Independent: what the image carries may be shared by several files.
+func (regular) Independent(rec *image.File) bool {
+	var r regularRec
+	return rec.Segment == 0 && decodeRec(rec, &r) == nil && r.Carried == nil
+}
+
 // open opens the file of a record.
 func (r *regularRec) open(rec *image.File) (int, *unix.Stat_t, error) {
 	if r.Handle != nil {

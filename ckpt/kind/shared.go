@@ -2,6 +2,7 @@ package kind
 
 import (
 	"fmt"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,9 +19,17 @@ func shared[T any](e *Env, key string, create func() (T, error)) (T, error) {
 	return v, err
 }
 
+// saying guards what once has in Env.Shared: files may be opened at the same time.
+var saying sync.Mutex
+
 // once is warn, or "" if it was said before: for another description of the same file, or by
 // CheckOpen.
 func once(e *Env, warn string) string {
+	if warn == "" {
+		return ""
+	}
+	saying.Lock()
+	defer saying.Unlock()
 	key := "said: " + warn
 	if _, ok := e.Shared[key]; ok {
 		return ""

@@ -15,9 +15,13 @@ type Descriptor struct {
 	Flags   uint32 // f_flags
 	Pos     int64
 	MntID   int
+	// Mount and Name are addresses of what the file was opened by (f_path): the same for two that are open by the very same name.
+	Mount, Name uint64
 	// Plain says that fdinfo has no more lines than these: the file is of no kind that adds some, and nobody ever had a
 	// lock on it. A socket is plain by this, whatever its family adds.
 	Plain bool
+	// Unowned says that nobody gets signals of it, and that nobody has named one for that (F_SETSIG).
+	Unowned bool
 }
 
 // mostDescriptors bounds a table that is read.
@@ -106,8 +110,9 @@ func (m *Memory) describe(all []Descriptor) error {
 	}
 	w := walk{m: m}
 	flags, pos, inode, ops := w.off("file.f_flags"), w.off("file.f_pos"), w.off("file.f_inode"), w.off("file.f_op")
-	mnt := w.off("file.f_path.mnt")
+	mnt, dentry := w.off("file.f_path.mnt"), w.off("file.f_path.dentry")
 	locks, show := w.off("inode.i_flctx"), w.off("file_operations.show_fdinfo")
+	owner, byPointer := m.ownerOffset(&w)
 	inMount, id := w.off("mount.mnt"), w.off("mount.mnt_id")
 	if w.err != nil {
 		return w.err
@@ -130,6 +135,8 @@ func (m *Memory) describe(all []Descriptor) error {
 		}
 		d := &all[at[i]]
 		d.Flags, d.Pos = le.Uint32(f.Bytes[flags:]), int64(le.Uint64(f.Bytes[pos:]))
+		d.Mount, d.Name = le.Uint64(f.Bytes[mnt:]), le.Uint64(f.Bytes[dentry:])
+		d.Unowned = byPointer && le.Uint64(f.Bytes[owner:]) == 0
 		more = append(more, Place{Addr: le.Uint64(f.Bytes[inode:]) + locks, Bytes: make([]byte, 8)},
 			Place{Addr: le.Uint64(f.Bytes[ops:]) + show, Bytes: make([]byte, 8)},
 			Place{Addr: le.Uint64(f.Bytes[mnt:]) - inMount + id, Bytes: make([]byte, 4)})
@@ -149,6 +156,19 @@ func (m *Memory) describe(all []Descriptor) error {
 		d.Plain = lock.Err == nil && op.Err == nil && mount.Err == nil && le.Uint64(lock.Bytes) == 0 && (fn == 0 || fn == socket)
 	}
 	return nil
+}
+
+// ownerOffset is where the struct file has the pointer to its owner, which is nil as long as nobody named one. It is one
+// since Linux 6.12; before the owner itself stood there, and ok is false.
+func (m *Memory) ownerOffset(w *walk) (off uint64, ok bool) {
+	f, err := m.types.find("file.f_owner")
+	if err != nil {
+		if w.err == nil {
+			w.err = err
+		}
+		return 0, false
+	}
+	return uint64(f.bits / 8), f.size == 64
 }
 
 // socketShow is the function that adds to the fdinfo of sockets, which asks their family; 0: there is none.
