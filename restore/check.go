@@ -216,7 +216,7 @@ func stamp(ns int64) string { return time.Unix(0, ns).UTC().Format(time.RFC3339N
 // checkFiles asks the kinds whether they can open their files, each as the user it belongs to.
 func (j *job) checkFiles() error {
 	return j.eachUser(func(u *fileUser) error {
-		return j.inRuns(u, u.files, func(run []image.ObjRef) error {
+		return j.inRuns(u, j.unlike(u.files), func(run []image.ObjRef) error {
 			warns := make([]string, len(run))
 			err := j.atOnce(u, len(run), func(i int) (err error) {
 				warns[i], err = j.checkFile(run[i])
@@ -230,6 +230,26 @@ func (j *job) checkFiles() error {
 			return err
 		})
 	})
+}
+
+// unlike leaves out files of which another one says just the same, so that a look at that one tells of both.
+func (j *job) unlike(refs []image.ObjRef) (out []image.ObjRef) {
+	type opened struct {
+		kind, path, rec string
+		flags           uint32
+		pos             int64
+	}
+	seen := map[opened]bool{}
+	for _, ref := range refs {
+		f := &j.m.Files[ref-1]
+		key := opened{f.Kind, f.Path, string(f.Rec), f.Flags, f.Pos}
+		if seen[key] && j.independent(ref) {
+			continue
+		}
+		seen[key] = true
+		out = append(out, ref)
+	}
+	return out
 }
 
 // checkFile asks the kind of one file.

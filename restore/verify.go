@@ -2,13 +2,12 @@ package restore
 
 import (
 	"fmt"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/kind"
+	"github.com/ckptfs/ckptfs/ckpt/kmem"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"github.com/ckptfs/ckptfs/ckpt/sysv"
@@ -142,20 +141,28 @@ func viewOfMapping(m *procfs.Mapping) view {
 	return w
 }
 
+// manyFDs is for how many descriptors it is worth to prepare for reading the kernel's memory, which takes some ms.
+const manyFDs = 1000
+
+// numbers lists what descriptors there are.
+func (u *holding) numbers() ([]int, error) {
+	if len(u.fds) >= manyFDs && u.thread == 0 {
+		if m, err := kmem.Open(); err == nil {
+			if all, err := m.Numbers(u.id); err == nil {
+				return all, nil
+			}
+		}
+	}
+	return quickread.Numbers(procPath(u.id, "fd"))
+}
+
 // compareFDs compares the numbers of descriptors with the table.
 func compareFDs(u holding) error {
-	names, err := os.ReadDir(procPath(u.id, "fd"))
+	got, err := u.numbers()
 	if err != nil {
 		return err
 	}
-	var got, want []int
-	for _, n := range names {
-		num, err := strconv.Atoi(n.Name())
-		if err != nil {
-			return fmt.Errorf("descriptor %q: %w", n.Name(), err)
-		}
-		got = append(got, num)
-	}
+	var want []int
 	for _, fd := range u.fds {
 		want = append(want, int(fd.Num))
 	}

@@ -27,6 +27,23 @@ type Descriptor struct {
 // mostDescriptors bounds a table that is read.
 const mostDescriptors = 1 << 20
 
+// Numbers lists the descriptors of a process that stands still. To list them in /proc makes a directory entry of each.
+func (m *Memory) Numbers(pid int) (all []int, err error) {
+	leader, err := m.leader(pid)
+	if err != nil {
+		return nil, err
+	}
+	w := walk{m: m}
+	table := w.get(w.get(leader, "task_struct.files"), "files_struct.fdt")
+	open := m.bits(&w, w.get(table, "fdtable.open_fds"), w.get(table, "fdtable.max_fds"))
+	for i, word := range open {
+		for ; word != 0; word &= word - 1 {
+			all = append(all, 64*i+bits.TrailingZeros64(word))
+		}
+	}
+	return all, w.err
+}
+
 // Descriptors reads the descriptor table of a process that stands still. It has an entry for each number up to the
 // highest.
 func (m *Memory) Descriptors(pid int) ([]Descriptor, error) {
@@ -117,13 +134,19 @@ func (m *Memory) describe(all []Descriptor) error {
 	if w.err != nil {
 		return w.err
 	}
-	var files, more []Place
-	var at []int
+	files, at := make([]Place, 0, len(all)), make([]int, 0, len(all))
+	room := make([]byte, uint64(len(all))*(size+3*8)) // in one piece: there may be very many
+	take := func(n uint64) []byte {
+		b := room[:n:n]
+		room = room[n:]
+		return b
+	}
 	for i := range all {
 		if all[i].File != 0 {
-			files, at = append(files, Place{Addr: all[i].File, Bytes: make([]byte, size)}), append(at, i)
+			files, at = append(files, Place{Addr: all[i].File, Bytes: take(size)}), append(at, i)
 		}
 	}
+	more := make([]Place, 0, 3*len(files))
 	if err := m.ReadEach(files); err != nil {
 		return err
 	}
@@ -137,9 +160,9 @@ func (m *Memory) describe(all []Descriptor) error {
 		d.Flags, d.Pos = le.Uint32(f.Bytes[flags:]), int64(le.Uint64(f.Bytes[pos:]))
 		d.Mount, d.Name = le.Uint64(f.Bytes[mnt:]), le.Uint64(f.Bytes[dentry:])
 		d.Unowned = byPointer && le.Uint64(f.Bytes[owner:]) == 0
-		more = append(more, Place{Addr: le.Uint64(f.Bytes[inode:]) + locks, Bytes: make([]byte, 8)},
-			Place{Addr: le.Uint64(f.Bytes[ops:]) + show, Bytes: make([]byte, 8)},
-			Place{Addr: le.Uint64(f.Bytes[mnt:]) - inMount + id, Bytes: make([]byte, 4)})
+		more = append(more, Place{Addr: le.Uint64(f.Bytes[inode:]) + locks, Bytes: take(8)},
+			Place{Addr: le.Uint64(f.Bytes[ops:]) + show, Bytes: take(8)},
+			Place{Addr: le.Uint64(f.Bytes[mnt:]) - inMount + id, Bytes: take(4)})
 	}
 	if err := m.ReadEach(more); err != nil {
 		return err

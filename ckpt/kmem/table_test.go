@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -50,12 +51,31 @@ func TestDescriptors(t *testing.T) {
 	udp := must(unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, 0))
 	event := must(unix.Eventfd(3, 0))
 	pidfd := must(unix.PidfdOpen(os.Getpid(), 0))
+	if _, err := unix.FcntlInt(uintptr(udp), unix.F_SETOWN, os.Getpid()); err != nil {
+		t.Fatal(err)
+	}
+	twin := must(unix.Open(path, unix.O_RDONLY, 0))
 	all, err := m.Descriptors(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if all[file].File == 0 || all[file].File != all[dup].File || all[file].File == all[locked].File {
 		t.Error("files have other addresses than they ought to")
+	}
+	numbers, err := m.Numbers(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for fd := range all {
+		if (all[fd].File != 0) != slices.Contains(numbers, fd) {
+			t.Errorf("descriptor %d: %+v, and the list is %v", fd, all[fd], numbers)
+		}
+	}
+	if a, b, c := all[file], all[twin], all[locked]; a.File == b.File || a.Name != b.Name || a.Mount != b.Mount || a.Name == c.Name || a.Name == 0 {
+		t.Errorf("names are at %#x and %#x, and %#x of another file", a.Name, b.Name, c.Name)
+	}
+	if _, known := m.ownerOffset(&walk{m: m}); known && (all[udp].Unowned || !all[file].Unowned) {
+		t.Errorf("unowned: %v with F_SETOWN, %v without", all[udp].Unowned, all[file].Unowned)
 	}
 	for fd, plain := range map[int]bool{file: true, dup: true, dir: true, p[0]: true, p[1]: true, udp: true, locked: false, event: false, pidfd: false} {
 		d := &all[fd]
