@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
@@ -67,7 +68,9 @@ type ownCaps struct {
 	nnp      bool
 }
 
-func readOwnCaps() (ownCaps, error) {
+// readOwnCaps reads them, once: they are the same for all our threads and for as long as we run, and it takes a call
+// for each that there is.
+var readOwnCaps = sync.OnceValues(func() (ownCaps, error) {
 	var o ownCaps
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
@@ -85,7 +88,7 @@ func readOwnCaps() (ownCaps, error) {
 	nnp, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
 	o.nnp = nnp != 0
 	return o, err
-}
+})
 
 // checkCreds says what of the credentials a process with own cannot give.
 func checkCreds(tid int32, c *image.Creds, own ownCaps) error {
