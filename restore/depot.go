@@ -17,6 +17,7 @@ import (
 type depot struct {
 	keep     int                   // how many keep their descriptors
 	size     int                   // how many of the others are one message
+	hands    int                   // how many may be opened before they are put here
 	queues   [][2]int              // the two ends of each; the first is read until it is empty
 	messages [][]image.ObjRef      // what is in the queues, message by message
 	in       map[image.ObjRef]bool // what is there at all
@@ -26,11 +27,12 @@ type depot struct {
 }
 
 func newDepot() *depot {
-	d := &depot{size: 1, in: map[image.ObjRef]bool{}, loose: map[image.ObjRef]int{}}
+	d := &depot{size: 1, hands: 1, in: map[image.ObjRef]bool{}, loose: map[image.ObjRef]int{}}
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err == nil {
 		d.keep = int(min(l.Cur/4, 1<<16))
 		d.size = int(min(max(l.Cur/8, 1), maxRights)) // two messages are in our hands at times
+		d.hands = int(min(max(l.Cur/16, 1), longestRun))
 	}
 	return d
 }

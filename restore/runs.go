@@ -12,7 +12,7 @@ import (
 // Most files have nothing to do with each other, and are checked and opened by as many threads as there are processors.
 
 const (
-	// longestRun is how many files are opened before they are put by.
+	// longestRun is how many files are opened before they are put by, if there are numbers for so many.
 	longestRun = 512
 	// worthThread is for how many files a further thread is worth its start, and the credentials that it takes.
 	worthThread = 32
@@ -22,7 +22,7 @@ const (
 func (j *job) inRuns(u *fileUser, refs []image.ObjRef, f func(run []image.ObjRef) error) error {
 	for len(refs) > 0 {
 		n := 0
-		for n < min(len(refs), longestRun) && j.independent(refs[n]) {
+		for n < min(len(refs), j.depot.hands) && j.independent(refs[n]) {
 			n++
 		}
 		n = max(n, 1)
