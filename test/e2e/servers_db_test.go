@@ -86,20 +86,31 @@ until test -e %[1]s/commit; do sleep 0.1; done; echo 'commit;'; sleep 1000; } | 
 	s.run(t)
 }
 
-// sharedMemory lists the ids of the shared memory of a PostgreSQL.
-func sharedMemory(t *testing.T, dir string) (ids []string) {
-	for line := range strings.Lines(string(read(t, filepath.Join(dir, "data/postmaster.pid")))) {
+// sharedMemory lists the shared memory of a PostgreSQL: ids of System V, and paths.
+func sharedMemory(t *testing.T, dir string) (all []string) {
+	said := string(read(t, filepath.Join(dir, "data/postmaster.pid")))
+	for line := range strings.Lines(said) {
 		if f := strings.Fields(line); len(f) == 2 { // key and id
-			ids = append(ids, f[1])
+			all = append(all, f[1])
 		}
 	}
-	return ids
+	pid, _, _ := strings.Cut(said, "\n")
+	for line := range strings.Lines(string(read(t, "/proc/"+pid+"/maps"))) {
+		if f := strings.Fields(line); len(f) == 6 && strings.HasPrefix(f[5], "/dev/shm/PostgreSQL.") {
+			all = append(all, f[5])
+		}
+	}
+	return all
 }
 
 // removeShared removes what a PostgreSQL leaves that is killed.
-func removeShared(t *testing.T, ids []string) {
-	for _, id := range ids {
-		harness.Run(t, "ipcrm", "-m", id)
+func removeShared(t *testing.T, all []string) {
+	for _, m := range all {
+		if filepath.IsAbs(m) {
+			os.Remove(m) // it may be gone
+		} else {
+			harness.Run(t, "ipcrm", "-m", m)
+		}
 	}
 }
 
