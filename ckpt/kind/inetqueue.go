@@ -54,7 +54,7 @@ func (w *tcpWorld) queueUp(n *tcpNode) (err error) {
 		what string
 		do   func() error
 	}{
-		{"bind", n.bindShared},
+		{"bind", func() error { return bindShared(n.fd, n.Name) }},
 		{"connect", n.connectNow},
 		{"send what was sent", func() error { return n.sendAll(n.data) }},
 		{"shutdown", n.shutAsWas},
@@ -70,18 +70,16 @@ func (w *tcpWorld) queueUp(n *tcpNode) (err error) {
 
 // bindShared binds to an address that other sockets may have, too: connect(2) had chosen it, which shares ports
 // between connections. In repair mode bind(2) does.
-func (n *tcpNode) bindShared() error {
+func bindShared(fd int, name []byte) error {
 	const off = -1 // TCP_REPAIR_OFF_NO_WP
-	if err := unix.SetsockoptInt(n.fd, unix.SOL_TCP, unix.TCP_REPAIR, 1); err != nil {
+	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, 1); err != nil {
 		return fmt.Errorf("TCP_REPAIR: %w", err)
 	}
-	if err := addressed(unix.SYS_BIND, n.fd, n.Name); err != nil {
-		return err
+	err := addressed(unix.SYS_BIND, fd, name)
+	if oerr := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, off); err == nil && oerr != nil {
+		err = fmt.Errorf("end TCP_REPAIR: %w", oerr)
 	}
-	if err := unix.SetsockoptInt(n.fd, unix.SOL_TCP, unix.TCP_REPAIR, off); err != nil {
-		return fmt.Errorf("end TCP_REPAIR: %w", err)
-	}
-	return nil
+	return err
 }
 
 // connectNow connects to a socket on the same host.

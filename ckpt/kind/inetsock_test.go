@@ -260,3 +260,45 @@ func FuzzParseInet(f *testing.F) {
 		_, _ = parseIGMP6(s)
 	})
 }
+
+// TestInetEndedPort restores a connection that was reset while somebody else is connected from its port.
+func TestInetEndedPort(t *testing.T) {
+	listener := func() (int, unix.Sockaddr) {
+		l := newSocket(t, unix.AF_INET, unix.SOCK_STREAM, 0)
+		must(t, unix.Bind(l, localhost))
+		must(t, unix.Listen(l, 5))
+		at, err := unix.Getsockname(l)
+		must(t, err)
+		return l, at
+	}
+	l, at := listener()
+	_, elsewhere := listener()
+	c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	must(t, err)
+	must(t, unix.Connect(c, at))
+	a, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+	must(t, err)
+	must(t, unix.SetsockoptLinger(a, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
+	must(t, unix.Close(a))
+	must(t, awaitReset(c))
+	_, err = unix.GetsockoptInt(c, unix.SOL_SOCKET, unix.SO_ERROR) // it was reported
+	must(t, err)
+	name, err := unix.Getsockname(c)
+	must(t, err)
+	s := newStage(t)
+	f := s.add(c)[0]
+	must(t, image.Refusals(s.check()))
+	s.dump()
+	must(t, unix.Close(c))
+	_ = unix.Close(f.FD) // it may be the same
+	other := newSocket(t, unix.AF_INET, unix.SOCK_STREAM, 0)
+	must(t, unix.Bind(other, name))
+	must(t, unix.Connect(other, elsewhere))
+	got, err := s.open()
+	must(t, err)
+	is, err := unix.Getsockname(got[0])
+	must(t, err)
+	if is.(*unix.SockaddrInet4).Port != name.(*unix.SockaddrInet4).Port {
+		t.Errorf("it came out at %v, and was at %v", is, name)
+	}
+}

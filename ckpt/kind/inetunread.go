@@ -72,11 +72,12 @@ func (r *inetRec) connectTo(to []byte) (fd int, err error) {
 		return -1, fmt.Errorf("socket: %w", err)
 	}
 	if err = setOpts(fd, r.Opts, optEarly); err == nil {
-		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-	}
-	if err == nil {
-		// The address it had, if it can be had: others of the tree may listen on the port.
-		_ = addressed(unix.SYS_BIND, fd, r.Name)
+		// The address it had, if this host has it. Others may have the port, too: bind(2) may refuse it then, in repair
+		// mode it does not.
+		if len(r.Name) > 0 && bindShared(fd, r.Name) != nil {
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) // for the bind
+			_ = addressed(unix.SYS_BIND, fd, r.Name)
+		}
 		if err = addressed(unix.SYS_CONNECT, fd, to); err != nil {
 			err = fmt.Errorf("connect to %s: %w", addrText(to), err)
 		}

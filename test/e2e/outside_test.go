@@ -89,11 +89,11 @@ func TestPostgresOutside(t *testing.T) {
 			return harness.Run(t, harness.Tool(t, "psql"), "-h", dir, "-p", fmt.Sprint(port), "-U", "postgres", "-c", "select 1").Code == 0
 		},
 		work: func(t *testing.T, n int) {
+			shared = append(shared, sharedMemory(t, dir)...)
 			if n > 1 {
 				say(t, fmt.Sprintf("insert into t values (%d) returning n;", n), fmt.Sprint(n))
 				return
 			}
-			shared = sharedMemory(t, dir)
 			c := exec.Command(harness.Tool(t, "psql"), "-h", "127.0.0.1", "-p", fmt.Sprint(port), "-U", "postgres", "-AtqX")
 			var err error
 			if in, err = c.StdinPipe(); err != nil {

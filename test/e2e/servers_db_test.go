@@ -62,7 +62,6 @@ until test -e %[1]s/commit; do sleep 0.1; done; echo 'commit;'; sleep 1000; } | 
 		},
 		work: func(t *testing.T, n int) {
 			if n == 1 {
-				shared = sharedMemory(t, dir)
 				write(t, filepath.Join(dir, "up"), nil)
 				harness.Eventually(t, "the table is there", func() bool { return strings.TrimSpace(psql(t, "select to_regclass('t')")) == "t" })
 			}
@@ -70,6 +69,7 @@ until test -e %[1]s/commit; do sleep 0.1; done; echo 'commit;'; sleep 1000; } | 
 			sums[n] = dump(t)
 		},
 		check: func(t *testing.T, n int) {
+			shared = append(shared, sharedMemory(t, dir)...) // parallel queries make more
 			want(t, "rows", psql(t, "select count(*) from t"), fmt.Sprint(1000*n))
 			want(t, "rows over TCP", harness.Must(t, harness.Tool(t, "psql"), "-h", "127.0.0.1", "-p", fmt.Sprint(port), "-U", "postgres", "-AtqX", "-c",
 				fmt.Sprintf("select sum(n) from t where v = 'round %d'", n)).Stdout, "500500")
@@ -95,9 +95,15 @@ func sharedMemory(t *testing.T, dir string) (all []string) {
 		}
 	}
 	pid, _, _ := strings.Cut(said, "\n")
-	for line := range strings.Lines(string(read(t, "/proc/"+pid+"/maps"))) {
-		if f := strings.Fields(line); len(f) == 6 && strings.HasPrefix(f[5], "/dev/shm/PostgreSQL.") {
-			all = append(all, f[5])
+	for _, pid := range append(strings.Fields(harness.Run(t, "pgrep", "-P", pid).Stdout), pid) {
+		maps, err := os.ReadFile("/proc/" + pid + "/maps")
+		if err != nil {
+			continue // it has ended
+		}
+		for line := range strings.Lines(string(maps)) {
+			if f := strings.Fields(line); len(f) >= 6 && strings.HasPrefix(f[5], "/dev/shm/PostgreSQL.") {
+				all = append(all, f[5])
+			}
 		}
 	}
 	return all
