@@ -63,6 +63,8 @@ func (f *Found) acceptFindings(s *Scene, n uint32) []image.Finding {
 	switch all := u.of[f]; {
 	case u.errs[f] != nil:
 		why = fmt.Sprintf("%s to be accepted by it, and cannot be looked at: %v", waitText(n), u.errs[f])
+	case len(all) < int(n) && s.Still:
+		why = fmt.Sprintf("%s to be accepted by it, of which only %d are found in the kernel", waitText(n), len(all))
 	case len(all) == 0:
 		return nil // the program has accepted them meanwhile
 	case f.sharesPort():
