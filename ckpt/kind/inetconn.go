@@ -41,10 +41,11 @@ type tcpConn struct {
 
 // More of linux/tcp_states.h.
 const (
-	tcpFinWait1  = 4
-	tcpCloseWait = 8
-	tcpLastAck   = 9
-	tcpClosing   = 11
+	tcpNewSynRecv = 12
+	tcpFinWait1   = 4
+	tcpCloseWait  = 8
+	tcpLastAck    = 9
+	tcpClosing    = 11
 )
 
 const (
@@ -140,6 +141,8 @@ func (f *Found) findOtherEnd(s *Scene, protocol int) (at otherEnd, why string) {
 			return inTree, ""
 		case l.inode == 0 && (l.state == tcpEstablished || l.state == tcpCloseWait):
 			return inTree, fmt.Sprintf("it is connected to %s, where it waits to be accepted", e.peer)
+		case l.inode == 0 && (l.state == tcpSynRecv || l.state == tcpNewSynRecv): // TCP_DEFER_ACCEPT
+			return inTree, fmt.Sprintf("it is connected to %s, which takes it for a connection when data comes (TCP_DEFER_ACCEPT) or its last packet", e.peer)
 		case l.inode == 0:
 			return nowhere, ""
 		}

@@ -41,6 +41,7 @@ var refusals = []struct {
 	{"uringnapi", []string{"fd 3", "io_uring", "it polls network cards"}},
 	{"uringflags", []string{"fd 3", "io_uring", "it has status flags 02002, which this version does not know"}},
 	{"tcpwaiting", []string{"fd 4", "a connection waits to be accepted by it from 127.0.0.1:", "and urgent data waits in it", "where it waits to be accepted"}},
+	{"tcpdeferred", []string{"fd 4", "it is connected to 127.0.0.1:", "when data comes (TCP_DEFER_ACCEPT)"}},
 	{"tcpleft", []string{"fd 3", "a connection waits to be accepted by it from 127.0.0.1:", "which is outside the tree or has ended"}},
 	{"tcpurgent", []string{"fd 4", "urgent data waits in it"}},
 	{"tcperror", []string{"fd 4", "an error waits to be reported by it (SO_ERROR)"}},

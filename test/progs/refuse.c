@@ -9,6 +9,7 @@
 #include <linux/userfaultfd.h>
 #include <mqueue.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/fanotify.h>
 #include <poll.h>
 #include <sys/file.h>
@@ -107,6 +108,8 @@ static void make(const char *what)
 		int s = MUST(socket(AF_INET, SOCK_STREAM, 0)), c = MUST(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
 		MUST(bind(s, (void *)&a, sizeof a));
 		MUST(getsockname(s, (void *)&a, &len));
+		if (strcmp(what, "tcpdeferred") == 0)
+			MUST(setsockopt(s, IPPROTO_TCP, TCP_DEFER_ACCEPT, &(int){30}, sizeof(int)));
 		if (strcmp(what, "tcperror") != 0)
 			MUST(listen(s, 0));
 		CHECK(connect(c, (void *)&a, sizeof a) == 0 || errno == EINPROGRESS, "connect");
