@@ -299,22 +299,37 @@ func (c *Checkpoint) captureMemory(p *proc, locked uint64) (err error) {
 	if step != nil {
 		defer func() { step.Count("vmas", int64(len(p.mem.areas))).Count("copied", p.mem.copied()).End(err) }()
 	}
+	defer func() {
+		if err == nil {
+			p.trackNew()
+		}
+	}()
 	if err := p.readAreas(!c.snapshots()); err != nil {
 		return err
 	}
 	if err := p.readAIO(); err != nil {
 		return err
 	}
-	if err := p.readPolicies(c.o.policies || !c.snapshots()); err != nil || !c.snapshots() {
+	maySkip := p.track != nil && p.track.overlay != nil && !c.o.run.fork // the snapshot, which tells of policies
+	if err := p.readPolicies(c.o.policies || !c.snapshots() || maySkip); err != nil || !c.snapshots() {
 		return err
 	}
 	if locked > 0 && !p.locksKnown(locked) {
 		if err := p.readAreas(true); err != nil {
 			return err
 		}
+		maySkip = false
+	}
+	if err := p.advanceTracked(); err != nil {
+		return err
 	}
 	if err := p.copyFrozen(false); err != nil {
 		return err
+	}
+	if maySkip {
+		if done, err := p.copyChanged(c.o.run.base.r); err != nil || done {
+			return err
+		}
 	}
 	leader := p.threads[0]
 	if err := p.remote.Enter(leader.Thread, leader.state); err != nil {
@@ -333,6 +348,7 @@ func (c *Checkpoint) captureMemory(p *proc, locked uint64) (err error) {
 	}
 	c.log("pid %d: no copy-on-write snapshot (%v): its memory is copied while it is frozen", p.pid, err)
 	p.mem.free()
+	p.track = nil
 	if err := p.readAreas(true); err != nil {
 		return err
 	}

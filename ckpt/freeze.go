@@ -21,6 +21,7 @@ type proc struct {
 	threads []*thread      // the leader first
 	remote  *ptrace.Remote
 	mem     memory
+	track   *tracking // of its writes; nil: none
 
 	policies map[uint64]*image.MemPolicy // NUMA policies of mappings, by where they start
 	asked    bool                        // for all of them

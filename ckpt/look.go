@@ -39,6 +39,7 @@ type survey struct {
 	rings    map[uint64]bool // every io_uring, see kind.Scene
 	order    kcmpOrder
 	socks    *kind.SockMemo
+	tables   *tables
 	names    map[inode]string // other links that were found, which the freeze need not look for
 }
 
@@ -229,6 +230,7 @@ func (s *survey) pids() []int {
 // lookAtFiles finds what of the tree's files and shared memory cannot be kept.
 func (s *survey) lookAtFiles() error {
 	t := s.order.findTables(s.pids(), liveThreads)
+	s.tables = t
 	if !s.vforking() {
 		s.findings = append(s.findings, t.check(s.procs[0].stat.PPID)...)
 	}
@@ -251,6 +253,17 @@ func (s *survey) lookAtFiles() error {
 	}
 	s.checkSessions(set.found, sc.Controlled())
 	return nil
+}
+
+// tableIDs are a process and its threads that have a descriptor table of their own.
+func (s *survey) tableIDs(pid int) []int {
+	ids := []int{pid}
+	for tid, owner := range s.tables.own {
+		if owner == pid {
+			ids = append(ids, tid)
+		}
+	}
+	return ids
 }
 
 func (s *survey) treePIDs() []int {

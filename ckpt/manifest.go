@@ -25,6 +25,10 @@ func (c *Checkpoint) finishManifest(s *survey) error {
 			if err := errors.Join(p.refine(), p.checkPolicies()); err != nil {
 				return err
 			}
+		} else if p.mem.copiedOnly {
+			if err := p.confirm(); err != nil {
+				return err
+			}
 		}
 		return c.addVMAs(&c.m.MMs[i], p)
 	})
@@ -43,8 +47,12 @@ func (c *Checkpoint) finishManifest(s *survey) error {
 		x := c.m.Tasks[0].Threads[0].XState
 		c.m.Host.XStateLen, c.m.Host.XFeatures = uint32(len(x)), xfeatures(x)
 	}
-	c.head, c.layout, err = image.Encode(&c.m)
-	return err
+	if c.head, c.layout, err = image.Encode(&c.m); err != nil {
+		return err
+	}
+	c.findSame()
+	c.settleTracking()
+	return nil
 }
 
 // addVMAs describes the mappings of one process with the pages that belong to them.
@@ -77,6 +85,9 @@ func (c *Checkpoint) addVMAs(mm *image.MM, p *proc) error {
 func (p *proc) pagesOf(sc *scanner, a *area) (extents, guards []image.Extent, err error) {
 	if h := p.mem.held[a.Start]; h != nil {
 		return h.extents, h.guards, nil
+	}
+	if t := p.mem.tracked[a.Start]; t != nil {
+		return t.pages, t.guards, nil
 	}
 	if a.hasPages() {
 		return sc.pages(a)

@@ -24,7 +24,10 @@ type memory struct {
 	held  map[uint64]*held // frozen copies, by start of the area
 	snap  *ptrace.Snapshot // nil: everything is in held, or the process stays frozen
 	live  *os.File         // /proc/PID/mem of a process that stays frozen
-	pid   int              // whose pagemap and smaps tell the rest: the snapshot, or the process
+
+	tracked    map[uint64]*trackedArea // mappings whose writes are tracked, by start
+	copiedOnly bool                    // no snapshot was needed: what had changed was copied
+	pid        int                     // whose pagemap and smaps tell the rest: the snapshot, or the process
 }
 
 // copied is how many bytes were copied while the process was frozen.
@@ -114,6 +117,9 @@ func (m *memory) reader(a *area) pageReader {
 	if h := m.held[a.Start]; h != nil {
 		return h
 	}
+	if t := m.tracked[a.Start]; t != nil && t.reader != nil {
+		return t.reader
+	}
 	if m.snap != nil {
 		return m.snap.Mem()
 	}
@@ -160,7 +166,7 @@ func (p *proc) copyFrozen(all bool) error {
 	}()
 	for i := range p.mem.areas {
 		a := &p.mem.areas[i]
-		if !all && !a.HasFlag("dc") && !a.sysv() && (!a.hasPages() || !a.frozenOnly()) {
+		if !all && !a.HasFlag("dc") && !a.sysv() && (!a.hasPages() || !a.frozenOnly()) || p.mem.tracked[a.Start] != nil {
 			continue
 		}
 		if sc == nil {

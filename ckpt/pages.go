@@ -15,11 +15,15 @@ import (
 const (
 	pagemapScan = 0xc0606610
 
+	pageIsWritten = 1 << 1 // no longer write-protected by a userfaultfd
 	pageIsFile    = 1 << 2
 	pageIsPresent = 1 << 3
 	pageIsSwapped = 1 << 4
 	pageIsPfnZero = 1 << 5
 	pageIsGuard   = 1 << 8 // Linux 6.15: MADV_GUARD_INSTALL
+
+	pmScanWPMatching   = 1 << 0 // protect what is found, at the same time
+	pmScanCheckWPAsync = 1 << 1 // EPERM where a range is not tracked
 )
 
 // pmScanArg is struct pm_scan_arg.
@@ -52,14 +56,21 @@ func newScanner(pid int) (*scanner, error) {
 	return s, nil
 }
 
-func (s *scanner) close() { s.pagemap.Close() }
+func (s *scanner) close() {
+	if s != nil {
+		s.pagemap.Close()
+	}
+}
 
 // scan runs PAGEMAP_SCAN over [start, end) and calls f for each region it reports.
 func (s *scanner) scan(start, end uint64, arg *pmScanArg, f func(pageRegion)) error {
 	for {
 		a := *arg
 		a.size, a.start, a.end = uint64(unsafe.Sizeof(a)), start, end
-		a.vec, a.vecLen = uint64(uintptr(unsafe.Pointer(&s.vec[0]))), uint64(len(s.vec))
+		a.vec = uint64(uintptr(unsafe.Pointer(&s.vec[0])))
+		if a.vecLen == 0 {
+			a.vecLen = uint64(len(s.vec))
+		}
 		n, _, errno := unix.Syscall(unix.SYS_IOCTL, s.pagemap.Fd(), pagemapScan, uintptr(unsafe.Pointer(&a)))
 		runtime.KeepAlive(s)
 		if errno != 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"slices"
 	"sync"
@@ -23,6 +24,8 @@ type piece struct {
 // worth the way between two goroutines.
 type batch struct {
 	pieces []piece
+	base   io.ReaderAt // the image before, if that has all its chunks, with these hashes; else nil
+	size   int         // bytes
 	chunks []image.Chunk
 	block  image.Block
 	hashes []image.Hash
@@ -65,6 +68,9 @@ func (c *Checkpoint) Stream(ctx context.Context, sink image.Sink) (root image.Ha
 	if err := ctx.Err(); err != nil {
 		return image.Hash{}, err
 	}
+	if c.o.run != nil {
+		c.basis = c.newBase(hashes)
+	}
 	return c.streamTrailer(hashes, sink)
 }
 
@@ -102,10 +108,7 @@ func (c *Checkpoint) readAhead(ctx context.Context, sink image.Sink, reading *sy
 			for b := range work {
 				b.err = ctx.Err()
 				if b.err == nil {
-					b.err = b.fill()
-				}
-				if b.err == nil {
-					b.err = b.ready()
+					b.err = b.work(sink)
 				}
 				close(b.done)
 			}
@@ -115,13 +118,14 @@ func (c *Checkpoint) readAhead(ctx context.Context, sink image.Sink, reading *sy
 		defer close(ordered)
 		defer close(work)
 		src := c.source()
-		for rest := c.layout.Chunks; len(rest) > 0; {
-			b := &batch{done: make(chan struct{})}
-			n := 0
-			b.chunks, n = takeBatch(rest)
-			rest = rest[len(b.chunks):]
-			b.block = sink.Block(n)
-			b.pieces = src.next(n)
+		_, refers := sink.(image.Referrer)
+		for at := 0; at < len(c.layout.Chunks); {
+			b := c.takeBatch(at, refers)
+			at += len(b.chunks)
+			if b.base == nil {
+				b.block = sink.Block(b.size)
+			}
+			b.pieces = src.next(b.size)
 			select {
 			case work <- b:
 			case <-ctx.Done():
@@ -137,13 +141,51 @@ func (c *Checkpoint) readAhead(ctx context.Context, sink image.Sink, reading *sy
 	return ordered
 }
 
-// takeBatch cuts a batch off a list of chunks and returns its length in bytes.
-func takeBatch(chunks []image.Chunk) ([]image.Chunk, int) {
-	i, n := 1, chunks[0].Len
-	for ; i < len(chunks) && n+chunks[i].Len <= batchLen; i++ {
-		n += chunks[i].Len
+// referLen is how many bytes a batch has at most that nobody reads.
+const referLen = 1 << 20
+
+// takeBatch makes a batch of the chunks from number at on. refers says that the sink can refer to chunks.
+func (c *Checkpoint) takeBatch(at int, refers bool) *batch {
+	chunks := c.layout.Chunks[at:]
+	refers = refers && c.same != nil
+	b := &batch{done: make(chan struct{}), size: chunks[0].Len}
+	most := batchLen
+	if refers && c.same[at] != nil {
+		b.base, most = c.o.run.base.r, referLen
 	}
-	return chunks[:i], n
+	i := 1
+	for ; i < len(chunks) && b.size+chunks[i].Len <= most; i++ {
+		if refers && (b.base != nil) != (c.same[at+i] != nil) {
+			break
+		}
+		b.size += chunks[i].Len
+	}
+	b.chunks = chunks[:i]
+	if b.base != nil {
+		b.hashes = make([]image.Hash, i)
+		for j := range b.hashes {
+			b.hashes[j] = c.same[at+j].hash
+		}
+	}
+	return b
+}
+
+// work gets a batch ready: the sink refers to it, or it is read and hashed.
+func (b *batch) work(sink image.Sink) error {
+	if b.base != nil {
+		block, err := sink.(image.Referrer).Refer(b.base, b.chunks, b.hashes)
+		if err != nil {
+			return err
+		}
+		if b.block = block; block != nil {
+			return nil
+		}
+		b.block = sink.Block(b.size) // it has lost some of them: the bytes are still to be had
+	}
+	if err := b.fill(); err != nil {
+		return err
+	}
+	return b.ready()
 }
 
 // fill reads the bytes of a batch.

@@ -31,28 +31,6 @@ const (
 // DefaultTimeout is how long a tree may take to come to a stop.
 const DefaultTimeout = 10 * time.Second
 
-// retries is how often a checkpoint starts anew when the tree changed its mappings or files in
-// the moment between look and freeze.
-const retries = 4
-
-// errRaced says that the target changed between look and freeze.
-var errRaced = errors.New("it changed while it was looked at")
-
-// racedError is an error that the target may have brought about between look and freeze.
-type racedError struct{ error }
-
-func (e racedError) Unwrap() []error { return []error{e.error, errRaced} }
-
-// opened returns err as a racedError if it refuses nothing but descriptors, which the look
-// before did not: as a rule they are closed again as fast as they were opened.
-func opened(err error) error {
-	var r *image.RefusedError
-	if !errors.As(err, &r) || slices.ContainsFunc(r.Findings, func(f image.Finding) bool { return f.FD == image.NoFD }) {
-		return err
-	}
-	return racedError{err}
-}
-
 // Options of Take. The zero value leaves the tree running.
 type Options struct {
 	Timeout time.Duration // for the freeze; 0: DefaultTimeout
@@ -61,8 +39,10 @@ type Options struct {
 	Log     func(string) // a line for NAME.log; may be nil
 	Steps   *steplog.Log // gets a line about each step; may be nil
 	Policy  policy.Set   // what was chosen, and goes into the image; may be nil
+	Track   *Tracker     // follows what is written between the checkpoints of this tree; may be nil, and counts with Resume only
 
-	policies bool // ask about the NUMA policies of mappings
+	policies bool      // ask about the NUMA policies of mappings
+	run      *trackRun // of Track; nil: there is none
 }
 
 // Checkpoint is a checkpoint whose state is captured and whose pages wait to be streamed.
@@ -84,9 +64,13 @@ type Checkpoint struct {
 	sleepers  *sleepers
 	tr        *tracers
 	ownTracer bool       // Close ends them
+	ownRun    bool       // and what was needed for the tracking of writes
 	undo      *undoStack // what lets a tree go that stays frozen
 	logging   sync.Mutex
 	reading   sync.WaitGroup // the goroutine that reads the files
+	same      []*window      // by number of the chunk: the one of the checkpoint before that is the same; nil: all are new
+	reused    int64          // bytes of them
+	basis     *base          // what the next checkpoint may take from this one
 	streamed  bool
 	frozen    bool          // somebody else holds the tree still, and ends that
 	lock      *netlock.Lock // of TCP connections, until the tree goes on or is restored
@@ -115,41 +99,16 @@ func Take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 		o.Timeout = DefaultTimeout
 	}
 	raiseNoFile()
-	start := time.Now()
-	pause := firstPause
-	for try := 1; ; try++ {
-		c, err := take(ctx, pid, o)
-		switch {
-		case err == nil:
-			return c, nil
-		case errors.Is(err, errPolicies) && !o.policies:
-			o.policies = true
-			continue
-		case errors.Is(err, errRaced) && try < retries:
-		case inVfork(err) && time.Since(start) < o.Timeout:
-		default:
-			return nil, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, err
-		case <-time.After(pause):
-			pause = min(2*pause, maxPause)
-		}
+	if o.Track != nil && o.After == Resume {
+		o.run = o.Track.begin()
 	}
-}
-
-// How long a tree is left alone between two tries.
-const (
-	firstPause = 5 * time.Millisecond
-	maxPause   = time.Second
-)
-
-// inVfork reports whether a tree could not be stopped because somebody waits in vfork(2),
-// which as a rule ends soon: the child execs.
-func inVfork(err error) bool {
-	var late *ptrace.TimeoutError
-	return errors.As(err, &late) && late.VFork
+	c, err := takeSteady(ctx, pid, o)
+	if err != nil {
+		o.run.end()
+		return nil, err
+	}
+	c.ownRun = true
+	return c, nil
 }
 
 func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
@@ -163,6 +122,7 @@ func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 	if c.m.Host, err = hostInfo(s.root); err != nil {
 		return c.complete(s, err)
 	}
+	c.prepareTracking(ctx, s)
 	c.sleepers = findSleepers(s.pids())
 	err = c.tr.Do(func() error { return c.still(ctx, s) })
 	return c.complete(s, opened(err))
@@ -236,7 +196,7 @@ func (c *Checkpoint) captureAll(ctx context.Context, s *survey, procs []*proc, u
 	procs = slices.Clone(procs)
 	for i, p := range procs { // copies: a tree that is held frozen may be captured again
 		q := *p
-		q.looked, q.mem, q.remote = s.find(p.pid), memory{}, nil
+		q.looked, q.mem, q.remote, q.track = s.find(p.pid), memory{}, nil, c.o.run.of(&p.stat)
 		procs[i] = &q
 	}
 	c.m.Created = now()
@@ -353,6 +313,9 @@ func (c *Checkpoint) Close() error {
 	c.tr = nil
 	for _, p := range c.procs {
 		p.mem.free()
+	}
+	if c.ownRun {
+		c.o.run.end()
 	}
 	go func() { // a filesystem that does not answer must not hold us up, now that the tree runs
 		c.reading.Wait()

@@ -2,6 +2,7 @@ package ckpt
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -84,12 +85,20 @@ func isHuge(m *procfs.Mapping) bool { return m.Deleted && m.Path == "/anon_hugep
 func areas(pid int, smaps []procfs.Smap) ([]area, []image.Finding) {
 	var out []area
 	var bad []image.Finding
+	var sc *scanner
+	defer func() { sc.close() }()
 	for i := range smaps {
 		s := &smaps[i]
 		if s.Path == "[vsyscall]" {
 			continue
 		}
 		a := area{Smap: *s, kind: classify(&s.Mapping)}
+		if a.HasFlag("uw") {
+			if sc == nil {
+				sc, _ = newScanner(pid) // without it the flag is refused
+			}
+			a.dropTracking(sc)
+		}
 		if f, refused := checkArea(pid, &a); refused {
 			bad = append(bad, f)
 			continue
@@ -97,6 +106,17 @@ func areas(pid int, smaps []procfs.Smap) ([]area, []image.Finding) {
 		out = append(out, a)
 	}
 	return out, bad
+}
+
+// dropTracking takes away the flag that writes to the area are tracked, if that is done asynchronously: then it is the affair of whoever
+// looks on, such as a Tracker of ours, and no state of the process. (One that does so itself has a userfaultfd open.)
+func (a *area) dropTracking(sc *scanner) {
+	if sc == nil {
+		return
+	}
+	if is, err := sc.isTracked(a.Start); is && err == nil {
+		a.Flags = slices.DeleteFunc(slices.Clone(a.Flags), func(f string) bool { return f == "uw" })
+	}
 }
 
 // checkArea identifies the file behind an area and finds out whether it can be mapped again.

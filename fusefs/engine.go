@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"context"
+	"io"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/policy"
@@ -23,6 +24,8 @@ type Engine interface {
 	Tree(pid int) ([]int, error)
 	// Freeze stops the tree until Thaw or Kill. It goes on by itself if this process dies.
 	Freeze(ctx context.Context, pid int) (Frozen, error)
+	// NewTracker returns a Tracker for one tree.
+	NewTracker() Tracker
 	// Restore brings a verified image back.
 	Restore(ctx context.Context, r *image.Reader, o RestoreOptions) (*Restored, error)
 }
@@ -38,6 +41,25 @@ type Checkpoint interface {
 	Stream(ctx context.Context, sink image.Sink) (image.Hash, error)
 	// Close gives everything back. It is always called, once.
 	Close() error
+	// Stored tells that the image is stored and can be read from r until release is called: the next checkpoint with the
+	// same Tracker may refer to it. It may be called after Close.
+	Stored(r io.ReaderAt, release func())
+}
+
+// Tracker follows what a tree writes between its checkpoints, so that each of them reads only
+// that. It is used for one checkpoint at a time.
+type Tracker interface {
+	Info() TrackInfo
+	// Close ends it: the processes are as before.
+	Close() error
+}
+
+// TrackInfo tells of the last checkpoint with a Tracker.
+type TrackInfo struct {
+	Processes int   `json:"processes"` // that are followed
+	Bytes     int64 `json:"bytes"`     // of the last image
+	Unchanged int64 `json:"unchanged"` // how many of them the one before had
+	Copied    bool  `json:"copied"`    // what had changed was copied; else there was a snapshot
 }
 
 // Frozen is a tree that Freeze stopped. Thaw and Kill end it and are not called while one of
@@ -55,6 +77,7 @@ type Frozen interface {
 type TakeOptions struct {
 	Log    func(string) // takes lines for the image's log
 	Policy policy.Set
+	Track  Tracker // of this tree; may be nil
 }
 
 // RestoreOptions say how to restore.

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -68,9 +69,23 @@ func (e *fake) Take(ctx context.Context, pid int, o fusefs.TakeOptions) (fusefs.
 		return nil, err
 	}
 	o.Log("taken by the fake " + o.Policy.String())
+	if o.Track != nil {
+		o.Log("tracked")
+	}
 	b, m, chunks, err := fakeImage(e.gen.Add(1))
 	return &fakeCheckpoint{e, b, m, chunks}, err
 }
+
+// fakeTracker counts itself.
+type fakeTracker struct{ e *fake }
+
+func (e *fake) NewTracker() fusefs.Tracker {
+	e.event("track")
+	return fakeTracker{e}
+}
+
+func (t fakeTracker) Info() fusefs.TrackInfo { return fusefs.TrackInfo{Processes: 1} }
+func (t fakeTracker) Close() error           { t.e.event("untrack"); return nil }
 
 func (e *fake) Estimate(int) (int64, error) { return 8 << 20, nil }
 
@@ -135,6 +150,9 @@ type fakeCheckpoint struct {
 	m      *image.Manifest
 	chunks []image.Chunk
 }
+
+// Stored wants no reader.
+func (c *fakeCheckpoint) Stored(_ io.ReaderAt, release func()) { release() }
 
 func (c *fakeCheckpoint) Size() int64               { return int64(len(c.b)) }
 func (c *fakeCheckpoint) Manifest() *image.Manifest { return c.m }

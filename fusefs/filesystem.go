@@ -43,6 +43,7 @@ type filesystem struct {
 	imageOf  map[reader]*imageNode
 	frozenBy map[procID]*frozenTree
 	policies policies
+	trackers trackers
 }
 
 // procID is a process; the start time tells it from a later one with the same number.

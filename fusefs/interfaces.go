@@ -37,17 +37,11 @@ var (
 	_ fs.FileReader      = (*imageHandle)(nil)
 	_ fs.FileReleaser    = (*imageHandle)(nil)
 
-	_ fs.NodeGetattrer = (*stateNode)(nil)
-	_ fs.NodeSetattrer = (*stateNode)(nil)
-	_ fs.NodeOpener    = (*stateNode)(nil)
-	_ fs.FileReader    = (*stateHandle)(nil)
-	_ fs.FileWriter    = (*stateHandle)(nil)
-
-	_ fs.NodeGetattrer = (*policyNode)(nil)
-	_ fs.NodeSetattrer = (*policyNode)(nil)
-	_ fs.NodeOpener    = (*policyNode)(nil)
-	_ fs.FileReader    = (*policyHandle)(nil)
-	_ fs.FileWriter    = (*policyHandle)(nil)
+	_ fs.NodeGetattrer = (*wordNode)(nil)
+	_ fs.NodeSetattrer = (*wordNode)(nil)
+	_ fs.NodeOpener    = (*wordNode)(nil)
+	_ fs.FileReader    = (*wordHandle)(nil)
+	_ fs.FileWriter    = (*wordHandle)(nil)
 
 	_ fs.NodeGetattrer = (*imagesDir)(nil)
 	_ fs.NodeReaddirer = (*imagesDir)(nil)

@@ -29,6 +29,7 @@ type Options struct {
 	Private        bool                             // keep uploads in memory and not in Spool
 	Keep           store.Policy                     // which images stay in the store; Spare is set here
 	Policy         policy.Set                       // for every checkpoint and, where the image has none, every restore
+	Track          TrackMode                        // for processes of which nobody says otherwise; "": TrackAuto
 	RestoreTimeout time.Duration                    // for one restore, verifying included; 0: two minutes
 	Logf           func(format string, args ...any) // one line per call
 }
@@ -53,10 +54,14 @@ func Mount(o Options) (*Server, error) {
 	if o.RestoreTimeout == 0 {
 		o.RestoreTimeout = 2 * time.Minute
 	}
+	if o.Track == "" {
+		o.Track = TrackAuto
+	}
 	ctx, stop := context.WithCancelCause(context.Background())
 	f := &filesystem{engine: o.Engine, store: o.Store, spool: o.Spool, private: o.Private, logf: o.Logf, timeout: o.RestoreTimeout, ctx: ctx, stop: stop,
 		collector: newCollector(o.Keep, ctx.Done()), settler: newSettler(time.Now()), taking: make(chan struct{}, 1), records: make(map[procID]*record), imageOf: make(map[reader]*imageNode),
-		frozenBy: make(map[procID]*frozenTree), policies: policies{mount: o.Policy, byProcess: make(map[procID]policy.Set)}}
+		frozenBy: make(map[procID]*frozenTree), policies: policies{mount: o.Policy, byProcess: make(map[procID]policy.Set)},
+		trackers: trackers{mount: o.Track, byProcess: make(map[procID]*following)}}
 	f.saved.byName = make(map[string]*savedName)
 	f.uploads.byName = make(map[string]*upload)
 	srv, err := fs.Mount(dir, &rootDir{f: f}, mountOptions(o))
@@ -68,6 +73,7 @@ func Mount(o Options) (*Server, error) {
 	f.streams.Go(f.collect)
 	poke(f.settler.due) // what the last mount left
 	f.streams.Go(f.settle)
+	f.streams.Go(f.sweepTrackers)
 	s := &Server{f: f, fuse: srv, dir: dir}
 	if err := closeOnExec(); err != nil {
 		return nil, errors.Join(err, s.Unmount())
@@ -113,7 +119,7 @@ func CheckDir(dir string) error {
 	st, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, syscall.ENOTCONN):
-		return failf(syscall.ENOTCONN, "%s is the mount of a server that is gone; clear it with: umount -l %s", dir, dir)
+		return serverGone(dir)
 	case err != nil:
 		return err
 	case !st.IsDir():
@@ -126,10 +132,18 @@ func CheckDir(dir string) error {
 	if self.Dev == parent.Dev {
 		return nil
 	}
-	if pid, err := ServerPID(dir); err == nil {
+	pid, err := ServerPID(dir)
+	switch {
+	case err == nil:
 		return failf(syscall.EBUSY, "%s is mounted already, served by process %d; end it with ckptfs umount", dir, pid)
+	case errors.Is(err, syscall.ENOTCONN): // it has died since
+		return serverGone(dir)
 	}
 	return nil
+}
+
+func serverGone(dir string) error {
+	return failf(syscall.ENOTCONN, "%s is the mount of a server that is gone; clear it with: umount -l %s", dir, dir)
 }
 
 // ClearStale removes a mount on dir whose server has died. It reports whether there was one.
@@ -173,6 +187,7 @@ func (s *Server) Wait() {
 	s.fuse.Wait()
 	s.f.stop(errEnds)
 	s.f.streams.Wait()
+	s.f.trackers.sweep(true)
 	s.f.thawAll()
 }
 

@@ -6,12 +6,9 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/policy"
-	"github.com/hanwen/go-fuse/v2/fs"
-	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
 // policies are those of the mount, and what was written to ckpt/PID/policy.
@@ -82,46 +79,9 @@ func (p *policies) text(id procID) []byte {
 }
 
 // policyNode is ckpt/PID/policy.
-type policyNode struct {
-	fs.Inode
-	f        *filesystem
-	id       procID
-	uid, gid uint32
-}
-
-// policyHandle is an open policy file. A write acts at once, as one to state.
-type policyHandle struct{ n *policyNode }
-
-func (n *policyNode) attr(a *fuse.Attr) {
-	setAttr(a, 0o600, int64(len(n.f.policies.text(n.id))), n.uid, n.gid, time.Now())
-}
-
-func (n *policyNode) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	n.attr(&out.Attr)
-	return 0
-}
-
-// Setattr accepts the truncation that `echo tcp=keep > policy` starts with.
-func (n *policyNode) Setattr(_ context.Context, _ fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
-	n.attr(&out.Attr)
-	return onlyTruncated(in)
-}
-
-func (n *policyNode) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
-	return &policyHandle{n}, fuse.FOPEN_DIRECT_IO, 0
-}
-
-func (h *policyHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	t := &textHandle{h.n.f.policies.text(h.n.id)}
-	return t.Read(ctx, dest, off)
-}
-
-func (h *policyHandle) Write(_ context.Context, data []byte, _ int64) (uint32, syscall.Errno) {
-	n := h.n
-	if err := n.f.policies.set(n.id, string(data)); err != nil {
-		n.f.logf("pid %d: policy: %v", n.id.pid, err)
-		return 0, errno(err)
-	}
-	n.f.logf("pid %d: policy %s", n.id.pid, strings.Join(strings.Fields(string(data)), " "))
-	return uint32(len(data)), 0
+func (f *filesystem) policyNode(p *process) *wordNode {
+	id := procID{p.pid, p.start}
+	return &wordNode{f: f, id: id, name: "policy", uid: p.uid, gid: p.gid,
+		text: func() []byte { return f.policies.text(id) },
+		set:  func(_ context.Context, text string) error { return f.policies.set(id, text) }}
 }

@@ -67,6 +67,7 @@ const (
 	partState
 	partInfo
 	partPolicy
+	partTrack
 )
 
 // process reads the process of this directory anew and fails if it is gone.
@@ -93,7 +94,7 @@ func (d *procDir) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut)
 // Readdir leaves image out: a walker that reads every file it finds would stop every process
 // of the machine once.
 func (d *procDir) Readdir(context.Context) (fs.DirStream, syscall.Errno) {
-	return dirEntries([]string{"explain", "info", "policy", "state"}, syscall.S_IFREG), 0
+	return dirEntries([]string{"explain", "info", "policy", "state", "track"}, syscall.S_IFREG), 0
 }
 
 func (d *procDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
@@ -109,6 +110,11 @@ func (d *procDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 		attr.Ino += part
 		return d.NewInode(ctx, n, attr), 0
 	}
+	word := func(part uint64, n *wordNode) (*fs.Inode, syscall.Errno) {
+		n.attr(&out.Attr)
+		attr.Ino += part
+		return d.NewInode(ctx, n, attr), 0
+	}
 	switch name {
 	case "image":
 		return d.lookupImage(ctx, p, out)
@@ -117,15 +123,11 @@ func (d *procDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (
 	case "info":
 		return text(partInfo, d.info)
 	case "policy":
-		n := &policyNode{f: d.f, id: d.id, uid: p.uid, gid: p.gid}
-		n.attr(&out.Attr)
-		attr.Ino += partPolicy
-		return d.NewInode(ctx, n, attr), 0
+		return word(partPolicy, d.f.policyNode(p))
 	case "state":
-		n := &stateNode{f: d.f, id: d.id, uid: p.uid, gid: p.gid}
-		n.attr(&out.Attr)
-		attr.Ino += partState
-		return d.NewInode(ctx, n, attr), 0
+		return word(partState, d.f.stateNode(p))
+	case "track":
+		return word(partTrack, d.f.trackNode(p))
 	}
 	return nil, syscall.ENOENT
 }
@@ -163,6 +165,7 @@ type processInfo struct {
 	RSS      int64         `json:"rss"`      // of the tree, bytes
 	FDs      int           `json:"fds"`      // of the tree
 	Tree     []processLine `json:"tree"`
+	Track    trackState    `json:"track"`
 	record
 }
 
@@ -179,7 +182,7 @@ func (d *procDir) info() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	in := processInfo{PID: p.pid, Comm: p.comm, State: d.f.state(d.id), record: d.f.recordOf(d.id), Tree: []processLine{}}
+	in := processInfo{PID: p.pid, Comm: p.comm, State: d.f.state(d.id), record: d.f.recordOf(d.id), Track: d.f.trackers.state(d.id), Tree: []processLine{}}
 	tree, err := d.f.engine.Tree(p.pid)
 	if err != nil {
 		tree = []int{p.pid} // a kernel thread or init has no tree for us, but is worth a line

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -31,6 +32,7 @@ type session struct {
 	cancel  context.CancelCauseFunc
 	ingest  *store.Ingest
 	log     *lines
+	base    atomic.Pointer[sharedReader] // the image it refers to; nil: none
 
 	mu       sync.Mutex
 	put      int64         // bytes the ingest has
@@ -132,6 +134,7 @@ func (f *filesystem) takeNow(ctx context.Context, id procID, s *session, held *f
 	if held != nil {
 		return held.tree.Take(ctx, o)
 	}
+	o.Track = f.trackers.forTake(id, f.engine.NewTracker)
 	return f.engine.Take(ctx, id.pid, o)
 }
 
@@ -191,6 +194,10 @@ func (f *filesystem) stream(ctx context.Context, s *session, cp Checkpoint) {
 	var r *store.Reader
 	if err == nil {
 		r, err = f.store.OpenImage(s.name)
+	}
+	s.standAlone()
+	if err == nil {
+		f.handOver(cp, s.name)
 	}
 	opened()
 	s.cancel(nil)

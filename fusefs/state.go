@@ -5,9 +5,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
-	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
@@ -146,30 +144,24 @@ func (f *filesystem) take(ctx context.Context, id procID, tgid int) error {
 }
 
 // stateNode is ckpt/PID/state.
-type stateNode struct {
-	fs.Inode
-	f        *filesystem
-	id       procID
-	uid, gid uint32
+func (f *filesystem) stateNode(p *process) *wordNode {
+	id := procID{p.pid, p.start}
+	return &wordNode{f: f, id: id, name: "state", uid: p.uid, gid: p.gid,
+		text: func() []byte { return []byte(f.state(id) + "\n") },
+		set:  func(ctx context.Context, text string) error { return f.setState(ctx, id, strings.TrimSpace(text)) }}
 }
 
-// stateHandle is an open state file. A write acts at once, so that its error is the error of
-// write(2): shells do not look at that of close(2).
-type stateHandle struct{ n *stateNode }
-
-func (n *stateNode) attr(a *fuse.Attr) {
-	setAttr(a, 0o600, int64(len(n.f.state(n.id))+1), n.uid, n.gid, time.Now())
-}
-
-func (n *stateNode) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	n.attr(&out.Attr)
-	return 0
-}
-
-// Setattr accepts the truncation that `echo frozen > state` starts with.
-func (n *stateNode) Setattr(_ context.Context, _ fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
-	n.attr(&out.Attr)
-	return onlyTruncated(in)
+// setState does what was written to ckpt/PID/state.
+func (f *filesystem) setState(ctx context.Context, id procID, word string) error {
+	switch word {
+	case frozen:
+		return f.freeze(ctx, id)
+	case running:
+		return f.thaw(ctx, id)
+	case killed:
+		return f.kill(ctx, id)
+	}
+	return failf(syscall.EINVAL, "state takes running, frozen or killed, not %q", word)
 }
 
 // onlyTruncated refuses to change mode or owner of a file that takes words; truncating it means nothing.
@@ -180,37 +172,4 @@ func onlyTruncated(in *fuse.SetAttrIn) syscall.Errno {
 		return syscall.EPERM
 	}
 	return 0
-}
-
-func (n *stateNode) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
-	return &stateHandle{n}, fuse.FOPEN_DIRECT_IO, 0
-}
-
-func (h *stateHandle) Read(_ context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	t := &textHandle{[]byte(h.n.f.state(h.n.id) + "\n")}
-	return t.Read(context.Background(), dest, off)
-}
-
-func (h *stateHandle) Write(ctx context.Context, data []byte, _ int64) (uint32, syscall.Errno) {
-	n := h.n
-	word := strings.TrimSpace(string(data))
-	ctx, done := n.f.untilCallerLeaves(ctx)
-	defer done()
-	var err error
-	switch word {
-	case frozen:
-		err = n.f.freeze(ctx, n.id)
-	case running:
-		err = n.f.thaw(ctx, n.id)
-	case killed:
-		err = n.f.kill(ctx, n.id)
-	default:
-		err = failf(syscall.EINVAL, "state takes running, frozen or killed, not %q", word)
-	}
-	if err != nil {
-		n.f.logf("pid %d: state %s: %v", n.id.pid, word, err)
-		return 0, neverEINTR(errno(err))
-	}
-	n.f.logf("pid %d: state %s", n.id.pid, word)
-	return uint32(len(data)), 0
 }

@@ -135,7 +135,11 @@ func (in *Ingest) appendBlock(b *Block) error {
 	at := 0
 	for i := range b.refs {
 		ref := &b.refs[i]
-		if err := in.appendRef(*ref, b.buf.Data[at:][:ref.Size], b.buf); err != nil {
+		var data []byte // nil: the store has it, see Refer
+		if b.buf != nil {
+			data = b.buf.Data[at:][:ref.Size]
+		}
+		if err := in.appendRef(*ref, data, b.buf); err != nil {
 			return err
 		}
 		at += int(ref.Size)
@@ -144,9 +148,7 @@ func (in *Ingest) appendBlock(b *Block) error {
 	delete(in.ahead, b)
 	in.wake()
 	in.mu.Unlock()
-	b.buf.Release()
-	*b = Block{refs: b.refs[:0]}
-	in.s.blocks.Put(b)
+	in.s.recycleBlock(b)
 	return nil
 }
 
@@ -177,12 +179,12 @@ func (s *Store) checkChunk(h *chunk.Hash, data []byte) error {
 	return nil
 }
 
-// appendRef adds a chunk to the list and its bytes, which are in b, to the window.
+// appendRef adds a chunk to the list and its bytes, which are in b if there is one, to the window.
 func (in *Ingest) appendRef(ref tree.Ref, data []byte, b *cache.Buf) error {
 	in.mu.Lock()
 	off := in.tree.Size
 	full := in.tree.Add(ref)
-	if !ref.Zero {
+	if !ref.Zero && b != nil {
 		in.win.Push(off, data, b)
 	}
 	in.mu.Unlock()

@@ -1,6 +1,9 @@
 package image
 
-import "sync"
+import (
+	"io"
+	"sync"
+)
 
 // Sink takes an image while it is being made, in blocks of some neighbouring chunks.
 type Sink interface {
@@ -18,6 +21,14 @@ type Block interface {
 	Ready(chunks []Chunk, hashes []Hash) error
 	// Append makes the block the next one of the image. It is the last call.
 	Append() error
+}
+
+// Referrer is a Sink that may have chunks already, and then needs no bytes of them.
+type Referrer interface {
+	Sink
+	// Refer returns a block that is ready: it has these chunks, whose hashes are known, as the image base has them.
+	// It returns nil if any of them is not there, and may be called by several goroutines at once.
+	Refer(base io.ReaderAt, chunks []Chunk, hashes []Hash) (Block, error)
 }
 
 // Writer is a Sink that only wants the bytes: write gets them in the order of the image, and may

@@ -23,8 +23,19 @@ type engine struct {
 var _ fusefs.Engine = engine{}
 
 func (e engine) Take(ctx context.Context, pid int, o fusefs.TakeOptions) (fusefs.Checkpoint, error) {
-	return checkpoint(ckpt.Take(ctx, pid, ckpt.Options{Version: version, Log: o.Log, Policy: o.Policy, Steps: e.steps}))
+	co := ckpt.Options{Version: version, Log: o.Log, Policy: o.Policy, Steps: e.steps}
+	if t, ok := o.Track.(tracker); ok {
+		co.Track = t.Tracker
+	}
+	return checkpoint(ckpt.Take(ctx, pid, co))
 }
+
+// tracker is a ckpt.Tracker as the filesystem wants it.
+type tracker struct{ *ckpt.Tracker }
+
+func (t tracker) Info() fusefs.TrackInfo { return fusefs.TrackInfo(t.Tracker.Info()) }
+
+func (engine) NewTracker() fusefs.Tracker { return tracker{ckpt.NewTracker()} }
 
 func (engine) Estimate(pid int) (int64, error) {
 	n, err := ckpt.Estimate(pid)

@@ -25,6 +25,7 @@ type mountFlags struct {
 	foreground bool
 	timeout    time.Duration
 	policy     policy.Set
+	track      string
 	flags      *pflag.FlagSet
 	steps      *steplog.Log // may be nil
 }
@@ -37,6 +38,7 @@ func newMountFlags() *mountFlags {
 	fs.BoolVarP(&f.foreground, "foreground", "f", false, "stay in the foreground and log to standard error")
 	fs.StringVar(&f.log, "log", "", "log to `FILE` (default mount.log in the store's folder, or in its cache)")
 	policyFlag(fs, &f.policy)
+	fs.StringVar(&f.track, "track", string(fusefs.TrackAuto), "follow what processes write, so that their next checkpoint reads only that: `MODE` on,\noff, or auto (those that are checkpointed again within ten minutes); see DIR/README")
 	fs.DurationVar(&f.timeout, "restore-timeout", 2*time.Minute, "a restore that takes longer than `TIME` fails; nobody can interrupt it")
 	return f
 }
@@ -67,6 +69,9 @@ func (f *mountFlags) run(ctx context.Context, c *console, dir string) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return err
+	}
+	if !fusefs.TrackMode(f.track).Valid() {
+		return usagef("--track takes auto, on or off, not %q", f.track)
 	}
 	if err := errors.Join(f.keep.check(), f.at.resolve()); err != nil {
 		return err
@@ -118,11 +123,8 @@ func (f *mountFlags) background(ctx context.Context, c *console, dir string, rea
 // serve mounts on dir and serves until ctx ends or the mount is gone. A nil logger means the
 // log file, which then is standard error too: that is where a crash would be told.
 func (f *mountFlags) serve(ctx context.Context, dir string, l *log.Logger, up func() error) (err error) {
-	stale, err := fusefs.ClearStale(dir)
+	stale, err := clearDir(dir)
 	if err != nil {
-		return err
-	}
-	if err := fusefs.CheckDir(dir); err != nil {
 		return err
 	}
 	st, err := f.at.open(nil)
@@ -148,7 +150,7 @@ func (f *mountFlags) serve(ctx context.Context, dir string, l *log.Logger, up fu
 		return err
 	}
 	srv, err := fusefs.Mount(fusefs.Options{Dir: dir, Source: f.at.place, Engine: engine{f.steps}, Store: st, Keep: keep, Spool: spool, Private: f.at.keyFile != "",
-		Policy: f.policy, RestoreTimeout: f.timeout, Logf: l.Printf})
+		Policy: f.policy, Track: fusefs.TrackMode(f.track), RestoreTimeout: f.timeout, Logf: l.Printf})
 	if err != nil {
 		return err
 	}
@@ -167,6 +169,20 @@ func (f *mountFlags) serve(ctx context.Context, dir string, l *log.Logger, up fu
 		return errors.Join(err, srv.Unmount())
 	}
 	return f.untilEnd(ctx, srv, l)
+}
+
+// clearDir makes sure that dir can be mounted on, and reports whether it has cleared the mount of a server that died.
+func clearDir(dir string) (stale bool, err error) {
+	if stale, err = fusefs.ClearStale(dir); err != nil {
+		return stale, err
+	}
+	err = fusefs.CheckDir(dir)
+	if errors.Is(err, unix.ENOTCONN) { // it has only died now
+		if stale, err = fusefs.ClearStale(dir); err == nil {
+			err = fusefs.CheckDir(dir)
+		}
+	}
+	return stale, err
 }
 
 // untilEnd waits for the end of the mount, or ends it when a signal asks for it.

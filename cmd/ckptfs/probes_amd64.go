@@ -26,6 +26,7 @@ func probes() []probe {
 		{"clone3 with set_tid", true, "restored processes cannot have their old pids: needs CAP_CHECKPOINT_RESTORE", probeSetTID},
 		{"/dev/fuse", false, "no mount; dump and restore work without", probeFuse},
 		{"userfaultfd", false, "memory is restored by copying, which is slower", probeUserfaultfd},
+		{"write tracking", false, "each checkpoint of a mount reads everything: needs UFFD_FEATURE_WP_ASYNC of userfaultfd (Linux 6.7)", probeTracking},
 		{"guard regions", false, "a program's guard regions (MADV_GUARD_INSTALL) cannot be seen and are lost: Linux 6.13 and 6.14 have them and do not show them", probeGuards},
 		{"/proc/timer_list", false, "interrupted sleeps are restored in full instead of what was left of them", probeTimerList},
 		{"timers with chosen ids", false, "a POSIX timer gets its old id only by trying (Linux 6.15 has a call)", probeTimerIDs},
@@ -234,6 +235,21 @@ func probeUserfaultfd(int) (string, error) {
 		return "", fmt.Errorf("userfaultfd: %w", errno)
 	}
 	return "works", unix.Close(int(fd))
+}
+
+// probeTracking asks for what ckpt.Tracker needs.
+func probeTracking(int) (string, error) {
+	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK, 0, 0)
+	if errno != 0 {
+		return "", fmt.Errorf("userfaultfd: %w", errno)
+	}
+	defer unix.Close(int(fd))
+	const wpAsync, apiCall = 1 << 15, 0xc018aa3f // UFFD_FEATURE_WP_ASYNC and UFFDIO_API of linux/userfaultfd.h
+	api := struct{ api, features, ioctls uint64 }{0xaa, wpAsync, 0}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, apiCall, uintptr(unsafe.Pointer(&api))); errno != 0 {
+		return "", fmt.Errorf("UFFD_FEATURE_WP_ASYNC: %w", errno)
+	}
+	return "works", nil
 }
 
 func probeTimerList(int) (string, error) {

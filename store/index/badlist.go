@@ -155,6 +155,13 @@ func (x *Index) IsBad(p *pack.Pack, off uint32) bool {
 	return bad
 }
 
+// AnyBad reports whether a damaged copy is known.
+func (x *Index) AnyBad() bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.bad) > 0
+}
+
 // CondemnFooter remembers that a pack no longer tells what it holds.
 func (x *Index) CondemnFooter(p *pack.Pack) { x.CondemnCopy(pack.Loc{P: p, Off: footerOff}) }
 

@@ -45,6 +45,7 @@ var programs = []program{
 	{"cpu_pkru", "vector", []string{"pkru"}, true},
 	{"signals", "signals", nil, true},
 	{"timers", "timers", nil, false},
+	{"scribble", "scribble", nil, false},
 	{"robust_rseq", "robust", nil, true},
 	{"creds_user", "creds", []string{"user"}, true},
 	{"creds_caps", "creds", []string{"caps"}, true},
