@@ -23,6 +23,12 @@
 // A process is traced by one ptrace.Tracer from its freeze to the end of its snapshot. A tree of some size is divided
 // among several, one for each CPU at most, which capture at the same time (tracers.go).
 //
+// With a Tracker, between look and freeze, what was written since the checkpoint before is found and copied
+// (trackrun.go, trackscan.go), and what is written meanwhile in the freeze; a process of which little is left then needs no
+// snapshot. In the stream a sink that can refers to the chunks that nothing was written to (trackbase.go), and
+// whoever stores the image calls Checkpoint.Stored, so that the next one can refer to it. Whatever is not known to be
+// unchanged counts as written.
+//
 // What the look has learned of sockets holds in the freeze if the kernel's memory says that they are as they were
 // (kind.SockMemo), and descriptor tables are read there (filesmem.go): with thousands of descriptors, system calls
 // for each would be most of the freeze. Where that memory cannot be read they are made.
