@@ -318,12 +318,15 @@ func (u *upload) restore(content io.ReaderAt, size int64, caller int) (*Restored
 	if err != nil {
 		return nil, err
 	}
-	if err := r.Verify(ctx, func(int64, int64) {}); err != nil {
-		return nil, err
+	shared := u.f.templates.of(r.Root())
+	if _, stored := content.(*sharedReader); !stored || shared == nil { // else it was verified for the template, and the store checks what it reads
+		if err := r.Verify(ctx, func(int64, int64) {}); err != nil {
+			return nil, err
+		}
 	}
 	u.mu.Lock()
 	u.outPath = filepath.Join(u.f.spool, fmt.Sprintf("%.100s.%d.out", u.name, time.Now().UnixNano())) // a tree of an earlier mount may still write to its own
-	o := RestoreOptions{OutPath: u.outPath, CallerUID: caller, Log: u.log.add, Policy: u.f.policies.forRestore(r.Manifest)}
+	o := RestoreOptions{OutPath: u.outPath, CallerUID: caller, Log: u.log.add, Policy: u.f.policies.forRestore(r.Manifest), Template: shared}
 	u.log.addf("image %s verified, %d bytes", r.Root(), n)
 	u.mu.Unlock()
 	return u.f.engine.Restore(ctx, r, o)

@@ -21,6 +21,8 @@
 //     compared with the image (verify.go).
 //  6. When all of them are ready, all get their registers and are let go.
 //
+// Restores of an image that has a Template share its memory: then 3 and 4 begin with copies of that.
+//
 // Every process is traced with PTRACE_O_EXITKILL until the end. On any error, or if we die,
 // all of them are killed, and nothing else has changed.
 package restore
@@ -62,6 +64,8 @@ type Options struct {
 	Log func(string)
 	// Steps gets a line about each step; may be nil.
 	Steps *steplog.Log
+	// Template holds memory of the image ready, if it is one of it; may be nil.
+	Template *Template
 }
 
 // Result tells what a restore has made.
@@ -70,6 +74,7 @@ type Result struct {
 	PIDs     []int           // of all processes, in the order of the image
 	Warnings []string        // what is not quite as it was
 	Lost     []image.Finding // what the checkpoint could not keep
+	Shared   int64           // bytes of memory that are shared with the template
 }
 
 // Run restores the processes of an image, which must have been verified. When it returns
@@ -80,6 +85,17 @@ func Run(ctx context.Context, r *image.Reader, o Options) (*Result, error) {
 	defer j.close()
 	ctx, cancel := context.WithDeadline(ctx, j.deadline)
 	defer cancel()
+	if t := o.Template; t != nil {
+		ok, err := t.use(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			defer t.giveBack()
+		} else {
+			j.opt.Template = nil
+		}
+	}
 	err := j.run(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = fmt.Errorf("%w (the limit was %v): %w", ErrTimeout, j.opt.Timeout, err)
@@ -129,6 +145,11 @@ type job struct {
 	byNode  map[int]*proc
 	blocked chan error       // tells when a guarded step that was given up returns
 	xstates map[int32][]byte // the XSTATE regset of each thread as this machine has it, by tid
+
+	tmpl        *Template     // nil: all memory is copied
+	standBy     *proc         // see templatenext.go; nil: none
+	lent        map[int][]int // which of its areas each node is born with
+	sharedBytes uint64
 }
 
 func newJob(r *image.Reader, o Options) *job {
@@ -211,7 +232,8 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	j.log("checked: %d processes, %d open files", len(j.m.Tasks), len(j.m.Files))
-	j.tr = ptrace.NewTracer()
+	j.tr = j.tracer()
+	j.borrow(p)
 	err = j.tr.Do(func() error {
 		defer j.tr.Lend()()
 		err := j.build(ctx, p)
@@ -262,6 +284,9 @@ func (j *job) build(ctx context.Context, p *plan) error {
 		return err
 	}
 	j.log("restored memory")
+	if j.tmpl != nil {
+		j.log("%d MiB of memory are shared with the template", j.sharedBytes>>20)
+	}
 	if err := j.step("seal", j.sealSegments); err != nil {
 		return err
 	}
@@ -315,7 +340,7 @@ func storedBytes(mm *image.MM) (n uint64) {
 }
 
 func (j *job) result() *Result {
-	res := &Result{Root: int(j.m.Tasks[0].PID), Warnings: j.warnings, Lost: j.m.Lost}
+	res := &Result{Root: int(j.m.Tasks[0].PID), Warnings: j.warnings, Lost: j.m.Lost, Shared: int64(j.sharedBytes)}
 	for i := range j.m.Tasks {
 		res.PIDs = append(res.PIDs, int(j.m.Tasks[i].PID))
 	}
@@ -324,7 +349,7 @@ func (j *job) result() *Result {
 
 // close gives everything back that is ours.
 func (j *job) close() {
-	if j.tr != nil {
+	if j.tr != nil && j.opt.Template == nil { // else it is the template's
 		j.tr.Close()
 	}
 	for _, fd := range j.channel {

@@ -65,11 +65,26 @@ func (e engine) Restore(ctx context.Context, r *image.Reader, o fusefs.RestoreOp
 	if end, ok := ctx.Deadline(); ok {
 		ro.Timeout = time.Until(end)
 	}
+	if t, ok := o.Template.(*restore.Template); ok {
+		ro.Template = t
+	}
 	res, err := restore.Run(ctx, r, ro)
 	if err != nil {
 		return nil, withErrno(err)
 	}
-	return &fusefs.Restored{Root: res.Root, PIDs: res.PIDs, Warnings: res.Warnings, Lost: res.Lost}, nil
+	return &fusefs.Restored{Root: res.Root, PIDs: res.PIDs, Warnings: res.Warnings, Lost: res.Lost, Shared: res.Shared}, nil
+}
+
+func (e engine) Template(ctx context.Context, r *image.Reader) (fusefs.Template, error) {
+	o := restore.Options{Steps: e.steps}
+	if end, ok := ctx.Deadline(); ok {
+		o.Timeout = time.Until(end)
+	}
+	t, err := restore.NewTemplate(ctx, r, o)
+	if err != nil {
+		return nil, withErrno(err)
+	}
+	return t, nil
 }
 
 // frozen is a tree that is held still.
@@ -140,6 +155,8 @@ func engineErrno(err error) syscall.Errno {
 		return syscall.EEXIST
 	case errors.As(err, &access), errors.As(err, &seccomp):
 		return syscall.EPERM
+	case errors.Is(err, restore.ErrNoTemplate):
+		return syscall.EOPNOTSUPP
 	case errors.As(err, &bad):
 		return syscall.EBADMSG
 	case errors.As(err, &sys):
