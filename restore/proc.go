@@ -22,6 +22,7 @@ type proc struct {
 	sleeps  map[int][]byte  // registers of threads whose sleep was restarted, by index
 	areas   []int           // of the template, that it was born with
 	shared  map[uint64]bool // VMAs that came with them, by their start
+	sibling bool            // of the process that stood by, whose memory it shares: see templatenext.go
 }
 
 // traceOptions are set on every stub: all that it makes is traced too, and dies with us.

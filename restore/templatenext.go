@@ -99,13 +99,22 @@ func (j *job) lendChannel(p *proc) error {
 }
 
 // bornOfStandBy makes the root, if it is to be a child of the seed, by a clone(2) that shares the memory of the
-// process that stands by: with the end of that one it is the root's alone. It reports whether it could.
+// process that stands by: with the end of that one it is the root's alone. If the root gets its session from a placeholder, that
+// is made so, too, and the root by it. It reports whether it could.
 func (j *job) bornOfStandBy(st step, n node, spare *spares) (bool, error) {
-	x := j.standBy
-	if x == nil || st.Op != stepClone || st.From != seed || st.Node != seed+1 || n.ExitSignal != int(unix.SIGCHLD) {
+	root := st.Node == seed+1
+	if j.standBy == nil || n.ExitSignal != int(unix.SIGCHLD) { // the signal is that of the sibling
 		return false, nil
 	}
-	th, err := j.cloneAs(x, unix.CLONE_VM|unix.CLONE_PARENT, 0, n.PID, spare) // its signal is that of its sibling
+	from := j.standBy
+	switch {
+	case st.Op == stepClone && st.From == seed && (root || n.Task < 0):
+	case st.Op == stepSibling && root && j.byNode[st.From].sibling:
+		from = j.byNode[st.From]
+	default:
+		return false, nil
+	}
+	th, err := j.cloneAs(from, unix.CLONE_VM|unix.CLONE_PARENT, 0, n.PID, spare)
 	if err != nil {
 		return false, err
 	}
@@ -113,7 +122,10 @@ func (j *job) bornOfStandBy(st step, n node, spare *spares) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	p.areas = x.areas
+	p.areas, p.sibling = j.standBy.areas, true
+	if !root {
+		return true, nil
+	}
 	return true, j.endStandBy()
 }
 

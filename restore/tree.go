@@ -141,11 +141,11 @@ func (j *job) grow(ctx context.Context, pl *plan) error {
 func (j *job) take(pl *plan, st step, spare *spares) error {
 	n := pl.nodes[st.Node]
 	from := j.byNode[st.From]
+	if done, err := j.bornOfStandBy(st, n, spare); done || err != nil {
+		return err
+	}
 	switch st.Op {
 	case stepClone:
-		if done, err := j.bornOfStandBy(st, n, spare); done || err != nil {
-			return err
-		}
 		return j.born(st.Node, from, j.sharing(st.From, st.Node), n, spare)
 	case stepSibling, stepOrphan:
 		if err := j.checkUnshared(st.Node); err != nil {

@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -194,6 +196,36 @@ func TestClones(t *testing.T) {
 		t.Errorf("%d bytes are shared without a template", n)
 	}
 	r.Same(before, "after a restore without a template")
+	r.Kill()
+
+	// What was restored from a template can be checkpointed as anything else.
+	s.on()
+	s.restore(r)
+	image := r.Dump("--kill")
+	r.WaitGone()
+	r.Restore(image)
+	r.Same(before, "after a checkpoint of what a template was used for")
+	r.Pass(true)
+}
+
+// TestCloneSession restores a program whose session is led by another one, which takes a detour.
+func TestCloneSession(t *testing.T) {
+	m := harness.NewMount(t)
+	dir := harness.TempDir(t)
+	c := exec.Command(harness.Fixture(t, "clones"), filepath.Join(dir, "ready"), filepath.Join(dir, "result"), filepath.Join(dir, "go"))
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	r := harness.StartWith(t, dir, c)
+	r.WaitReady()
+	s := store(t, m, r)
+	s.on()
+	for range 3 {
+		if s.restore(r) == 0 {
+			t.Error("no memory is shared")
+		}
+		r.Alive()
+		r.Kill()
+	}
+	s.restore(r)
 	r.Pass(true)
 }
 
