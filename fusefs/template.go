@@ -71,29 +71,32 @@ func (s *templates) has(id uint64) bool {
 	return s.byID[id] != nil
 }
 
-// reserve makes room for a template. It reports whether there is none yet.
-func (s *templates) reserve(id uint64) (bool, error) {
+// reserve makes room for a template, for its maker alone. It returns nil if there is one already.
+func (s *templates) reserve(id uint64) (*template, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := s.byID[id]
 	switch {
 	case s.over:
-		return false, errEnds
+		return nil, errEnds
 	case t == nil:
 		s.byID[id] = &template{}
-		return true, nil
+		return s.byID[id], nil
 	case t.held == nil:
-		return false, failf(syscall.EBUSY, "it is just being made")
+		return nil, failf(syscall.EBUSY, "it is just being made")
 	}
-	return false, nil
+	return nil, nil
 }
 
-// set puts a template where reserve has made room, or gives the room back if there is an error. It reports
+// set puts a template where reserve has made room, or gives the room back if there is none. It reports
 // whether the template is wanted still: the image may have been removed meanwhile.
-func (s *templates) set(id uint64, t *template, err error) bool {
+func (s *templates) set(id uint64, room, t *template) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err != nil || s.over || s.byID[id] == nil {
+	if s.byID[id] != room {
+		return false
+	}
+	if t == nil {
 		delete(s.byID, id)
 		return false
 	}
@@ -144,13 +147,13 @@ func (f *filesystem) spares(name string) bool {
 func (f *filesystem) makeTemplate(ctx context.Context, im store.Image) error {
 	id := f.saved.id(im.Name)
 	f.dropGone(id)
-	isNew, err := f.templates.reserve(id)
-	if err != nil || !isNew {
+	room, err := f.templates.reserve(id)
+	if err != nil || room == nil {
 		return err
 	}
 	t, err := f.readTemplate(ctx, im)
-	if !f.templates.set(id, t, err) {
-		if err != nil {
+	if !f.templates.set(id, room, t) {
+		if t == nil {
 			return err
 		}
 		return errors.Join(failf(syscall.ENOENT, "the image was removed meanwhile"), t.held.Close())
@@ -171,12 +174,12 @@ func (f *filesystem) dropGone(id uint64) {
 	}
 }
 
-func (f *filesystem) readTemplate(ctx context.Context, im store.Image) (t *template, err error) {
+func (f *filesystem) readTemplate(ctx context.Context, im store.Image) (*template, error) {
 	src, err := f.store.OpenImage(im.Name)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, src.Close()) }()
+	defer src.Close() // only read
 	r, err := image.Open(src, src.Size())
 	if err != nil {
 		return nil, err
