@@ -29,13 +29,15 @@ type batch struct {
 	chunks []image.Chunk
 	block  image.Block
 	hashes []image.Hash
-	err    error
-	done   chan struct{}
+	ready  bool // guarded by streaming.mu
 }
 
 // batchLen is how many bytes a batch has at most. Reading more at once is slower, since then
 // the cache is too small.
 const batchLen = 64 << 10
+
+// aheadBatches is how many batches are read before they are wanted.
+const aheadBatches = 64
 
 // Stream gives the whole image to a sink in file order; the trailer comes last, cut like the
 // rest. It reads ahead on all cores, which also hash and do what the sink's blocks do in Ready.
@@ -46,32 +48,130 @@ func (c *Checkpoint) Stream(ctx context.Context, sink image.Sink) (root image.Ha
 	if c.streamed {
 		return image.Hash{}, errors.New("the checkpoint has been streamed already")
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	var reading sync.WaitGroup
-	defer reading.Wait() // what they read from goes away with the checkpoint
-	defer cancel()
-	hashes := make([]image.Hash, 0, len(c.layout.Chunks))
-	for b := range c.readAhead(ctx, sink, &reading) {
-		select {
-		case <-b.done:
-		case <-ctx.Done():
-			return image.Hash{}, ctx.Err()
+	_, refers := sink.(image.Referrer)
+	at := 0
+	s := &streaming{sink: sink, src: c.source(), hashes: make([]image.Hash, 0, len(c.layout.Chunks)), next: func() *batch {
+		if at == len(c.layout.Chunks) {
+			return nil
 		}
-		if b.err != nil {
-			return image.Hash{}, b.err
-		}
-		hashes = append(hashes, b.hashes...)
-		if err := b.block.Append(); err != nil {
-			return image.Hash{}, err
-		}
-	}
-	if err := ctx.Err(); err != nil {
+		b := c.takeBatch(at, refers)
+		at += len(b.chunks)
+		return b
+	}}
+	if err := s.run(ctx); err != nil {
 		return image.Hash{}, err
 	}
 	if c.o.run != nil {
-		c.basis = c.newBase(hashes)
+		c.basis = c.newBase(s.hashes)
 	}
-	return c.streamTrailer(hashes, sink)
+	return c.streamTrailer(s.hashes, sink)
+}
+
+// streaming is what the goroutines of a Stream share. Each of them takes the next batch, reads and hashes it, and
+// then appends all batches whose turn it is, unless another one is doing so. So whoever has work to do goes on with
+// it: a goroutine of its own for appending, which is the longest work where the image goes to a file, would have to
+// wait for a processor each time it comes out of write(2).
+type streaming struct {
+	sink image.Sink
+
+	mu        sync.Mutex
+	moved     sync.Cond // a batch was appended, or err was set
+	src       *source
+	next      func() *batch // the next one that nobody has taken, nil if there is none
+	pending   []*batch      // taken and not appended, in order
+	appending bool
+	hashes    []image.Hash
+	err       error
+}
+
+// run does all of it.
+func (s *streaming) run(ctx context.Context) error {
+	s.moved.L = &s.mu
+	defer context.AfterFunc(ctx, func() { s.fail(ctx.Err()) })()
+	var workers sync.WaitGroup
+	// Not one more, although GOMAXPROCS may be (store.SpareProc): as long as a processor of its own is idle, the
+	// runtime does not take that of a goroutine away which is in read(2) or write(2).
+	for range min(runtime.GOMAXPROCS(0), runtime.NumCPU()) {
+		workers.Go(s.work)
+	}
+	workers.Wait() // also after an error: what they read from goes away with the checkpoint
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+func (s *streaming) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed(err)
+}
+
+// failed is fail with mu held.
+func (s *streaming) failed(err error) {
+	if s.err == nil {
+		s.err = err
+	}
+	s.moved.Broadcast()
+}
+
+// work does batches until none is left.
+func (s *streaming) work() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for b := s.take(); b != nil; b = s.take() {
+		s.mu.Unlock()
+		err := b.work(s.sink)
+		s.mu.Lock()
+		if err != nil {
+			s.failed(err)
+			return
+		}
+		b.ready = true
+		s.append()
+	}
+}
+
+// take returns the next batch, when there are not too many yet; nil at the end.
+func (s *streaming) take() *batch {
+	for s.err == nil && len(s.pending) >= aheadBatches {
+		s.moved.Wait()
+	}
+	if s.err != nil {
+		return nil
+	}
+	b := s.next()
+	if b == nil {
+		return nil
+	}
+	if b.base == nil {
+		b.block = s.sink.Block(b.size)
+	}
+	b.pieces = s.src.next(b.size)
+	s.pending = append(s.pending, b)
+	return b
+}
+
+// append appends what is ready.
+func (s *streaming) append() {
+	if s.appending {
+		return
+	}
+	s.appending = true
+	for len(s.pending) > 0 && s.pending[0].ready && s.err == nil {
+		b := s.pending[0]
+		s.mu.Unlock()
+		err := b.block.Append()
+		s.mu.Lock()
+		if err != nil {
+			s.failed(err)
+		}
+		s.hashes = append(s.hashes, b.hashes...)
+		s.pending[0] = nil
+		if s.pending = s.pending[1:]; len(s.pending) == aheadBatches/2 {
+			s.moved.Broadcast() // not for each: to sleep and to wake up takes as long as half a batch
+		}
+	}
+	s.appending = false
 }
 
 func (c *Checkpoint) streamTrailer(hashes []image.Hash, sink image.Sink) (image.Hash, error) {
@@ -83,7 +183,7 @@ func (c *Checkpoint) streamTrailer(hashes []image.Hash, sink image.Sink) (image.
 	for chunk := range slices.Chunk(trailer, image.ChunkSize) {
 		b := batch{chunks: []image.Chunk{{Off: off, Len: len(chunk)}}, block: sink.Block(len(chunk))}
 		copy(b.block.Bytes(), chunk)
-		if err = b.ready(); err == nil {
+		if err = b.hash(); err == nil {
 			err = b.block.Append()
 		}
 		if err != nil {
@@ -95,52 +195,6 @@ func (c *Checkpoint) streamTrailer(hashes []image.Hash, sink image.Sink) (image.
 	return root, nil
 }
 
-// aheadBatches is how many batches are read before they are wanted.
-const aheadBatches = 64
-
-// readAhead returns the chunks in order. Each batch is filled by one of the workers; whoever
-// takes it waits for its done. Cancelling ctx ends everything.
-func (c *Checkpoint) readAhead(ctx context.Context, sink image.Sink, reading *sync.WaitGroup) <-chan *batch {
-	ordered := make(chan *batch, aheadBatches)
-	work := make(chan *batch, aheadBatches)
-	for range runtime.GOMAXPROCS(0) {
-		reading.Go(func() {
-			for b := range work {
-				b.err = ctx.Err()
-				if b.err == nil {
-					b.err = b.work(sink)
-				}
-				close(b.done)
-			}
-		})
-	}
-	reading.Go(func() {
-		defer close(ordered)
-		defer close(work)
-		src := c.source()
-		_, refers := sink.(image.Referrer)
-		for at := 0; at < len(c.layout.Chunks); {
-			b := c.takeBatch(at, refers)
-			at += len(b.chunks)
-			if b.base == nil {
-				b.block = sink.Block(b.size)
-			}
-			b.pieces = src.next(b.size)
-			select {
-			case work <- b:
-			case <-ctx.Done():
-				return
-			}
-			select {
-			case ordered <- b:
-			case <-ctx.Done():
-				return
-			}
-		}
-	})
-	return ordered
-}
-
 // referLen is how many bytes a batch has at most that nobody reads.
 const referLen = 1 << 20
 
@@ -148,7 +202,7 @@ const referLen = 1 << 20
 func (c *Checkpoint) takeBatch(at int, refers bool) *batch {
 	chunks := c.layout.Chunks[at:]
 	refers = refers && c.same != nil
-	b := &batch{done: make(chan struct{}), size: chunks[0].Len}
+	b := &batch{size: chunks[0].Len}
 	most := batchLen
 	if refers && c.same[at] != nil {
 		b.base, most = c.o.run.base.r, referLen
@@ -185,7 +239,7 @@ func (b *batch) work(sink image.Sink) error {
 	if err := b.fill(); err != nil {
 		return err
 	}
-	return b.ready()
+	return b.hash()
 }
 
 // fill reads the bytes of a batch.
@@ -204,8 +258,8 @@ func (b *batch) fill() error {
 	return nil
 }
 
-// ready hashes every chunk and tells the block.
-func (b *batch) ready() error {
+// hash hashes every chunk and tells the block.
+func (b *batch) hash() error {
 	b.hashes = make([]image.Hash, len(b.chunks))
 	at := b.block.Bytes()
 	for i := range b.chunks {
