@@ -41,6 +41,7 @@ type session struct {
 	err      error // why it failed; valid when finished
 	stored   *store.Reader
 	readTo   int64 // how far the reader has read without a gap
+	closed   bool  // the reader is gone
 }
 
 // lines collects the text of a log file.
@@ -295,6 +296,7 @@ func (s *session) finish(r *store.Reader, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.finished, s.stored, s.err = true, r, err
+	s.closeStored()
 	s.wake()
 }
 
@@ -376,7 +378,14 @@ func (s *session) close() {
 	s.cancel(errReaderGone)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stored != nil {
+	s.closed = true
+	s.closeStored()
+}
+
+// closeStored closes the stored image if there is one and nobody reads it any more: the reader may go before the commit
+// has ended, which nothing can stop then. Called with mu held.
+func (s *session) closeStored() {
+	if s.closed && s.stored != nil {
 		_ = s.stored.Close() // only read
 	}
 }

@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"context"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -117,6 +118,7 @@ func (f *filesystem) settle() {
 				return
 			}
 		}
+		debug.FreeOSMemory() // what checkpoints and this took, and nobody needs while nothing goes on
 	}
 }
 

@@ -25,6 +25,7 @@ func (in *Ingest) Commit() error {
 	in.putting.Lock()
 	defer in.putting.Unlock()
 	if err := in.usable(); err != nil {
+		in.abort()
 		return err
 	}
 	rec, err := in.complete()

@@ -160,6 +160,8 @@ func (c *control) do(ctx context.Context, q *request, out *replies) (any, error)
 		return c.st.List()
 	case "stats":
 		return c.st.Stats()
+	case "served":
+		return ourselves(), nil
 	case "verify":
 		ctx = store.WithProgress(ctx, seldom(func(done, total int64) { out.send(reply{Read: done, Total: total}) }))
 		return nil, c.st.Verify(ctx, q.ReadData, func(s string) { out.send(reply{Fault: s}) })

@@ -44,7 +44,7 @@ type request struct {
 	Protocol int
 	PID      int    // of who asks, for the log
 	Proof    []byte // nil: it has no key
-	Op       string // list, stats, verify, prune, gc, settle
+	Op       string // list, stats, served, verify, prune, gc, settle
 	ReadData bool   `json:",omitempty"` // verify
 	Workers  int    `json:",omitempty"` // settle
 	Policy   struct {
@@ -139,7 +139,7 @@ func parseRequest(r *bufio.Reader) (*request, error) {
 		return nil, errors.New("a rule of what to keep is negative")
 	}
 	switch q.Op {
-	case "list", "stats", "verify", "prune", "gc", "settle":
+	case "list", "stats", "served", "verify", "prune", "gc", "settle":
 		return q, nil
 	}
 	return nil, fmt.Errorf("this mount cannot do %q", q.Op)

@@ -155,6 +155,7 @@ func (f *mountFlags) serve(ctx context.Context, dir string, l *log.Logger, up fu
 		return err
 	}
 	protect(l)
+	boundMemory()
 	l.Printf("ckptfs %s: mounted on %s, store %s, pid %d", version, dir, f.at.place, os.Getpid())
 	l.Printf("keeping %s", policyText(&keep))
 	ctl := &control{st: st, srv: srv, dir: f.at.folder(), name: f.at.place, logf: l.Printf}

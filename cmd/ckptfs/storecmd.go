@@ -234,21 +234,47 @@ func addSettled(sum, rep *store.GCReport) {
 	sum.Unsettled = rep.Unsettled
 }
 
-func statsCommand() *command {
-	s := newStoreCommand("stats")
-	return s.command("tell how much a store holds and saves", `Examples:
-  ckptfs stats
-  ckptfs stats --json | jq .Ratio`, s.stats)
+// holding is `stats --json`.
+type holding struct {
+	store.Stats
+	Mount *served `json:",omitempty"` // the mount that has the store
 }
 
-func (s *storeCommand) stats(_ context.Context, c *console, st storeAPI) error {
+func statsCommand() *command {
+	s := newStoreCommand("stats")
+	var mount bool
+	s.flags.BoolVar(&mount, "mount", false, "also tell what the mount takes that has the store: goroutines, descriptors, memory")
+	return s.command("tell how much a store holds and saves", `Examples:
+  ckptfs stats
+  ckptfs stats --json | jq .Ratio
+  ckptfs stats --mount`, func(_ context.Context, c *console, st storeAPI) error { return s.stats(c, st, mount) })
+}
+
+func (s *storeCommand) stats(c *console, st storeAPI, mount bool) error {
 	t, err := st.Stats()
 	if err != nil {
 		return err
 	}
-	if s.asJSON {
-		return c.json(t)
+	out := holding{Stats: t}
+	if mount {
+		held, ok := st.(*heldStore)
+		if !ok {
+			return usagef("stats: no mount has the store %s; leave --mount away, or mount it", s.at.place)
+		}
+		by, err := held.served()
+		if err != nil {
+			return err
+		}
+		out.Mount = &by
 	}
-	return c.printf("%d checkpoints (%d kept), %s as files, %s of their own, %s in the store (%.1f times less), %d chunks in %d packs\n",
+	if s.asJSON {
+		return c.json(out)
+	}
+	err = c.printf("%d checkpoints (%d kept), %s as files, %s of their own, %s in the store (%.1f times less), %d chunks in %d packs\n",
 		t.Images, t.Kept, size(t.Logical), size(t.Unique), size(t.Stored), t.Ratio, t.Chunks, t.Packs)
+	if err == nil && out.Mount != nil {
+		err = c.printf("the mount is process %d: %d goroutines, %d descriptors, %s of memory, %s of it in use\n",
+			out.Mount.PID, out.Mount.Goroutines, out.Mount.Descriptors, size(int64(out.Mount.Memory)), size(int64(out.Mount.Heap)))
+	}
+	return err
 }
