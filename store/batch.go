@@ -32,6 +32,7 @@ func (b *batch) full() bool {
 // encoder is a compressor with what it made last.
 type encoder struct {
 	*codec.Compressor
+	fast    codec.FastCompressor
 	batches [2]*batch // of chunks and of nodes
 }
 
@@ -143,7 +144,7 @@ func (x *encoders) encode(c *encoder, j *job, node bool) int {
 	n := len(b.plain)
 	var how uint8
 	if x.s.fast() && !node {
-		b.plain, how = codec.AppendFast(b.plain, j.data)
+		b.plain, how = c.fast.Append(b.plain, j.data)
 	} else {
 		b.plain, how = c.Append(b.plain, j.data)
 	}

@@ -45,21 +45,45 @@ func (c *Compressor) Append(dst, raw []byte) (out []byte, codec uint8) {
 	return worthwhile(dst, raw, c.enc.EncodeAll(raw, dst), Zstd)
 }
 
-// littleFound is how many eighths of a chunk are left where another level is tried.
-const littleFound = 5
+// FastCompressor is a Compressor for who has no time. It belongs to one goroutine; the zero value is ready.
+type FastCompressor struct {
+	misses, since int // chunks in a row in which the fastest level found little, and how many were not shown to it
+}
 
-// AppendFast is Append for who has no time. Where the fastest level finds little, the next one,
-// which also looks for matches of four bytes, often finds more: in arrays of small numbers, say.
-func AppendFast(dst, raw []byte) (out []byte, codec uint8) {
+const (
+	// littleFound is how many eighths of a chunk are left where another level is tried.
+	littleFound = 5
+	// fastMisses is after how many chunks in a row with little found only each fastAgain-th is shown to the fastest
+	// level: what memory looks like stays the same for a while.
+	fastMisses = 8
+	fastAgain  = 16
+)
+
+// Append is Compressor.Append. Where the fastest level finds little, the next one, which also looks for matches of four
+// bytes, often finds more: in arrays of small numbers, say.
+func (f *FastCompressor) Append(dst, raw []byte) (out []byte, codec uint8) {
 	n := len(dst)
 	dst = slices.Grow(dst, minlz.MaxEncodedLen(len(raw)))
+	levels := []int{minlz.LevelSuperFast, minlz.LevelFastest}
+	if f.misses >= fastMisses {
+		if f.since++; f.since < fastAgain {
+			levels = levels[1:]
+		}
+	}
 	var block []byte
 	var err error
-	for _, level := range []int{minlz.LevelSuperFast, minlz.LevelFastest} {
+	for _, level := range levels {
 		if block, err = minlz.Encode(dst[n:cap(dst)], raw, level); err != nil { // there: it has room for the worst
 			return append(dst, raw...), Raw // never: MaxChunk is far below what it takes
 		}
-		if len(block) <= len(raw)/8*littleFound {
+		little := len(block) > len(raw)/8*littleFound
+		if level == minlz.LevelSuperFast {
+			f.since = 0
+			if f.misses++; !little {
+				f.misses = 0
+			}
+		}
+		if !little {
 			break
 		}
 	}

@@ -43,7 +43,7 @@ func TestSkewedBytes(t *testing.T) {
 	}
 }
 
-// appendS2 is what AppendFast was in layout 2.
+// appendS2 is what FastCompressor.Append was in layout 2.
 func appendS2(dst, raw []byte) ([]byte, uint8) {
 	last := len(raw) - 1
 	return worthwhile(dst, raw, append(append(dst, s2.Encode(nil, raw[:last])...), raw[last]), S2)
@@ -62,7 +62,7 @@ func TestCodecs(t *testing.T) {
 	rand.NewChaCha8([32]byte{1}).Read(random)
 	half := append(bytes.Clone(random[:chunk.MaxLen/2]), make([]byte, chunk.MaxLen/2)...)
 	for _, raw := range [][]byte{{7}, random[:100], half[chunk.MaxLen/2-50:], half[chunk.MaxLen/2-8192:][:16384], half, random} {
-		for codec, encode := range map[uint8]func(dst, raw []byte) ([]byte, uint8){Zstd: c.Append, S2: appendS2, Fast: AppendFast} {
+		for codec, encode := range map[uint8]func(dst, raw []byte) ([]byte, uint8){Zstd: c.Append, S2: appendS2, Fast: new(FastCompressor).Append} {
 			stored, got := encode(nil, raw)
 			pays := len(raw) > 100 && len(raw) != len(random) || len(raw) == len(half) && raw[len(raw)-1] == 0
 			if want := map[bool]uint8{true: codec, false: Raw}[pays]; got != want {
@@ -89,7 +89,7 @@ func FuzzDecode(f *testing.F) {
 		f.Fatal(err)
 	}
 	raw := bytes.Repeat([]byte("abcdefg"), 1000)
-	for codec, encode := range map[uint8]func(dst, raw []byte) ([]byte, uint8){Zstd: c.Append, S2: appendS2, Fast: AppendFast} {
+	for codec, encode := range map[uint8]func(dst, raw []byte) ([]byte, uint8){Zstd: c.Append, S2: appendS2, Fast: new(FastCompressor).Append} {
 		stored, _ := encode(nil, raw)
 		f.Add(bytes.Clone(stored), uint16(len(raw)), codec)
 		f.Add(append(binary.AppendUvarint(nil, 1<<32-1), stored[2:]...), uint16(len(raw)), codec)
@@ -130,5 +130,35 @@ func TestHostileLength(t *testing.T) {
 		if n := after.TotalAlloc - before.TotalAlloc; err == nil || n > 1<<20 {
 			t.Errorf("codec %d: %v, %d bytes allocated", codec&127, err, n)
 		}
+	}
+}
+
+// TestFastLearns: whatever was compressed before, a chunk comes back, and one that shrinks does.
+func TestFastLearns(t *testing.T) {
+	d, err := NewDecoder(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	var f FastCompressor
+	random, easy := make([]byte, 16<<10), make([]byte, 16<<10)
+	memories["random"](random)
+	memories["pointers"](easy)
+	for i := range 200 {
+		raw, most := random, len(random)
+		if i/40%2 == 1 {
+			raw, most = easy, len(easy)/2
+		}
+		stored, how := f.Append(nil, raw)
+		if len(stored) > most {
+			t.Errorf("chunk %d: %d bytes became %d", i, len(raw), len(stored))
+		}
+		out := make([]byte, len(raw), len(raw)+Room)
+		if err := d.Decode(out, stored, how, chunk.Sum(raw)); err != nil || !bytes.Equal(out, raw) {
+			t.Fatalf("chunk %d: %v", i, err)
+		}
+	}
+	if f.misses < fastMisses { // the last forty were random
+		t.Errorf("%d misses", f.misses)
 	}
 }
