@@ -26,12 +26,14 @@ type row struct {
 // rows are what is measured. CKPTFS_BENCH_ROWS, a regular expression, chooses some.
 var rows = []row{
 	{"1 MiB", []string{"mib=1"}, true},
+	{"1 MiB, random", []string{"mib=1", "random=1"}, true},
 	{"64 MiB", []string{"mib=64"}, true},
 	{"512 MiB", []string{"mib=512"}, true},
 	{"512 MiB, huge pages", []string{"mib=512", "huge=1"}, true},
 	{"512 MiB, random", []string{"mib=512", "random=1"}, true},
 	{"1 GiB", []string{"mib=1024"}, true},
 	{"4 GiB", []string{"mib=4096"}, true},
+	{"4 GiB, random", []string{"mib=4096", "random=1"}, true},
 	{"512 MiB, 1 % written a second", []string{"mib=512", "dirty=1"}, true},
 	{"512 MiB, 10 % written a second", []string{"mib=512", "dirty=10"}, true},
 	{"512 MiB, 50 % written a second", []string{"mib=512", "dirty=50"}, true},
@@ -40,9 +42,11 @@ var rows = []row{
 	{"2000 threads", []string{"threads=2000"}, false},
 	{"50 processes", []string{"procs=49"}, false},
 	{"500 processes", []string{"procs=499"}, false},
+	{"10 descriptors", []string{"fds=10"}, false},
 	{"1000 descriptors", []string{"fds=1000"}, false},
 	{"8000 descriptors", []string{"fds=8000"}, false},
 	{"19,000 descriptors", []string{"fds=19000"}, false},
+	{"50 mappings", []string{"maps=50"}, false},
 	{"5000 mappings", []string{"maps=5000"}, false},
 	{"60,000 mappings", []string{"maps=60000"}, false},
 }
@@ -78,8 +82,9 @@ type measured struct {
 	Fork    *spread `json:"fork_ms,omitempty"` // of the process, by itself
 	Copy    *spread `json:"copy_ms"`           // of as many bytes as the image has, to such a file
 	True    *spread `json:"true_ms"`           // to run /bin/true
+	Fill    *spread `json:"fill_ms,omitempty"` // to fill as much memory with UFFDIO_COPY, by two threads
 
-	dump, stop, restore, fork, copy, exec []float64
+	dump, stop, restore, fork, copy, exec, fill []float64
 }
 
 // BenchmarkTable measures a dump of a process that goes on, how long it is still, and a restore, for many shapes of
@@ -138,6 +143,9 @@ func (m *measured) round(b *testing.B, r row) {
 	m.copy = append(m.copy, 1000*seconds(func() { run(b, "cp", image, image+".copy") }))
 	m.exec = append(m.exec, 1000*seconds(func() { run(b, "/bin/true") }))
 	p.Kill()
+	if n := fileSize(b, image); n > 1<<20 {
+		m.fill = append(m.fill, fillMemory(b, int(n)))
+	}
 	m.restore = append(m.restore, 1000*seconds(func() { p.Restore(image) }))
 	p.Kill()
 }
@@ -160,6 +168,32 @@ func (m *measured) start(b *testing.B, r row) *harness.Program {
 		m.fork = append(m.fork, ns/1e6)
 	}
 	return p
+}
+
+// ratio is one median by another.
+func ratio(a, b *spread) string {
+	if a == nil || b == nil || b.Median == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.3g", a.Median/b.Median)
+}
+
+// writeJSON writes what was measured to the file CKPTFS_BENCH_JSON, with suffix behind its name.
+func writeJSON(b *testing.B, suffix string, rows any) {
+	path := os.Getenv("CKPTFS_BENCH_JSON")
+	if path == "" {
+		return
+	}
+	text, err := json.MarshalIndent(struct {
+		Date time.Time `json:"date"`
+		Rows any       `json:"rows"`
+	}{time.Now(), rows}, "", "\t")
+	if err == nil {
+		err = os.WriteFile(path+suffix, append(text, '\n'), 0o644)
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
 }
 
 // scratch is a folder in memory.
@@ -200,29 +234,13 @@ func (m *measured) criu(b *testing.B, r row, criu string) {
 
 func report(b *testing.B, all []*measured) {
 	var t strings.Builder
-	t.WriteString("\n| process | tool | dump ms | stop ms | restore ms | dump/copy | stop/fork | restore/copy | dump, restore / exec of true |\n|---|---|---|---|---|---|---|---|---|\n")
-	ratio := func(a, b *spread) string {
-		if a == nil || b == nil || b.Median == 0 {
-			return "-"
-		}
-		return fmt.Sprintf("%.3g", a.Median/b.Median)
-	}
+	t.WriteString("\n| process | tool | dump ms | stop ms | restore ms | dump/copy | stop/fork | restore/copy | restore/fill | dump, restore / exec of true |\n|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, m := range all {
 		m.Dump, m.Stop, m.Restore, m.Fork, m.Copy, m.True = spreadOf(m.dump), spreadOf(m.stop), spreadOf(m.restore), spreadOf(m.fork), spreadOf(m.copy), spreadOf(m.exec)
-		fmt.Fprintf(&t, "| %s | %s | %v | %v | %v | %s | %s | %s | %s, %s |\n", m.Row, m.Tool, m.Dump, m.Stop, m.Restore,
-			ratio(m.Dump, m.Copy), ratio(m.Stop, m.Fork), ratio(m.Restore, m.Copy), ratio(m.Dump, m.True), ratio(m.Restore, m.True))
+		m.Fill = spreadOf(m.fill)
+		fmt.Fprintf(&t, "| %s | %s | %v | %v | %v | %s | %s | %s | %s | %s, %s |\n", m.Row, m.Tool, m.Dump, m.Stop, m.Restore,
+			ratio(m.Dump, m.Copy), ratio(m.Stop, m.Fork), ratio(m.Restore, m.Copy), ratio(m.Restore, m.Fill), ratio(m.Dump, m.True), ratio(m.Restore, m.True))
 	}
 	fmt.Println(t.String())
-	if path := os.Getenv("CKPTFS_BENCH_JSON"); path != "" {
-		text, err := json.MarshalIndent(struct {
-			Date time.Time   `json:"date"`
-			Rows []*measured `json:"rows"`
-		}{time.Now(), all}, "", "\t")
-		if err == nil {
-			err = os.WriteFile(path, append(text, '\n'), 0o644)
-		}
-		if err != nil {
-			b.Fatal(err)
-		}
-	}
+	writeJSON(b, "", all)
 }

@@ -21,14 +21,14 @@ const leakRounds = 200
 // spareReaders is how many goroutines that wait for requests of the kernel may be more than others are.
 const spareReaders = 4
 
-// openPacks is how many packs a store keeps open, at most.
-const openPacks = 64
+// openPacks is how many packs and parts of its index a store keeps open, at most.
+const openPacks = 64 + 16
 
 // daemonState is what the process behind a mount has.
 type daemonState struct {
 	goroutines int
-	files      []string // what its descriptors are of, sorted; without the store's packs, of which some are kept open
-	packs      int
+	files      []string // what its descriptors are of, sorted
+	packs      int      // and how many are packs and parts of the index, of which some are kept open
 	children   []string
 	memory     int64 // bytes of the heap that are in use
 }
@@ -60,12 +60,12 @@ func daemonNow(t *testing.T, m *harness.Mount) daemonState {
 		if err != nil {
 			continue // it was closed since
 		}
-		if strings.HasPrefix(to, filepath.Join(m.Store, "packs")) {
+		if strings.HasPrefix(to, filepath.Join(m.Store, "packs")) || strings.HasPrefix(to, filepath.Join(m.Store, "index")) {
 			s.packs++
 			continue
 		}
 		if strings.HasPrefix(to, m.Store) {
-			to = filepath.Dir(to) // a run of the index and a spool have other names each time
+			to = filepath.Dir(to) // a spool has another name each time
 		}
 		kind, _, _ := strings.Cut(to, "[") // pipe:[7], socket:[7]
 		s.files = append(s.files, kind)

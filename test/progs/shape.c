@@ -4,6 +4,7 @@
 //	dirty=N                 percent of it that a thread writes to each second
 //	threads=N procs=N       more threads, more processes that hold 1 MiB each
 //	fds=N maps=N            different open files, mappings that cannot be joined
+//	units=1                 a thread works, and counts it; RESULT.units has the address of the 64-bit counter
 //	fork=1                  writes to RESULT.fork how long fork(2) takes, in ns, and the wait for the child's end
 #include "prog.h"
 #include <sys/resource.h>
@@ -36,6 +37,21 @@ static void *writes(void *arg)
 		for (size_t i = 0; i < per; i++, at = (at + 1) % pages)
 			mem[at * 4096 + 17]++;
 		nap(10);
+	}
+	return arg;
+}
+
+static volatile uint64_t units;
+
+// works does units of work: some arithmetic, and a write to some place of the memory.
+static void *works(void *arg)
+{
+	uint64_t x = 88172645463325252ull;
+	for (;; units++) {
+		for (int i = 0; i < 1000; i++)
+			x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+		if (size)
+			mem[x % (size / 64) * 64 + 33] = x;
 	}
 	return arg;
 }
@@ -90,6 +106,13 @@ int main(int argc, char **argv)
 		CHECK(pthread_create(&t, &attr, sleeps, NULL) == 0, "pthread_create");
 	if (dirty)
 		CHECK(pthread_create(&t, &attr, writes, NULL) == 0, "pthread_create");
+	if (get(argc, argv, "units")) {
+		char path[4096], text[64];
+		snprintf(path, sizeof path, "%s.units", result_path);
+		snprintf(text, sizeof text, "%#lx\n", (unsigned long)&units);
+		put(path, text);
+		CHECK(pthread_create(&t, &attr, works, NULL) == 0, "pthread_create");
+	}
 	if (get(argc, argv, "fork")) {
 		int64_t from = now();
 		pid_t pid = MUST(fork());
