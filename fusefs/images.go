@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,6 +26,7 @@ type savedNames struct {
 type savedName struct {
 	id      uint64
 	removed map[string]bool
+	read    bool // to its end, at least once
 }
 
 // get returns the entry of a name. Called with mu held.
@@ -289,7 +291,7 @@ func (n *savedFile) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32
 		return nil, 0, n.dir.d.fail(im.Name, err)
 	}
 	if !n.attached {
-		return &savedHandle{n.dir.d.f, newSharedReader(r)}, fuse.FOPEN_DIRECT_IO, 0
+		return &savedHandle{f: n.dir.d.f, r: newSharedReader(r), dir: n.dir}, n.dir.d.f.saved.openFlags(im.Name), 0
 	}
 	b, err := r.Attachment(n.name)
 	if err == nil && n.name == infoName {
@@ -304,8 +306,10 @@ func (n *savedFile) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32
 
 // savedHandle is an open image of the store; it can be read even after its removal.
 type savedHandle struct {
-	f *filesystem
-	r *sharedReader
+	f      *filesystem
+	r      *sharedReader
+	dir    *savedDir
+	readTo atomic.Int64 // how far it was read without a gap
 }
 
 func (h *savedHandle) Read(_ context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
@@ -318,6 +322,7 @@ func (h *savedHandle) Read(_ context.Context, dest []byte, off int64) (fuse.Read
 		h.f.logf("images/%s: read at %d: %v", h.r.Name(), off, err)
 		return nil, neverEINTR(errno(err))
 	}
+	h.readSome(off, off+int64(len(dest)))
 	return res, 0
 }
 

@@ -70,6 +70,9 @@ func Mount(o Options) (*Server, error) {
 		stop(err)
 		return nil, fmt.Errorf("mounting on %s: %w", dir, err)
 	}
+	if err := widenReadAhead(dir); err != nil { // then reading an image again is not as fast
+		o.Logf("the kernel's read-ahead stays as it is: %v", err)
+	}
 	f.collector.look() // the policy may be another one than last time
 	f.streams.Go(f.collect)
 	poke(f.settler.due) // what the last mount left
