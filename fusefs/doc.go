@@ -22,8 +22,8 @@
 //     returns, and the exact size is known. Opens by the same process that overlap share
 //     one checkpoint. An open that only the kernel makes, for FS_IOC_GETFLAGS, takes none
 //     until something is read.
-//  3. A goroutine streams the image into the store, however slow the reader is. READ follows
-//     it and waits for bytes that are not there yet. The READ that reaches the end waits for
+//  3. A goroutine streams the image into the store, however slow the reader is; for one that
+//     is nearly as fast it waits a little (pace.go). READ follows it and waits for bytes that are not there yet. The READ that reaches the end waits for
 //     the commit, so that a reader that sees no error has an image that is safely stored.
 //  4. The last RELEASE before the end cancels: nothing is listed, the tree is as it was.
 //

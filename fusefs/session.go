@@ -33,8 +33,10 @@ type session struct {
 	ingest  *store.Ingest
 	log     *lines
 	base    atomic.Pointer[sharedReader] // the image it refers to; nil: none
+	caught  chan struct{}                // the reader has read; nobody need take it
 
 	mu       sync.Mutex
+	pace     pace
 	put      int64         // bytes the ingest has
 	changed  chan struct{} // closed when put grows or the session ends; nil if nobody waits
 	finished bool
@@ -98,7 +100,7 @@ func (f *filesystem) beginStoring(ctx context.Context, id procID, stored func())
 		return nil, err
 	}
 	defer f.unlockTaking()
-	s := &session{pid: id.pid, created: time.Now(), log: &lines{}}
+	s := &session{pid: id.pid, created: time.Now(), log: &lines{}, caught: make(chan struct{}, 1), pace: pace{begun: time.Now()}}
 	held := f.frozen(id)
 	cp, err := f.takeNow(ctx, id, s, held)
 	if err != nil {
@@ -362,7 +364,8 @@ func (s *session) wasRead(off, end int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if off <= s.readTo {
-		s.readTo = max(s.readTo, end)
+		s.readTo, s.pace.last = max(s.readTo, end), time.Now()
+		poke(s.caught)
 	}
 }
 

@@ -81,5 +81,9 @@ func (b *storeBlock) Append() error {
 	k, got, n := b.k, b.b, int64(len(b.b.Bytes()))
 	b.b = nil
 	k.pool.Put(b)
-	return k.append(got, n)
+	if err := k.append(got, n); err != nil {
+		return err
+	}
+	k.s.keepPace(k.ctx.Done())
+	return context.Cause(k.ctx)
 }
