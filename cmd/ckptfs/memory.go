@@ -10,7 +10,7 @@ import (
 
 // memoryGoal is how many bytes the Go runtime of a mount may take before it collects garbage more often than it would:
 // with the program itself and its stacks that makes less than 200 MiB.
-const memoryGoal = 150 << 20
+const memoryGoal = 128 << 20
 
 // boundMemory keeps the memory of a mount small. What has to be known of an image that is being written or restored, its
 // list of chunks, takes 9 MiB for each GiB; where that needs more than memoryGoal, the bound rises with it, since else the
@@ -29,9 +29,10 @@ func boundMemory() {
 	})
 }
 
-// memoryLimit leaves half as much as is in use for what is not in use any more.
+// memoryLimit leaves a quarter of what is in use for what is not in use any more. A collection costs little: nearly all of
+// it is buffers without pointers.
 func memoryLimit(live uint64) int64 {
-	return int64(max(memoryGoal, min(live+live/2, math.MaxInt64/2)))
+	return int64(max(memoryGoal, min(live+live/4, math.MaxInt64/2)))
 }
 
 // liveHeap is how many bytes of the heap the last collection has found in use.

@@ -10,7 +10,7 @@ func TestMemoryLimit(t *testing.T) {
 	for _, c := range []struct {
 		live uint64
 		want int64
-	}{{0, memoryGoal}, {60 << 20, memoryGoal}, {100 << 20, memoryGoal}, {400 << 20, 600 << 20}, {1 << 63, 1<<62 - 1}} {
+	}{{0, memoryGoal}, {60 << 20, memoryGoal}, {100 << 20, memoryGoal}, {400 << 20, 500 << 20}, {1 << 63, 1<<62 - 1}} {
 		if got := memoryLimit(c.live); got != c.want {
 			t.Errorf("%d bytes in use: %d, want %d", c.live, got, c.want)
 		}
