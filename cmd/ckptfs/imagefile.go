@@ -13,6 +13,8 @@ import (
 // imageFile is an open image: its reader, and what has to be closed after it.
 type imageFile struct {
 	*image.Reader
+	plain   io.ReaderAt // its bytes
+	size    int64
 	closers []io.Closer
 }
 
@@ -43,6 +45,7 @@ func (im *imageFile) open(f *os.File) error {
 	if closer != nil {
 		im.closers = append(im.closers, closer)
 	}
+	im.plain, im.size = plain, n
 	im.Reader, err = image.Open(plain, n)
 	return err
 }
