@@ -119,6 +119,7 @@ func engineErrno(err error) syscall.Errno {
 		host    *restore.HostError
 		access  *restore.AccessError
 		bad     *restore.ImageError
+		late    *ckpt.LazyError
 		sys     syscall.Errno
 	)
 	switch {
@@ -132,7 +133,7 @@ func engineErrno(err error) syscall.Errno {
 		return syscall.EDEADLK
 	case errors.As(err, &traced):
 		return syscall.EBUSY
-	case errors.As(err, &slow), errors.Is(err, restore.ErrTimeout):
+	case errors.As(err, &slow), errors.As(err, &late), errors.Is(err, restore.ErrTimeout):
 		return syscall.ETIMEDOUT
 	case errors.As(err, &gone):
 		return syscall.ESRCH

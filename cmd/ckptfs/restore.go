@@ -19,6 +19,7 @@ type restoreFlags struct {
 	pidfile, out          string
 	wait, strict, stopped bool
 	lazy                  bool
+	lazyRate              bytesFlag
 	policy                policy.Set
 	verbose               bool
 	timeout               time.Duration
@@ -34,6 +35,7 @@ func restoreCommand() *command {
 	fs.BoolVar(&f.strict, "strict", false, "the same as --policy files=strict: refuse if any open file has changed since the checkpoint")
 	fs.BoolVar(&f.stopped, "stopped", false, "leave the tree stopped (kill -CONT goes on)")
 	fs.BoolVar(&f.lazy, "lazy", false, "let the tree run at once; its memory comes when it is touched, and in the background")
+	fs.Var(&f.lazyRate, "lazy-rate", "with --lazy, bring at most `SIZE` a second in the background (0: no bound)")
 	fs.DurationVar(&f.timeout, "timeout", time.Minute, "give up if the tree does not run within `TIME`")
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "say how it goes")
 	return &command{
@@ -55,6 +57,7 @@ it serves. A checkpoint of them waits until all has come.
 Examples:
   ckptfs restore job.ckpt
   ckptfs restore --lazy big.ckpt
+  ckptfs restore --lazy --lazy-rate 50MiB big.ckpt    and leave some of the disk to others
   ckptfs restore job.ckpt --pidfile job.pid --out job.log
   ckptfs restore job.zst --wait && echo job is through
   ssh host cat job.ckpt | ckptfs restore -`,
@@ -85,7 +88,7 @@ func (f *restoreFlags) run(ctx context.Context, c *console, name string) error {
 		Log: c.verbose(f.verbose), Steps: steps,
 	}
 	if f.lazy {
-		o.Lazy = &lazy.Source{Name: fullPath(label(name)), Image: im.plain, Size: im.size, Command: pagesArgs(), Log: func(s string) { c.notef("%s", s) }}
+		o.Lazy = &lazy.Source{Name: fullPath(label(name)), Image: im.plain, Size: im.size, Rate: int64(f.lazyRate), Command: pagesArgs(), Log: func(s string) { c.notef("%s", s) }}
 	} else if err := im.verify(ctx, c); err != nil {
 		return fmt.Errorf("%s: %w", label(name), err)
 	}

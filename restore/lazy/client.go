@@ -20,7 +20,8 @@ type Source struct {
 	Name  string      // of what is restored, for people
 	Image io.ReaderAt // an *os.File is handed to the page server; of anything else we read for it as long as it lives
 	Size  int64
-	Owner int // pid of the mount that it belongs to; 0: none
+	Owner int   // pid of the mount that it belongs to; 0: none
+	Rate  int64 // how many bytes a second come in the background at most, unless somebody waits for the end; 0: no bound
 
 	Command []string       // of this program, that runs Serve with the descriptor 3
 	Log     func(string)   // takes what went wrong; may be nil
@@ -78,7 +79,7 @@ func Start(src *Source) (*Client, error) {
 
 // open hands the image over.
 func (c *Client) open() error {
-	q := request{Op: opOpen, Name: c.src.Name, Owner: c.src.Owner, Size: c.src.Size}
+	q := request{Op: opOpen, Name: c.src.Name, Owner: c.src.Owner, Rate: c.src.Rate, Size: c.src.Size}
 	if f, ok := c.src.Image.(*os.File); ok {
 		return c.link.send(q, int(f.Fd()))
 	}

@@ -20,6 +20,7 @@ type request struct {
 
 	Name  string `json:"name,omitempty"`  // open: of what is restored
 	Owner int    `json:"owner,omitempty"` // open: the mount that it belongs to
+	Rate  int64  `json:"rate,omitempty"`  // open: bytes a second; 0: no bound
 	Size  int64  `json:"size,omitempty"`  // open: of the image
 	Fed   bool   `json:"fed,omitempty"`   // open: the descriptors are those of feeds rather than of a file
 

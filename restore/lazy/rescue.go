@@ -22,6 +22,7 @@ func Rescue(logPath string) error {
 	if err != nil {
 		return err
 	}
+	_ = os.Remove(strings.TrimSuffix(logPath, ".log") + ".sock") // who asks is told that there is no server
 	uffds, err := inherited(log)
 	if err != nil {
 		log.trouble(err.Error())

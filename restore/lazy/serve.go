@@ -130,7 +130,7 @@ func (s *server) do(q *request, fds []int) error {
 
 // open opens the image.
 func (s *server) open(q *request, fds []int) error {
-	s.name, s.owner = q.Name, q.Owner
+	s.name, s.owner, s.rate = q.Name, q.Owner, q.Rate
 	var src io.ReaderAt
 	if q.Fed {
 		var conns []io.ReadWriter

@@ -22,6 +22,7 @@ type server struct {
 	image *image.Reader // checks what it reads
 	name  string        // of what is restored
 	owner int
+	rate  int64 // of the streams, bytes a second; 0: no bound
 
 	faults atomic.Int64 // threads that wait for a page just now
 	hurry  atomic.Bool  // somebody waits for the end
@@ -82,6 +83,17 @@ func (s *server) turn() (done func()) {
 		time.Sleep(pause)
 	}
 	return func() { <-s.turns }
+}
+
+// slow takes the time that n bytes may take.
+func (s *server) slow(n int64) {
+	if s.rate <= 0 {
+		return
+	}
+	const step = 20 * time.Millisecond // how long who begins to wait may take to be noticed
+	for left := time.Duration(float64(n) / float64(s.rate) * float64(time.Second)); left > 0 && !s.hurry.Load(); left -= step {
+		time.Sleep(min(left, step))
+	}
 }
 
 // add takes a space over. The mu of another one may be held; s.mu is never held when one is taken.

@@ -274,6 +274,7 @@ func (sp *space) stream() {
 		from, to := sp.extent(from)
 		done := sp.s.turn()
 		err := sp.fetch(from, to)
+		sp.s.slow(to - from)
 		done()
 		switch {
 		case errors.Is(err, unix.EAGAIN):
