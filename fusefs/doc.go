@@ -10,6 +10,7 @@
 //	  images/NAME/…          what the store holds; mv renames, rm -r removes
 //	  restore/NAME           an image written here is restored when it is closed
 //	  restore/NAME.status    JSON: how that went; NAME.log, NAME.out
+//	  restore/lazy/NAME…     the same, but the tree runs at once and its memory comes later
 //
 // # Reading an image
 //

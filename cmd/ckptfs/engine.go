@@ -65,8 +65,12 @@ func (e engine) Restore(ctx context.Context, r *image.Reader, o fusefs.RestoreOp
 	if end, ok := ctx.Deadline(); ok {
 		ro.Timeout = time.Until(end)
 	}
+	ro.Lazy = lazySource(o.Lazy)
 	res, err := restore.Run(ctx, r, ro)
 	if err != nil {
+		if o.Lazy != nil {
+			o.Lazy.Release() // also if no page server came so far as to do it
+		}
 		return nil, withErrno(err)
 	}
 	return &fusefs.Restored{Root: res.Root, PIDs: res.PIDs, Warnings: res.Warnings, Lost: res.Lost}, nil

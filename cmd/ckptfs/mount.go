@@ -205,6 +205,7 @@ func (f *mountFlags) untilEnd(ctx context.Context, srv *fusefs.Server, l *log.Lo
 			l.Printf("still in use; its users get an error now")
 		}
 	}
+	finishLazy(l)
 	l.Printf("ended")
 	return nil
 }
