@@ -13,6 +13,14 @@ type run struct {
 }
 
 func (r run) end() uint64   { return r.addr + r.length }
+// firstBehind finds, among runs by address, the first that ends behind one.
+func firstBehind(r run, addr uint64) int {
+	if r.end() <= addr {
+		return -1
+	}
+	return 1
+}
+
 func (r run) offEnd() int64 { return r.off + int64(r.length) }
 
 // missing knows which pages of an address space are still to come from the image. What is
@@ -64,12 +72,7 @@ func (m *missing) bytes() int64 { return int64(m.left) * pageSize }
 
 // at is the place in the image of the page at an address, if it is missing.
 func (m *missing) at(addr uint64) (off int64, ok bool) {
-	i, _ := slices.BinarySearchFunc(m.byAddr, addr, func(r run, addr uint64) int {
-		if r.end() <= addr {
-			return -1
-		}
-		return 1
-	})
+	i, _ := slices.BinarySearchFunc(m.byAddr, addr, firstBehind)
 	if i == len(m.byAddr) || m.byAddr[i].addr > addr {
 		return 0, false
 	}
@@ -137,8 +140,43 @@ func (m *missing) drop(start, end uint64) {
 }
 
 // overlap lists the parts of runs in a part of memory.
-func (m *missing) overlap(start, end uint64) (all []run) {
-	for _, r := range m.byAddr {
+func (m *missing) overlap(start, end uint64) []run {
+	i, _ := slices.BinarySearchFunc(m.byAddr, start, firstBehind)
+	k := i
+	for k < len(m.byAddr) && m.byAddr[k].addr < end {
+		k++
+	}
+	return within(m.byAddr[i:k], start, end)
+}
+
+// take takes what was to come to a part of memory out, with its pages still missing, for another place.
+func (m *missing) take(start, end uint64) []run {
+	taken := m.overlap(start, end)
+	if len(taken) > 0 {
+		m.byOff = cut(m.byOff, start, end)
+		m.sortRuns()
+	}
+	return taken
+}
+
+// put puts what take took at its new place, of which nothing else may be known.
+func (m *missing) put(rs []run) {
+	if len(rs) > 0 {
+		m.byOff = append(m.byOff, rs...)
+		m.sortRuns()
+	}
+}
+
+// lose notes that what take took has no place any more.
+func (m *missing) lose(rs []run) {
+	for _, r := range rs {
+		m.came(r.off, r.length)
+	}
+}
+
+// within lists the parts of runs in a part of memory.
+func within(rs []run, start, end uint64) (all []run) {
+	for _, r := range rs {
 		if from, to := max(r.addr, start), min(r.end(), end); from < to {
 			all = append(all, run{from, to - from, r.off + int64(from-r.addr)})
 		}
@@ -146,30 +184,18 @@ func (m *missing) overlap(start, end uint64) (all []run) {
 	return all
 }
 
-// move notes that the program has moved a part of its memory (mremap(2)).
-func (m *missing) move(from, to, length uint64) {
-	moved := m.overlap(from, from+length)
-	m.drop(to, to+length)
-	var rest []run
-	for _, r := range m.byOff {
-		rest = append(rest, cut(cut([]run{r}, to, to+length), from, from+length)...)
-	}
-	for i := range moved {
-		moved[i].addr += to - from
-	}
-	m.byOff = append(rest, moved...)
-	m.sortRuns()
-}
-
 // cut takes a part of memory out of runs.
 func cut(rs []run, start, end uint64) (out []run) {
 	for _, r := range rs {
+		if r.end() <= start || r.addr >= end {
+			out = append(out, r)
+			continue
+		}
 		if r.addr < start {
-			out = append(out, run{r.addr, min(r.end(), start) - r.addr, r.off})
+			out = append(out, run{r.addr, start - r.addr, r.off})
 		}
 		if r.end() > end {
-			from := max(r.addr, end)
-			out = append(out, run{from, r.end() - from, r.off + int64(from-r.addr)})
+			out = append(out, run{end, r.end() - end, r.off + int64(end-r.addr)})
 		}
 	}
 	return out

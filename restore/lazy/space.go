@@ -27,6 +27,7 @@ type space struct {
 	mu     sync.Mutex
 	pidfd  int // -1: none
 	m      *missing
+	flux   flux
 	over   bool // nothing is served any more
 	total  int64
 	failed int64 // bytes that could not be had
@@ -103,11 +104,14 @@ func (sp *space) readSome(buf []byte) (over bool, err error) {
 		case eventFork:
 			sp.s.forked(sp, m.fork())
 		case eventRemap:
-			sp.m.move(m.a[0], m.a[1], m.a[2])
-		case eventRemove, eventUnmap:
+			sp.moved(m.a[0], m.a[1], m.a[2])
+		case eventRemove:
 			sp.m.drop(m.a[0], m.a[1])
+		case eventUnmap:
+			sp.unmapped(m.a[0], m.a[1])
 		}
 	}
+	sp.settle()
 	return false, err
 }
 
@@ -263,6 +267,9 @@ const streamLen = 512 << 10
 func (sp *space) stream() {
 	for at := int64(0); ; {
 		sp.mu.Lock()
+		if !sp.over {
+			sp.settle() // what nobody has claimed is not waited for
+		}
 		from, over := sp.m.next(at), sp.over
 		if from < 0 && at > 0 { // from the beginning, for what could not be put
 			from = sp.m.next(0)
