@@ -17,7 +17,8 @@ import (
 
 // engine is packages ckpt and restore as the filesystem wants them.
 type engine struct {
-	steps *steplog.Log // may be nil
+	steps    *steplog.Log // may be nil
+	lazyRate int64        // how many bytes a second come in the background at most; 0: no bound
 }
 
 var _ fusefs.Engine = engine{}
@@ -65,7 +66,7 @@ func (e engine) Restore(ctx context.Context, r *image.Reader, o fusefs.RestoreOp
 	if end, ok := ctx.Deadline(); ok {
 		ro.Timeout = time.Until(end)
 	}
-	ro.Lazy = lazySource(o.Lazy)
+	ro.Lazy = lazySource(o.Lazy, e.lazyRate)
 	res, err := restore.Run(ctx, r, ro)
 	if err != nil {
 		if o.Lazy != nil {

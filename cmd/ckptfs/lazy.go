@@ -13,13 +13,14 @@ import (
 	"github.com/ckptfs/ckptfs/restore/lazy"
 )
 
-// lazySource makes a lazy restore of the mount one of package restore; nil: it is not lazy.
-func lazySource(o *fusefs.LazyOptions) *lazy.Source {
+// lazySource makes a lazy restore of the mount one of package restore; nil: it is not lazy. rate bounds what
+// comes in the background.
+func lazySource(o *fusefs.LazyOptions, rate int64) *lazy.Source {
 	if o == nil {
 		return nil
 	}
 	return &lazy.Source{
-		Name: o.Name, Image: o.Image, Size: o.Size, Owner: os.Getpid(), Command: pagesArgs(), Log: o.Log,
+		Name: o.Name, Image: o.Image, Size: o.Size, Owner: os.Getpid(), Rate: rate, Command: pagesArgs(), Log: o.Log,
 		Report: func(p lazy.Progress) {
 			o.Report(fusefs.LazyProgress{Server: p.Server, PIDs: p.PIDs, Missing: p.Missing, Total: p.Total, Failed: p.Failed, Done: p.Done, Log: p.Log})
 		},

@@ -9,7 +9,7 @@ import (
 // of the image for each address.
 func TestMissing(t *testing.T) {
 	const pages, span = 400, 1200
-	for seed := range uint64(50) {
+	for seed := range uint64(8) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		want := map[uint64]int64{} // by page number: what is missing there
 		var runs []run
