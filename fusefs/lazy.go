@@ -89,10 +89,14 @@ func (u *upload) lazyOptions(plain io.ReaderAt, size int64) *LazyOptions {
 	return o
 }
 
-// inspect verifies an image that is about to be restored, unless that is lazy.
-func (u *upload) inspect(ctx context.Context, r *image.Reader) error {
+// inspect opens an image that is about to be restored and verifies it; a lazy restore does that as it reads.
+func (u *upload) inspect(ctx context.Context, plain io.ReaderAt, n int64) (*image.Reader, error) {
 	if u.lazy {
-		return nil
+		return image.OpenChecked(plain, n)
 	}
-	return r.Verify(ctx, func(int64, int64) {})
+	r, err := image.Open(plain, n)
+	if err != nil {
+		return nil, err
+	}
+	return r, r.Verify(ctx, func(int64, int64) {})
 }

@@ -322,11 +322,8 @@ func (u *upload) restore(content io.ReaderAt, size int64, caller int) (*Restored
 	if closer != nil {
 		defer closer.Close() // only read
 	}
-	r, err := image.Open(plain, n)
+	r, err := u.inspect(ctx, plain, n)
 	if err != nil {
-		return nil, err
-	}
-	if err := u.inspect(ctx, r); err != nil {
 		return nil, err
 	}
 	u.mu.Lock()

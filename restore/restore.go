@@ -58,7 +58,7 @@ type Options struct {
 	// privileges. 0 and -1: no limit.
 	CallerUID int
 	// Lazy lets the processes run before their memory has come; nil: all of it is there when they
-	// run. The image then need not have been verified: each part is when it is read.
+	// run. The image need not have been verified if it comes from image.OpenChecked.
 	Lazy *lazy.Source
 	// Stopped leaves every process stopped, as by SIGSTOP.
 	Stopped bool
@@ -83,12 +83,6 @@ type Result struct {
 // without an error they run. Errors that a user can do something about: *PIDTakenError,
 // *FileError, *HostError, *AccessError; also *ImageError, ErrTimeout and that of ctx.
 func Run(ctx context.Context, r *image.Reader, o Options) (*Result, error) {
-	if o.Lazy != nil {
-		var err error
-		if r, err = r.Checked(); err != nil {
-			return nil, err
-		}
-	}
 	j := newJob(r, o)
 	defer j.close()
 	ctx, cancel := context.WithDeadline(ctx, j.deadline)

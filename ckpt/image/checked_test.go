@@ -12,7 +12,7 @@ import (
 
 func TestChecked(t *testing.T) {
 	b := imagetest.Bytes(t, imagetest.Manifest(), imagetest.Fill)
-	r, err := imagetest.Open(t, b).Checked()
+	r, err := openChecked(b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,17 +51,41 @@ func TestCheckedFindsDamage(t *testing.T) {
 		}
 	}
 	b := bytes.Clone(good)
-	b[len(b)-60] ^= 1 // a hash in the trailer
-	if _, err := openChecked(b); !errors.Is(err, image.ErrCorrupt) {
-		t.Errorf("a damaged trailer: %v", err)
+	b[len(b)-60] ^= 1 // the last hash in the trailer
+	r, err := openChecked(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := layout.Chunks[len(layout.Chunks)-1]
+	if _, err := r.ReadAt(make([]byte, last.Len), last.Off); !errors.Is(err, image.ErrCorrupt) {
+		t.Errorf("a damaged hash: %v", err)
 	}
 }
 
-// openChecked opens what imagetest.Open would refuse.
-func openChecked(b []byte) (*image.Reader, error) {
-	r, err := image.Open(bytes.NewReader(b), int64(len(b)))
-	if err != nil {
-		return nil, err
+// TestChunkAt compares what is found for each page with the list of all chunks.
+func TestChunkAt(t *testing.T) {
+	for _, m := range []*image.Manifest{imagetest.Manifest(), fragmented(3000), dense(8 << 20)} {
+		b := imagetest.Bytes(t, m, imagetest.Fill)
+		r, err := image.Open(bytes.NewReader(b), int64(len(b)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, c := range r.Layout.Chunks {
+			for off := c.Off; off < c.Off+int64(c.Len); off += 1000 {
+				if n, got := r.ChunkAt(off); n != i || got != c {
+					t.Fatalf("at %d: chunk %d %+v, not %d %+v", off, n, got, i, c)
+				}
+			}
+		}
+		for _, off := range []int64{-1, r.Layout.HeadLen + r.Layout.DataLen, int64(len(b))} {
+			if n, _ := r.ChunkAt(off); n != -1 {
+				t.Errorf("at %d there is chunk %d", off, n)
+			}
+		}
 	}
-	return r.Checked()
+}
+
+// openChecked opens an image, whole or not.
+func openChecked(b []byte) (*image.Reader, error) {
+	return image.OpenChecked(bytes.NewReader(b), int64(len(b)))
 }

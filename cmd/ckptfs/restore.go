@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/restore"
 	"github.com/ckptfs/ckptfs/restore/lazy"
@@ -78,7 +79,11 @@ func (f *restoreFlags) run(ctx context.Context, c *console, name string) error {
 	}
 	defer end()
 	sweepLocks(c.notef)
-	im, err := openImage(c, name)
+	open := image.Open
+	if f.lazy {
+		open = image.OpenChecked
+	}
+	im, err := openImageWith(c, name, open)
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,8 @@ type run struct {
 	off          int64 // in the image
 }
 
-func (r run) end() uint64   { return r.addr + r.length }
+func (r run) end() uint64 { return r.addr + r.length }
+
 // firstBehind finds, among runs by address, the first that ends behind one.
 func firstBehind(r run, addr uint64) int {
 	if r.end() <= addr {

@@ -143,11 +143,8 @@ func (s *server) open(q *request, fds []int) error {
 		unix.CloseOnExec(fds[0])
 		src = os.NewFile(uintptr(fds[0]), q.Name)
 	}
-	r, err := image.Open(src, q.Size)
-	if err != nil {
-		return err
-	}
-	s.image, err = r.Checked()
+	var err error
+	s.image, err = image.OpenChecked(src, q.Size)
 	return err
 }
 

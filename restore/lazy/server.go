@@ -54,17 +54,16 @@ func (s *server) logf(format string, args ...any) {
 // around is the part of the image that is brought with a page: whole chunks near it.
 func (s *server) around(off int64) (from, to int64) {
 	const near = 64 << 10
-	all := s.image.Layout.Chunks
-	i := s.image.Layout.ChunkAt(off)
-	first, last := i, i
-	with := func(k int) bool { return all[k].Region == all[i].Region && all[k].Start/near == all[i].Start/near }
-	for first > 0 && with(first-1) {
-		first--
+	_, mid := s.image.ChunkAt(off)
+	from, to = mid.Off, mid.Off+int64(mid.Len)
+	with := func(c image.Chunk) bool { return c.Region == mid.Region && c.Start/near == mid.Start/near }
+	for n, c := s.image.ChunkAt(from - 1); n >= 0 && with(c); n, c = s.image.ChunkAt(from - 1) {
+		from = c.Off
 	}
-	for last+1 < len(all) && with(last+1) {
-		last++
+	for n, c := s.image.ChunkAt(to); n >= 0 && with(c); n, c = s.image.ChunkAt(to) {
+		to = c.Off + int64(c.Len)
 	}
-	return all[first].Off, all[last].Off + int64(all[last].Len)
+	return from, to
 }
 
 var buffers = sync.Pool{New: func() any { return new([streamLen]byte) }}

@@ -184,7 +184,7 @@ func (sp *space) fetch(from, to int64) error {
 // fetchEach is fetch chunk by chunk, after something could not be read.
 func (sp *space) fetchEach(from, to int64, b []byte) error {
 	for from < to {
-		c := sp.s.image.Layout.Chunks[sp.s.image.Layout.ChunkAt(from)]
+		_, c := sp.s.image.ChunkAt(from)
 		end := min(to, c.Off+int64(c.Len))
 		b := b[:end-from]
 		_, err := sp.s.image.ReadAt(b, from)
@@ -303,20 +303,20 @@ func (sp *space) stream() {
 
 // extent is what the stream reads next: whole chunks, as far as all of them have something that is missing.
 func (sp *space) extent(from int64) (start, end int64) {
-	l := sp.s.image.Layout
-	i := l.ChunkAt(from)
-	start, end = l.Chunks[i].Off, l.Chunks[i].Off+int64(l.Chunks[i].Len)
+	_, c := sp.s.image.ChunkAt(from)
+	start, end = c.Off, c.Off+int64(c.Len)
 	sp.mu.Lock()
 	defer sp.mu.Unlock()
-	for i++; i < len(l.Chunks); i++ {
-		c := l.Chunks[i]
-		next := sp.m.next(c.Off)
-		if c.Off+int64(c.Len)-start > streamLen || next < 0 || next >= c.Off+int64(c.Len) {
-			break
+	for {
+		n, c := sp.s.image.ChunkAt(end)
+		if n < 0 || end+int64(c.Len)-start > streamLen {
+			return start, end
 		}
-		end = c.Off + int64(c.Len)
+		if next := sp.m.next(end); next < 0 || next >= end+int64(c.Len) {
+			return start, end
+		}
+		end += int64(c.Len)
 	}
-	return start, end
 }
 
 // end gives the memory back to the kernel: from now on a missing page is a zero page again.
