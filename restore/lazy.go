@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"github.com/ckptfs/ckptfs/restore/lazy"
 	"golang.org/x/sys/unix"
 )
@@ -157,7 +158,7 @@ func (j *job) leaveToServer(ctx context.Context, alive []*proc) error {
 			return err
 		}
 	}
-	if err := j.each("touch", alive, touchExit); err != nil {
+	if err := j.each("touch", alive, touchThreads); err != nil {
 		return err
 	}
 	if err := j.pages.client.Go(ctx); err != nil {
@@ -168,13 +169,25 @@ func (j *job) leaveToServer(ctx context.Context, alive []*proc) error {
 	return nil
 }
 
-// touchExit brings in what the kernel looks at when a thread ends. It does not wait for a page then
-// (PF_EXITING in handle_userfault), so a pthread_join(3) or the heir of a robust mutex would wait for ever.
-func touchExit(p *proc) error {
+// touchThreads brings in what the kernel looks at without waiting for a page. When a thread ends (PF_EXITING in
+// handle_userfault) that is the word of set_tid_address(2) and the list of its robust mutexes: a
+// pthread_join(3), or the heir of a mutex, would wait for ever. And it is the words of a futex(2) that a
+// thread goes on with (fault_in_user_writeable): locking a mutex with priority inheritance would fail with EFAULT.
+func touchThreads(p *proc) error {
 	for i := range p.task.Threads {
 		th := &p.task.Threads[i]
-		if err := p.touch(th.ClearTID); err != nil {
-			return err
+		words := []uint64{th.ClearTID}
+		regs, err := ptrace.BytesRegs(th.Regs)
+		if err != nil {
+			return fmt.Errorf("restore pid %d: thread %d: %w", p.pid, th.TID, err)
+		}
+		if regs.Rax == unix.SYS_FUTEX {
+			words = append(words, regs.Rdi, regs.R8)
+		}
+		for _, addr := range words {
+			if err := p.touch(addr); err != nil {
+				return err
+			}
 		}
 		if err := p.touchRobust(th.RobustList); err != nil {
 			return err
@@ -191,8 +204,8 @@ func (p *proc) touchRobust(head uint64) error {
 		return nil
 	}
 	b := make([]byte, 24)
-	if _, err := p.rem.Mem().ReadAt(b, int64(head)); err != nil {
-		return nil // so the kernel does not read it either
+	if err := p.peek(head, b); err != nil {
+		return gone(err) // else the kernel does not read it either
 	}
 	offset := le.Uint64(b[8:])
 	for _, entry := range []uint64{le.Uint64(b), le.Uint64(b[16:])} { // the list, and what was about to be locked
@@ -200,7 +213,7 @@ func (p *proc) touchRobust(head uint64) error {
 			if err := p.touch(entry&^1 + offset); err != nil {
 				return err
 			}
-			if _, err := p.rem.Mem().ReadAt(b[:8], int64(entry&^1)); err != nil {
+			if err := p.peek(entry&^1, b[:8]); err != nil {
 				break
 			}
 			entry = le.Uint64(b)
@@ -209,14 +222,34 @@ func (p *proc) touchRobust(head uint64) error {
 	return nil
 }
 
-// touch brings in the page at an address. None need be there.
+// touch brings in the page at an address, if there is one.
 func (p *proc) touch(addr uint64) error {
 	if addr == 0 {
 		return nil
 	}
-	_, err := p.rem.Mem().ReadAt(make([]byte, 1), int64(addr))
+	if err := p.peek(addr, make([]byte, 1)); err != nil {
+		return gone(err)
+	}
+	return nil
+}
+
+// peek reads memory that may have to come first: reading /proc/PID/mem does not wait for it.
+func (p *proc) peek(addr uint64, b []byte) error {
+	local := []unix.Iovec{{Base: &b[0], Len: uint64(len(b))}}
+	n, err := unix.ProcessVMReadv(p.pid, local, []unix.RemoteIovec{{Base: uintptr(addr), Len: len(b)}}, 0)
+	if err == nil && n < len(b) {
+		err = unix.EFAULT
+	}
+	if err != nil {
+		return fmt.Errorf("restore pid %d: read %d bytes at %#x: %w", p.pid, len(b), addr, err)
+	}
+	return nil
+}
+
+// gone returns err if it says that the process is no more.
+func gone(err error) error {
 	if errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("restore pid %d: it has been killed: %w", p.pid, err)
+		return err
 	}
 	return nil
 }

@@ -47,8 +47,9 @@
 //     guard pages or MADV_WIPEONFORK are not lazy: they are filled before the process runs.
 //   - A core dump has holes where memory was missing: the kernel does not wait for it (handle_userfault, PF_DUMPCORE).
 //     For the same reason the restore brings in what the kernel reads when a thread ends.
-//   - FUTEX_WAKE_OP and the PI futexes fail with EFAULT on a word whose page is missing
-//     (fault_in_user_writeable). Libraries touch the word first.
+//   - FUTEX_WAKE_OP and the PI futexes fail with EFAULT on a word whose page is missing (fault_in_user_writeable).
+//     Libraries touch the word first; the restore brings in the words of threads that are in such a call.
+//   - Debuggers read EIO for what is missing: ptrace(2) and /proc/PID/mem do not wait (process_vm_readv(2) does).
 //   - The process cannot register this memory with a userfaultfd of its own (EBUSY).
 //   - mremap(2) of several mappings in one call (Linux 6.17) fails.
 //   - MADV_GUARD_INSTALL and _REMOVE of memory that had not come tell nobody: it then holds the data of the image
