@@ -36,10 +36,7 @@ const (
 // awaitMemory waits until no process of a tree misses memory any more. A copy-on-write child, as a
 // checkpoint makes it, would see zeros for what is missing.
 func awaitMemory(ctx context.Context, pids []int, log func(string)) error {
-	servers, err := lazymem.Serving(ctx, pids)
-	if err != nil {
-		return fmt.Errorf("is memory of the tree still to come? %w", err)
-	}
+	servers := lazymem.Serving(ctx, pids)
 	for i := range servers {
 		begun := time.Now()
 		s := &servers[i]
@@ -78,10 +75,7 @@ func withoutLazy(findings []image.Finding) []image.Finding {
 	if pids == nil {
 		return findings
 	}
-	servers, err := lazymem.Serving(context.Background(), pids)
-	if err != nil {
-		return findings // a checkpoint would say why
-	}
+	servers := lazymem.Serving(context.Background(), pids)
 	return slices.DeleteFunc(findings, func(f image.Finding) bool {
 		return isLazy(f) && slices.ContainsFunc(servers, func(s lazymem.Status) bool { return slices.Contains(s.PIDs, int(f.PID)) })
 	})
@@ -89,12 +83,8 @@ func withoutLazy(findings []image.Finding) []image.Finding {
 
 // yetToCome is how much memory of some processes is still to come.
 func yetToCome(pids []int) (n int64) {
-	servers, err := lazymem.Serving(context.Background(), pids)
-	if err != nil {
-		return 0 // it is an estimate
-	}
-	for i := range servers {
-		n += servers[i].Missing
+	for _, s := range lazymem.Serving(context.Background(), pids) {
+		n += s.Missing
 	}
 	return n
 }

@@ -67,12 +67,12 @@ func (s *Status) String() string {
 func mib(n int64) float64 { return float64(n) / (1 << 20) }
 
 // askTime is how long a server may take to answer at once.
-const askTime = 5 * time.Second
+const askTime = 2 * time.Second
 
 // SocketPath is the path of a server's socket.
 func SocketPath(dir string, pid int) string { return filepath.Join(dir, fmt.Sprintf("%d.sock", pid)) }
 
-// List asks every server that there is.
+// List asks every server that there is. The error is about those that did not answer.
 func List(ctx context.Context) ([]Status, error) { return list(ctx, Dir) }
 
 func list(ctx context.Context, dir string) ([]Status, error) {
@@ -84,6 +84,7 @@ func list(ctx context.Context, dir string) ([]Status, error) {
 		return nil, fmt.Errorf("look for page servers: %w", err)
 	}
 	var all []Status
+	var mute []error
 	for _, n := range names {
 		if filepath.Ext(n.Name()) != ".sock" {
 			continue
@@ -94,21 +95,22 @@ func list(ctx context.Context, dir string) ([]Status, error) {
 			_ = os.Remove(filepath.Join(dir, n.Name())) // it does no harm
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET): // it has just ended
 		case err != nil:
-			return nil, fmt.Errorf("ask the page server %s: %w", filepath.Join(dir, n.Name()), err)
+			mute = append(mute, fmt.Errorf("the page server %s does not answer: %w", strings.TrimSuffix(n.Name(), ".sock"), err))
 		case !s.Done:
 			all = append(all, *s)
 		}
 	}
 	slices.SortFunc(all, func(a, b Status) int { return cmp.Compare(a.Server, b.Server) })
-	return all, nil
+	return all, errors.Join(mute...)
 }
 
-// Serving lists the servers of any of these processes.
-func Serving(ctx context.Context, pids []int) ([]Status, error) {
-	all, err := List(ctx)
+// Serving lists the servers of any of these processes. One that does not answer is left out: that it has one of
+// them shows the process's memory.
+func Serving(ctx context.Context, pids []int) []Status {
+	all, _ := List(ctx)
 	return slices.DeleteFunc(all, func(s Status) bool {
 		return !slices.ContainsFunc(s.PIDs, func(pid int) bool { return slices.Contains(pids, pid) })
-	}), err
+	})
 }
 
 // Wait waits until a server has brought everything, or has ended.

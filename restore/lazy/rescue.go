@@ -22,6 +22,7 @@ func Rescue(logPath string) error {
 	if err != nil {
 		return err
 	}
+	log.bad = true                                               // it may hold why the server has crashed
 	_ = os.Remove(strings.TrimSuffix(logPath, ".log") + ".sock") // who asks is told that there is no server
 	uffds, err := inherited(log)
 	if err != nil {

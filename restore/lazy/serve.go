@@ -28,6 +28,9 @@ func Serve(linkFD int, rescue []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, log.close()) }()
+	if err := unix.Dup3(int(log.f.Fd()), 2, 0); err != nil { // where a crash would be told
+		return fmt.Errorf("log to %s: %w", log.path, err)
+	}
 	s := newServer(&link{fd: linkFD}, log)
 	end, err := s.guard(append(rescue, log.path))
 	if err != nil {

@@ -297,8 +297,10 @@ func (sp *space) stream() {
 		}
 		at = to
 	}
-	sp.end()
-	sp.collapse()
+	if sp.close() {
+		sp.collapse()
+		sp.s.ended(sp)
+	}
 }
 
 // extent is what the stream reads next: whole chunks, as far as all of them have something that is missing.
@@ -319,17 +321,24 @@ func (sp *space) extent(from int64) (start, end int64) {
 	}
 }
 
-// end gives the memory back to the kernel: from now on a missing page is a zero page again.
+// end ends a space whose memory is no more.
 func (sp *space) end() {
+	if sp.close() {
+		sp.s.ended(sp)
+	}
+}
+
+// close gives the memory back to the kernel: from now on a missing page is a zero page again. It reports whether
+// the caller is the first to do it.
+func (sp *space) close() bool {
 	sp.mu.Lock()
 	was := sp.over
 	sp.over = true
 	sp.mu.Unlock()
-	if was {
-		return
+	if !was {
+		_ = sp.file.Close() // nothing was written; it cannot fail otherwise than by having been closed
 	}
-	_ = sp.file.Close() // nothing was written; it cannot fail otherwise than by having been closed
-	sp.s.ended(sp)
+	return !was
 }
 
 // collapse makes huge pages of what were huge pages, as well as the kernel can just now.

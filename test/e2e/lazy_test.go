@@ -323,3 +323,50 @@ os.execvp("sh", ["sh", "-c", "echo ok > result.tmp; mv result.tmp result"])`)
 	r.WaitGone()
 	served(t, server)
 }
+
+// TestLazySpoiltCheckpoint takes a checkpoint of a program part of whose memory could not be had: it is refused rather
+// than made without that.
+func TestLazySpoiltCheckpoint(t *testing.T) {
+	r := harness.Start(t, "lazymem", "60", "0", "1")
+	image := r.Dump("--kill")
+	r.WaitGone()
+	r.Again()
+	server := restoreLazily(t, r, image, "--lazy-rate", "1MiB")
+	if err := os.Truncate(image, size(t, image)*3/4); err != nil {
+		t.Fatal(err)
+	}
+	again := filepath.Join(harness.TempDir(t), "image")
+	got := harness.Run(t, harness.Binary(), "dump", itoa(r.PID), "-o", again)
+	harness.Say(t, "the log", pagesLog(t, server), "cannot be had")
+	if got.Code == 0 {
+		t.Errorf("there is an image: %v", got)
+	}
+	t.Logf("it says: %s", got.Stderr)
+	r.Alive()
+}
+
+// TestLazyHuge brings back huge pages as huge pages.
+func TestLazyHuge(t *testing.T) {
+	huge := func(pid int) int {
+		n := 0
+		for line := range strings.Lines(string(read(t, fmt.Sprintf("/proc/%d/smaps_rollup", pid)))) {
+			if _, err := fmt.Sscanf(line, "AnonHugePages: %d kB", &n); err == nil {
+				break
+			}
+		}
+		return n
+	}
+	r := harness.Start(t, "ram", "128")
+	before := huge(r.PID)
+	if before < 64<<10 {
+		t.Skipf("the kernel gives the program %d KiB of huge pages", before)
+	}
+	image := r.Dump("--kill")
+	r.WaitGone()
+	r.Again()
+	served(t, restoreLazily(t, r, image))
+	if after := huge(r.PID); after < before*3/4 {
+		t.Errorf("it had %d KiB of huge pages, now %d", before, after)
+	}
+	r.Pass(true)
+}

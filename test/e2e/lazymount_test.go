@@ -172,3 +172,33 @@ func TestLazyRedis(t *testing.T) {
 	t.Log(said)
 	served(t, lazily(t, m, name).Lazy.Server)
 }
+
+// TestLazyFrozen freezes a program that is still lazy, which another process serves, and takes a checkpoint
+// of it by a mount. It is whole.
+func TestLazyFrozen(t *testing.T) {
+	m := harness.NewMount(t)
+	r := harness.Start(t, "lazymem", "60", "0", "1")
+	image := r.Dump("--kill")
+	r.WaitGone()
+	r.Again()
+	server := restoreLazily(t, r, image, "--lazy-rate", "1MiB")
+	state := m.Of(r, "state")
+	if got := harness.Shell(t, "echo frozen > "+state); got.Code != 0 {
+		t.Fatal(got)
+	}
+	if said := read(t, m.Of(r, "explain")); len(said) > 0 {
+		t.Errorf("explain of a lazy program: %s", said)
+	}
+	if estimate := size(t, m.Image(r)); estimate < size(t, image)*9/10 {
+		t.Errorf("the estimate of a lazy program is %d bytes; its image had %d", estimate, size(t, image))
+	}
+	again := filepath.Join(harness.TempDir(t), "image")
+	harness.Must(t, "cp", m.Image(r), again)
+	served(t, server)
+	if got := harness.Shell(t, "echo killed > "+state); got.Code != 0 {
+		t.Fatal(got)
+	}
+	r.WaitGone()
+	r.Restore(again)
+	r.Pass(true)
+}
