@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
@@ -17,8 +18,9 @@ import (
 // lazy for how it works.
 type pages struct {
 	client *lazy.Client
-	open   bool // the server has the image open
-	left   bool // it goes on without us
+	mu     sync.Mutex // of one who hands over
+	open   bool       // the server has the image open
+	left   bool       // it goes on without us
 	total  uint64
 }
 
@@ -93,6 +95,8 @@ func (j *job) postpone(ctx context.Context, p *proc, mm int) (map[int]bool, erro
 		return nil, nil
 	}
 	slices.Sort(later)
+	j.pages.mu.Lock()
+	defer j.pages.mu.Unlock()
 	if err := j.handOver(ctx, p, mm, later); err != nil {
 		return nil, fmt.Errorf("restore pid %d: leave its memory to the page server: %w", p.pid, err)
 	}

@@ -19,16 +19,51 @@ import (
 
 // learn finds out who a space belongs to from a thread that waits for a page of it.
 func (s *server) learn(sp *space, tid int) {
-	if sp.pid.Load() != 0 || tid == 0 {
+	if sp.pid.Load() != 0 {
 		return
 	}
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+	if pid := owner(tid); pid != 0 {
+		s.know(sp, pid)
+	}
+}
+
+// owner is the process of a thread that waits for a page, or 0. The kernel says its id as the thread itself sees it,
+// which is another one if it is in a pid namespace below ours.
+func owner(tid int) int {
+	if pid := owns(tid, tid); pid != 0 {
+		return pid
+	}
+	tasks, _ := filepath.Glob("/proc/[0-9]*/task/[0-9]*") // the pattern is right
+	for _, t := range tasks {
+		outer, err := strconv.Atoi(filepath.Base(t))
+		if err != nil || outer == tid {
+			continue
+		}
+		if pid := owns(outer, tid); pid != 0 {
+			return pid
+		}
+	}
+	return 0
+}
+
+// owns returns the process of the thread that is outer to us if it has an id for itself and memory that is still to
+// come, or 0.
+func owns(outer, inner int) int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", outer))
 	if err != nil {
-		return // it was killed
+		return 0 // it was killed
 	}
-	if st, err := procfs.ParseStatus(b); err == nil {
-		s.know(sp, st.Tgid)
+	st, err := procfs.ParseStatus(b)
+	if err != nil {
+		return 0
 	}
+	for line := range bytes.Lines(b) {
+		ids, ok := bytes.CutPrefix(line, []byte("NSpid:"))
+		if f := bytes.Fields(ids); ok && len(f) > 0 && string(f[len(f)-1]) == strconv.Itoa(inner) && len(flagged(st.Tgid, "um")) > 0 {
+			return st.Tgid
+		}
+	}
+	return 0
 }
 
 // know notes who a space belongs to.

@@ -79,7 +79,9 @@ func (l *link) close() {
 }
 
 // send sends a packet with descriptors.
-func (l *link) send(v any, fds ...int) error {
+func (l *link) send(v any, fds ...int) error { return l.sendWith(0, v, fds) }
+
+func (l *link) sendWith(flags int, v any, fds []int) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -96,11 +98,11 @@ func (l *link) send(v any, fds ...int) error {
 	if l.fd < 0 {
 		return unix.EPIPE
 	}
-	return unix.Sendmsg(l.fd, b, rights, nil, unix.MSG_NOSIGNAL)
+	return unix.Sendmsg(l.fd, b, rights, nil, flags|unix.MSG_NOSIGNAL)
 }
 
-// tell is send for what does not matter to a listener who has gone.
-func (l *link) tell(r reply) { _ = l.send(r) }
+// tell is send for what does not matter to a listener who has gone, or has no time.
+func (l *link) tell(r reply) { _ = l.sendWith(unix.MSG_DONTWAIT, r, nil) }
 
 // receive waits for a packet. Its descriptors stay over an exec. The end of the other side is io.EOF.
 func (l *link) receive(v any) (fds []int, err error) {

@@ -109,7 +109,11 @@ func execute(fd int, log *logFile) (more []int, over bool) {
 		switch m := parseMessage(b); m.event {
 		case eventFault:
 			_, tid := m.fault()
-			kill(log, tid, unix.Kill(tid, unix.SIGKILL))
+			if pid := owner(tid); pid != 0 {
+				kill(log, pid, unix.Kill(pid, unix.SIGKILL))
+			} else if !gone(fd) {
+				log.trouble(fmt.Sprintf("the page server was killed, and a thread with the id %d in its own pid namespace waits for memory for ever; end it", tid))
+			}
 		case eventFork:
 			more = append(more, m.fork())
 		}

@@ -38,7 +38,10 @@ func Serve(linkFD int, rescue []string) (err error) {
 		return err
 	}
 	defer end()
-	if err := s.takeOver(); err != nil {
+	switch err := s.takeOver(); {
+	case errors.Is(err, errAlone):
+		return nil // its processes end with it
+	case err != nil:
 		log.trouble(err.Error())
 		return err
 	}
@@ -85,13 +88,16 @@ func (s *server) guard(rescue []string) (end func(), err error) {
 	}, nil
 }
 
+// errAlone says that the restore has failed or was killed.
+var errAlone = errors.New("the restore has ended")
+
 // takeOver does what the restore asks for, until its processes run.
 func (s *server) takeOver() error {
 	for {
 		var q request
 		fds, err := s.link.receive(&q)
 		if errors.Is(err, io.EOF) {
-			return errors.New("the restore has failed or was killed, and its processes with it")
+			return errAlone
 		}
 		if err != nil {
 			return fmt.Errorf("hear what the restore wants: %w", err)
@@ -103,7 +109,7 @@ func (s *server) takeOver() error {
 		}
 		if q.Op == opGo && err == nil {
 			s.begin()
-			s.link.tell(answer)
+			_ = s.link.send(answer) // who has been killed by now has let them go or not; both is seen to
 			return nil
 		}
 		if err := s.link.send(answer); err != nil {

@@ -65,6 +65,17 @@ func goAhead(t *testing.T, r *harness.Program) {
 	}
 }
 
+// dumped starts a program of the given size that compares its memory when it is told to, and ends it with a
+// checkpoint.
+func dumped(t *testing.T, mib string) (r *harness.Program, image string) {
+	t.Helper()
+	r = harness.Start(t, "lazymem", mib, "0", "1")
+	image = r.Dump("--kill")
+	r.WaitGone()
+	r.Again()
+	return r, image
+}
+
 // TestLazyPrograms brings every program back lazily: once all memory has come nothing is different
 // from before, and one that goes on while it comes passes, too.
 func TestLazyPrograms(t *testing.T) {
@@ -168,10 +179,7 @@ func endsWithout(t *testing.T, r *harness.Program, bad string) bool {
 
 // TestLazyGuardKilled kills the guard of a page server: there is a new one, which does what a guard is for.
 func TestLazyGuardKilled(t *testing.T) {
-	r := harness.Start(t, "lazymem", "60", "0", "1")
-	image := r.Dump("--kill")
-	r.WaitGone()
-	r.Again()
+	r, image := dumped(t, "60")
 	server := restoreLazily(t, r, image, "--lazy-rate", "1MiB")
 	guards := func() string { return allChildren(t, server) }
 	var first string
@@ -250,10 +258,7 @@ func TestLazySourceFails(t *testing.T) {
 
 // TestLazyImageGone removes and renames the image: the page server has it open.
 func TestLazyImageGone(t *testing.T) {
-	r := harness.Start(t, "lazymem", "60", "0", "1")
-	image := r.Dump("--kill")
-	r.WaitGone()
-	r.Again()
+	r, image := dumped(t, "60")
 	server := restoreLazily(t, r, image, "--lazy-rate", "1MiB")
 	if err := os.Remove(image); err != nil {
 		t.Fatal(err)
@@ -278,10 +283,7 @@ func TestLazyPacked(t *testing.T) {
 
 // TestLazyCheckpoint takes a checkpoint of a program that is still lazy. It waits for the memory, and holds all of it.
 func TestLazyCheckpoint(t *testing.T) {
-	r := harness.Start(t, "lazymem", "60", "0", "1")
-	image := r.Dump("--kill")
-	r.WaitGone()
-	r.Again()
+	r, image := dumped(t, "60")
 	server := restoreLazily(t, r, image, "--lazy-rate", "1MiB")
 	if said := harness.Must(t, harness.Binary(), "explain", itoa(r.PID)); said.Stdout+said.Stderr != "" {
 		t.Errorf("explain of a lazy program: %v", said)
@@ -327,10 +329,7 @@ os.execvp("sh", ["sh", "-c", "echo ok > result.tmp; mv result.tmp result"])`)
 // TestLazySpoiltCheckpoint takes a checkpoint of a program part of whose memory could not be had: it is refused rather
 // than made without that.
 func TestLazySpoiltCheckpoint(t *testing.T) {
-	r := harness.Start(t, "lazymem", "60", "0", "1")
-	image := r.Dump("--kill")
-	r.WaitGone()
-	r.Again()
+	r, image := dumped(t, "60")
 	server := restoreLazily(t, r, image, "--lazy-rate", "1MiB")
 	if err := os.Truncate(image, size(t, image)*3/4); err != nil {
 		t.Fatal(err)
@@ -369,4 +368,49 @@ func TestLazyHuge(t *testing.T) {
 		t.Errorf("it had %d KiB of huge pages, now %d", before, after)
 	}
 	r.Pass(true)
+}
+
+// TestLazyNamespace forks a lazy program into another pid namespace, where ids mean something else, and kills the page
+// server: the child ends too, or has read what is its data.
+func TestLazyNamespace(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		t.Run(fmt.Sprint("killed=", killed), func(t *testing.T) {
+			dir := harness.TempDir(t)
+			r := harness.StartCommand(t, dir, harness.Python(t), "-c", `
+import ctypes, hashlib, os, time
+b = os.urandom(48 << 20)
+want = hashlib.sha256(b).digest()
+def say(name, text):
+    with open("tmp", "w") as f: f.write(text)
+    os.rename("tmp", name)
+say("ready", "")
+while not os.path.exists("go"): time.sleep(0.01)
+assert ctypes.CDLL(None).unshare(0x20000000) == 0
+pid = os.fork()
+if pid == 0:
+    say("inner", "")
+    if hashlib.sha256(b).digest() != want:
+        say("result", "fail: the child read something else")
+        os._exit(1)
+    os._exit(0)
+if os.waitpid(pid, 0)[1] == 0: say("result", "ok")`)
+			r.WaitReady()
+			image := r.Dump("--kill")
+			r.WaitGone()
+			goAhead(t, r)
+			server := restoreLazily(t, r, image, "--lazy-rate", "1MiB")
+			if !killed {
+				r.Finish()
+				served(t, server)
+				return
+			}
+			harness.Eventually(t, "there is a child", func() bool {
+				_, err := os.Stat(filepath.Join(dir, "inner"))
+				return err == nil
+			})
+			signal(t, server, "KILL")
+			endsWithout(t, r, "fail")
+			harness.Say(t, "the log", pagesLog(t, server), fmt.Sprintf("pid %d is killed too", r.PID))
+		})
+	}
 }

@@ -177,10 +177,7 @@ func TestLazyRedis(t *testing.T) {
 // of it by a mount. It is whole.
 func TestLazyFrozen(t *testing.T) {
 	m := harness.NewMount(t)
-	r := harness.Start(t, "lazymem", "60", "0", "1")
-	image := r.Dump("--kill")
-	r.WaitGone()
-	r.Again()
+	r, image := dumped(t, "60")
 	server := restoreLazily(t, r, image, "--lazy-rate", "1MiB")
 	state := m.Of(r, "state")
 	if got := harness.Shell(t, "echo frozen > "+state); got.Code != 0 {
