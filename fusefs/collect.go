@@ -133,7 +133,9 @@ func (f *filesystem) collect() {
 
 // prune removes the images that the policy does not keep.
 func (f *filesystem) prune() {
-	rep, err := f.store.Prune(f.ctx, f.collector.keep)
+	keep := f.collector.keep
+	keep.Spare = f.spares // and what has a template
+	rep, err := f.store.Prune(f.ctx, keep)
 	f.removed(&rep, "")
 	switch {
 	case f.ctx.Err() != nil:

@@ -45,15 +45,15 @@ func TestCollector(t *testing.T) {
 
 func TestInfoText(t *testing.T) {
 	im := store.Image{Name: "a", Size: 300, Unique: 100, Attachments: []store.Attachment{{Name: "info", Size: 13}, {Name: "log", Size: 7}}}
-	b, err := infoText(&im, []byte("{\n  \"a\": 1\n}\n"))
-	if want := "{\n  \"a\": 1,\n  \"unique\": 100,\n  \"ratio\": 3.00,\n  \"kept\": false\n}\n"; err != nil || string(b) != want {
+	b, err := infoText(&im, []byte("{\n  \"a\": 1\n}\n"), 0)
+	if want := "{\n  \"a\": 1,\n  \"unique\": 100,\n  \"ratio\": 3.00,\n  \"kept\": false,\n  \"template\":               0\n}\n"; err != nil || string(b) != want {
 		t.Errorf("%q, %v", b, err)
 	}
 	im.Kept = true
-	if c, err := infoText(&im, []byte("{\n  \"a\": 1\n}\n")); err != nil || len(c) != len(b) || int64(len(c)) != savedSize(&im, "info") {
+	if c, err := infoText(&im, []byte("{\n  \"a\": 1\n}\n"), 1<<40); err != nil || len(c) != len(b) || int64(len(c)) != savedSize(&im, "info") {
 		t.Errorf("%q, %v: want %d bytes, as it was before the rename", c, err, savedSize(&im, "info"))
 	}
-	if _, err := infoText(&im, []byte("{}")); err == nil {
+	if _, err := infoText(&im, []byte("{}"), 0); err == nil {
 		t.Error("takes what it did not write")
 	}
 	if savedSize(&im, "log") != 7 || savedSize(&im, "image") != 300 {

@@ -8,6 +8,7 @@
 //	  ckpt/PID/state         running or frozen; writing frozen, running or killed makes it so
 //	  ckpt/PID/info          JSON: the tree, sizes, the last checkpoint and the last error
 //	  images/NAME/…          what the store holds; mv renames, rm -r removes
+//	  images/NAME/template   not listed; on or off: whether restores share memory that is held ready
 //	  restore/NAME           an image written here is restored when it is closed
 //	  restore/NAME.status    JSON: how that went; NAME.log, NAME.out
 //	  restore/lazy/NAME…     the same, but the tree runs at once and its memory comes later
@@ -38,10 +39,17 @@
 //  3. RELEASE records an upload that was cut off. It restores nothing: nobody would see how
 //     that went.
 //
+// # Templates
+//
+// Writing on to images/NAME/template verifies the image and has the engine hold its memory ready, in processes of
+// its own that end with the image, with the mount, with the serving process, and when off is written. A restore of an image with
+// the same identity uses it, wherever the bytes come from. Those that are linked to a stored image are not verified once
+// more: the store compares what it reads with its hashes.
+//
 // # Old images
 //
 // After every commit and every removal a goroutine in the background removes what the policy
-// does not keep, then frees the space, if there is any to free. It looks at the whole store, so
+// does not keep and that has no template, then frees the space, if there is any to free. It looks at the whole store, so
 // it works a tenth of the time at most. An image is never removed between its commit and the
 // moment its reader has it open; who has one open reads on whatever happens.
 //

@@ -28,6 +28,20 @@ type Engine interface {
 	NewTracker() Tracker
 	// Restore brings an image back, which has been verified unless the restore is lazy.
 	Restore(ctx context.Context, r *image.Reader, o RestoreOptions) (*Restored, error)
+	// Template holds the memory of a verified image ready in a process of its own.
+	Template(ctx context.Context, r *image.Reader) (Template, error)
+}
+
+// Template is memory of an image that restores of it share copy-on-write.
+type Template interface {
+	// Bytes is how much memory that is.
+	Bytes() int64
+	// PID is the process that holds it.
+	PID() int
+	// Gone reports whether that process was killed; restores copy the memory then.
+	Gone() bool
+	// Close gives the memory back when no restore uses it any more. It is called once.
+	Close() error
 }
 
 // Checkpoint is one checkpoint whose bytes are still to be read.
@@ -87,6 +101,7 @@ type RestoreOptions struct {
 	Log       func(string) // takes lines for NAME.log
 	Policy    policy.Set   // what counts instead of the policies of the image
 	Lazy      *LazyOptions // nil: all memory is there when Restore returns
+	Template  Template     // of the same image, or nil
 }
 
 // Restored tells of a tree that runs.
@@ -95,4 +110,5 @@ type Restored struct {
 	PIDs     []int           `json:"pids"`
 	Warnings []string        `json:"warnings,omitempty"`
 	Lost     []image.Finding `json:"lost,omitempty"`
+	Shared   int64           `json:"shared,omitempty"` // bytes of memory that it shares with a template
 }

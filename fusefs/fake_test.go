@@ -125,6 +125,9 @@ func (e *fake) Restore(ctx context.Context, r *image.Reader, o fusefs.RestoreOpt
 	if o.Lazy != nil {
 		e.lazily(o.Lazy)
 	}
+	if o.Template != nil {
+		e.event("shared")
+	}
 	if err := os.WriteFile(o.OutPath, []byte("hello from the tree\n"), 0o600); err != nil {
 		return nil, err
 	}
@@ -155,6 +158,19 @@ func (e *fake) lazily(o *fusefs.LazyOptions) {
 		o.Report(p)
 	}()
 }
+
+func (e *fake) Template(ctx context.Context, r *image.Reader) (fusefs.Template, error) {
+	e.event("template %s", r.Root())
+	return &fakeTemplate{e: e}, errors.Join(e.sleep(ctx, "template-delay"), e.fail("template-errno"))
+}
+
+// fakeTemplate is gone when the fake is told so.
+type fakeTemplate struct{ e *fake }
+
+func (t *fakeTemplate) Bytes() int64 { return 3 << 20 }
+func (t *fakeTemplate) PID() int     { return 4321 }
+func (t *fakeTemplate) Gone() bool   { return t.e.number("template-gone") != 0 }
+func (t *fakeTemplate) Close() error { t.e.event("drop"); return nil }
 
 type fakeFrozen struct {
 	e   *fake

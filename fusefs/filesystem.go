@@ -46,6 +46,8 @@ type filesystem struct {
 	frozenBy    map[procID]*frozenTree
 	policies    policies
 	trackers    trackers
+
+	templates templates
 }
 
 // procID is a process; the start time tells it from a later one with the same number.

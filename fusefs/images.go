@@ -151,7 +151,7 @@ func (d *imagesDir) Rmdir(_ context.Context, name string) syscall.Errno {
 	if err := d.f.store.Remove(name); err != nil {
 		return d.fail(name, err)
 	}
-	d.f.saved.forget(name)
+	d.f.forgetImage(name)
 	d.f.logf("image %s removed", name)
 	d.f.collector.garbage()
 	return 0
@@ -225,6 +225,9 @@ func (n *savedDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) 
 	if e != 0 {
 		return nil, e
 	}
+	if name == templateName {
+		return n.template(ctx, im, out), 0
+	}
 	if !slices.Contains(n.files(im), name) {
 		return nil, syscall.ENOENT
 	}
@@ -291,7 +294,7 @@ func (n *savedFile) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32
 	b, err := r.Attachment(n.name)
 	if err == nil && n.name == infoName {
 		im = r.Image() // as it was opened
-		b, err = infoText(&im, b)
+		b, err = infoText(&im, b, n.dir.d.f.templates.bytes(n.dir.d.f.saved.id(im.Name)))
 	}
 	if err = errors.Join(err, r.Close()); err != nil {
 		return nil, 0, n.dir.d.fail(im.Name+"/"+n.name, err)

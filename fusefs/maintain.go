@@ -9,7 +9,7 @@ import (
 // Prune removes what a policy does not keep, as the mount does with its own: somebody asks for it
 // who cannot open the store, since the mount has it. who is for the log.
 func (s *Server) Prune(ctx context.Context, p store.Policy, who string) (store.PruneReport, error) {
-	p.Spare = s.f.collector.isOpening
+	p.Spare = s.f.spares
 	rep, err := s.f.store.Prune(ctx, p)
 	s.f.removed(&rep, " (asked for by "+who+")")
 	return rep, err
@@ -30,7 +30,7 @@ func (f *filesystem) removed(rep *store.PruneReport, why string) {
 	for i := range rep.Removed {
 		r := &rep.Removed[i]
 		f.logf("image %s removed: %s%s", r.Name, r.Why, why)
-		f.saved.forget(r.Name)
+		f.forgetImage(r.Name)
 	}
 	if len(rep.Removed) > 0 {
 		f.collector.garbage()

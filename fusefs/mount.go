@@ -64,6 +64,7 @@ func Mount(o Options) (*Server, error) {
 		trackers: trackers{mount: o.Track, byProcess: make(map[procID]*following)}}
 	f.saved.byName = make(map[string]*savedName)
 	f.uploads.byName, f.lazyUploads.byName = make(map[string]*upload), make(map[string]*upload)
+	f.templates.byID = make(map[uint64]*template)
 	srv, err := fs.Mount(dir, &rootDir{f: f}, mountOptions(o))
 	if err != nil {
 		stop(err)
@@ -189,6 +190,7 @@ func (s *Server) Wait() {
 	s.f.streams.Wait()
 	s.f.trackers.sweep(true)
 	s.f.thawAll()
+	s.f.templates.end()
 }
 
 // Unmount unmounts. If somebody uses the mount it vanishes from the tree nevertheless, and

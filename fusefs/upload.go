@@ -322,13 +322,22 @@ func (u *upload) restore(content io.ReaderAt, size int64, caller int) (*Restored
 	if closer != nil {
 		defer closer.Close() // only read
 	}
-	r, err := u.inspect(ctx, plain, n)
+	r, err := u.open(plain, n)
 	if err != nil {
 		return nil, err
 	}
+	shared := u.f.templates.of(r.Root())
+	if u.lazy {
+		shared = nil // its memory comes another way
+	}
+	if _, stored := content.(*sharedReader); !u.lazy && (!stored || shared == nil) { // else it was verified for the template, and the store checks what it reads
+		if err := r.Verify(ctx, func(int64, int64) {}); err != nil {
+			return nil, err
+		}
+	}
 	u.mu.Lock()
 	u.outPath = filepath.Join(u.f.spool, fmt.Sprintf("%.100s.%d.out", u.name, time.Now().UnixNano())) // a tree of an earlier mount may still write to its own
-	o := RestoreOptions{OutPath: u.outPath, CallerUID: caller, Log: u.log.add, Policy: u.f.policies.forRestore(r.Manifest)}
+	o := RestoreOptions{OutPath: u.outPath, CallerUID: caller, Log: u.log.add, Policy: u.f.policies.forRestore(r.Manifest), Template: shared}
 	if o.Lazy = u.lazyOptions(plain, n); o.Lazy != nil {
 		u.log.addf("image %s, %d bytes; each part is verified when it is read", r.Root(), n)
 	} else {

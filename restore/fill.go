@@ -87,11 +87,19 @@ func (f *filler) close() { closeFD(f.uffd) }
 // area prepares a VMA for being filled.
 func (f *filler) area(v *image.VMA) *area {
 	a := &area{vma: v}
-	if f.uffd >= 0 && viaUFFD(v) {
-		reg := uffdioRegister{start: v.Start, length: v.End - v.Start, mode: uffdModeMissing}
-		a.fast = ioctl(f.uffd, uffdioRegisterCall, unsafe.Pointer(&reg)) == nil // else the slow way
+	if viaUFFD(v) {
+		a.fast = f.register(v) // else the slow way
 	}
 	return a
+}
+
+// register takes a VMA under the userfaultfd.
+func (f *filler) register(v *image.VMA) bool {
+	if f.uffd < 0 {
+		return false
+	}
+	reg := uffdioRegister{start: v.Start, length: v.End - v.Start, mode: uffdModeMissing}
+	return ioctl(f.uffd, uffdioRegisterCall, unsafe.Pointer(&reg)) == nil
 }
 
 // viaUFFD reports whether a VMA is filled through a userfaultfd if there is one.

@@ -78,6 +78,9 @@ func (j *job) buildMemory(ctx context.Context, p *proc) error {
 	if err := j.clear(p, mm); err != nil {
 		return err
 	}
+	if err := j.settleShared(p); err != nil {
+		return err
+	}
 	if err := j.mapAll(p, mm); err != nil {
 		return err
 	}
@@ -137,8 +140,8 @@ func (j *job) mapAll(p *proc, mm *image.MM) error {
 		}
 		f := &feeder{p: p}
 		err := f.each(vmas[:n], func(b *ptrace.Batch, v *image.VMA) {
-			if j.sysvOf(v) != nil {
-				return // it is attached
+			if j.sysvOf(v) != nil || p.has(v) {
+				return // it is there
 			}
 			mapVMA(b, v, func() uint64 { return uint64(nums[fdKey(v)]) })
 		})
@@ -197,8 +200,9 @@ func (j *job) clear(p *proc, mm *image.MM) error {
 		return &ImageError{p.pid, "it has no vdso, which this version needs to let it go"}
 	}
 	err := p.batch(func(b *ptrace.Batch) {
-		b.Call(unix.SYS_MUNMAP, 0, j.hole.insn()).Label("unmap what is below the stub")
-		b.Call(unix.SYS_MUNMAP, j.hole.end(), taskSize-j.hole.end()).Label("unmap what is above the stub")
+		for _, s := range unneeded(j.hole, j.keepShared(p)) {
+			b.Call(unix.SYS_MUNMAP, s.Start, s.End-s.Start).Label("unmap what is not the stub's")
+		}
 		b.Call(unix.SYS_ARCH_PRCTL, archMapVDSO, vdso).Label(fmt.Sprintf("map the vdso at %#x", vdso))
 	})
 	if err != nil {
@@ -341,7 +345,7 @@ func (j *job) fill(ctx context.Context, p *proc, mm int) error {
 	var lots [][]piece
 	for i := range j.m.MMs[mm].VMAs {
 		v := &j.m.MMs[mm].VMAs[i]
-		if len(v.Extents) > 0 && !later[i] {
+		if len(v.Extents) > 0 && !later[i] && !p.has(v) {
 			lots = pieces(lots, f.area(v), func(e int) int64 { return j.r.VMAOffset(mm, i, e) })
 		}
 	}

@@ -18,8 +18,11 @@ type proc struct {
 	task    *image.Task      // nil: the seed or a placeholder
 	threads []*ptrace.Thread // the leader first
 	rem     *ptrace.Remote
-	ended   bool           // a zombie, or a placeholder that is gone
-	sleeps  map[int][]byte // registers of threads whose sleep was restarted, by index
+	ended   bool            // a zombie, or a placeholder that is gone
+	sleeps  map[int][]byte  // registers of threads whose sleep was restarted, by index
+	areas   []int           // of the template, that it was born with
+	shared  map[uint64]bool // VMAs that came with them, by their start
+	sibling bool            // of the process that stood by, whose memory it shares: see templatenext.go
 }
 
 // traceOptions are set on every stub: all that it makes is traced too, and dies with us.

@@ -21,6 +21,8 @@
 //     compared with the image (verify.go).
 //  6. When all of them are ready, all get their registers and are let go.
 //
+// Restores of an image that has a Template share its memory: then 3 and 4 begin with copies of that.
+//
 // Every process is traced with PTRACE_O_EXITKILL until the end. On any error, or if we die,
 // all of them are killed, and nothing else has changed.
 package restore
@@ -66,6 +68,8 @@ type Options struct {
 	Log func(string)
 	// Steps gets a line about each step; may be nil.
 	Steps *steplog.Log
+	// Template holds memory of the image ready, if it is one of it; may be nil.
+	Template *Template
 }
 
 // Result tells what a restore has made.
@@ -76,7 +80,8 @@ type Result struct {
 	Lost     []image.Finding // what the checkpoint could not keep
 	Lazy     uint64          // bytes of memory that come later
 
-	PageServer int // pid of the process that brings them
+	PageServer int   // pid of the process that brings them
+	Shared     int64 // bytes of memory that are shared with the template
 }
 
 // Run restores the processes of an image, which must have been verified. When it returns
@@ -87,6 +92,17 @@ func Run(ctx context.Context, r *image.Reader, o Options) (*Result, error) {
 	defer j.close()
 	ctx, cancel := context.WithDeadline(ctx, j.deadline)
 	defer cancel()
+	if t := o.Template; t != nil {
+		ok, err := t.use(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			defer t.giveBack()
+		} else {
+			j.opt.Template = nil
+		}
+	}
 	err := j.startLazy()
 	if err == nil {
 		err = j.run(ctx)
@@ -140,6 +156,11 @@ type job struct {
 	blocked chan error       // tells when a guarded step that was given up returns
 	pages   *pages           // what is lazy; nil: nothing is
 	xstates map[int32][]byte // the XSTATE regset of each thread as this machine has it, by tid
+
+	tmpl        *Template     // nil: all memory is copied
+	standBy     *proc         // see templatenext.go; nil: none
+	lent        map[int][]int // which of its areas each node is born with
+	sharedBytes uint64
 }
 
 func newJob(r *image.Reader, o Options) *job {
@@ -222,7 +243,8 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	j.log("checked: %d processes, %d open files", len(j.m.Tasks), len(j.m.Files))
-	j.tr = ptrace.NewTracer()
+	j.tr = j.tracer()
+	j.borrow(p)
 	err = j.tr.Do(func() error {
 		defer j.tr.Lend()()
 		err := j.build(ctx, p)
@@ -273,6 +295,9 @@ func (j *job) build(ctx context.Context, p *plan) error {
 		return err
 	}
 	j.log("restored memory")
+	if j.tmpl != nil {
+		j.log("%d MiB of memory are shared with the template", j.sharedBytes>>20)
+	}
 	if err := j.step("seal", j.sealSegments); err != nil {
 		return err
 	}
@@ -329,7 +354,8 @@ func storedBytes(mm *image.MM) (n uint64) {
 }
 
 func (j *job) result() *Result {
-	res := &Result{Root: int(j.m.Tasks[0].PID), Warnings: j.warnings, Lost: j.m.Lost, Lazy: j.pages.bytes(), PageServer: j.pages.server()}
+	res := &Result{Root: int(j.m.Tasks[0].PID), Warnings: j.warnings, Lost: j.m.Lost,
+		Shared: int64(j.sharedBytes), Lazy: j.pages.bytes(), PageServer: j.pages.server()}
 	for i := range j.m.Tasks {
 		res.PIDs = append(res.PIDs, int(j.m.Tasks[i].PID))
 	}
@@ -338,7 +364,7 @@ func (j *job) result() *Result {
 
 // close gives everything back that is ours.
 func (j *job) close() {
-	if j.tr != nil {
+	if j.tr != nil && j.opt.Template == nil { // else it is the template's
 		j.tr.Close()
 	}
 	j.pages.close()

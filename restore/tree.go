@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
-	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,6 +26,9 @@ func (j *job) plant() error {
 	var err error
 	if j.channel, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0); err != nil {
 		return fmt.Errorf("restore: socketpair: %w", err)
+	}
+	if done, err := j.plantShared(); done || err != nil {
+		return err
 	}
 	th, err := j.seizeSeed()
 	if err != nil {
@@ -122,6 +122,9 @@ func (j *job) grow(ctx context.Context, pl *plan) error {
 			return err
 		}
 	}
+	if err := j.endStandBy(); err != nil {
+		return err
+	}
 	for _, p := range j.alive() {
 		p.task = &j.m.Tasks[p.node-1]
 		if err := j.plainSignals(p); err != nil {
@@ -138,6 +141,9 @@ func (j *job) grow(ctx context.Context, pl *plan) error {
 func (j *job) take(pl *plan, st step, spare *spares) error {
 	n := pl.nodes[st.Node]
 	from := j.byNode[st.From]
+	if done, err := j.bornOfStandBy(st, n, spare); done || err != nil {
+		return err
+	}
 	switch st.Op {
 	case stepClone:
 		return j.born(st.Node, from, j.sharing(st.From, st.Node), n, spare)
@@ -205,12 +211,18 @@ func (j *job) checkUnshared(node int) error {
 
 // born makes the process of a node.
 func (j *job) born(nodeID int, from *proc, flags uint64, n node, spare *spares) error {
+	if err := j.handOn(from, j.lent[nodeID], true); err != nil {
+		return err
+	}
 	th, err := j.cloneAs(from, flags, n.ExitSignal, n.PID, spare)
 	if err != nil {
 		return err
 	}
-	_, err = j.adopt(nodeID, th)
-	return err
+	p, err := j.adopt(nodeID, th)
+	if err != nil {
+		return err
+	}
+	return j.inherited(from, p, j.lent[nodeID])
 }
 
 // cloneAs is clone with an id of spare if id is 0.
@@ -245,12 +257,18 @@ func (j *job) orphan(st step, n node, from *proc, spare *spares) error {
 	if err := reaper(1); err != nil {
 		return err
 	}
+	if err := j.handOn(from, j.lent[st.Node], true); err != nil {
+		return err
+	}
 	th, err := j.cloneAs(from, 0, int(unix.SIGCHLD), 0, spare)
 	if err != nil {
 		return err
 	}
 	between, err := j.adopt(-th.TID, th) // it has no node
 	if err != nil {
+		return err
+	}
+	if err := j.inherited(from, between, j.lent[st.Node]); err != nil {
 		return err
 	}
 	if err := j.born(st.Node, between, 0, n, spare); err != nil {
@@ -364,32 +382,4 @@ func dropSignals(p *proc) error {
 			return fmt.Errorf("restore pid %d: drop pending signals: %w", p.pid, got.Err())
 		}
 	}
-}
-
-// spares gives out ids for processes that do not care, none of which the image needs.
-type spares struct {
-	want map[int]bool
-	last int
-}
-
-func newSpares(want map[int]bool) (*spares, error) {
-	b, err := quickread.File("/proc/sys/kernel/pid_max")
-	if err != nil {
-		return nil, fmt.Errorf("restore: %w", err)
-	}
-	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
-		return nil, fmt.Errorf("restore: pid_max: %w", err)
-	}
-	return &spares{want: want, last: n}, nil
-}
-
-// next returns an id that is probably free, from the top, where the kernel comes last.
-func (s *spares) next() (int, error) {
-	for s.last--; s.last > 300; s.last-- {
-		if !s.want[s.last] && !pidInUse(s.last) {
-			return s.last, nil
-		}
-	}
-	return 0, &HostError{What: "no process id is free", Remedy: "raise kernel.pid_max"}
 }

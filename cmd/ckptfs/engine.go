@@ -67,6 +67,9 @@ func (e engine) Restore(ctx context.Context, r *image.Reader, o fusefs.RestoreOp
 		ro.Timeout = time.Until(end)
 	}
 	ro.Lazy = lazySource(o.Lazy, e.lazyRate)
+	if t, ok := o.Template.(*restore.Template); ok {
+		ro.Template = t
+	}
 	res, err := restore.Run(ctx, r, ro)
 	if err != nil {
 		if o.Lazy != nil {
@@ -74,7 +77,19 @@ func (e engine) Restore(ctx context.Context, r *image.Reader, o fusefs.RestoreOp
 		}
 		return nil, withErrno(err)
 	}
-	return &fusefs.Restored{Root: res.Root, PIDs: res.PIDs, Warnings: res.Warnings, Lost: res.Lost}, nil
+	return &fusefs.Restored{Root: res.Root, PIDs: res.PIDs, Warnings: res.Warnings, Lost: res.Lost, Shared: res.Shared}, nil
+}
+
+func (e engine) Template(ctx context.Context, r *image.Reader) (fusefs.Template, error) {
+	o := restore.Options{Steps: e.steps}
+	if end, ok := ctx.Deadline(); ok {
+		o.Timeout = time.Until(end)
+	}
+	t, err := restore.NewTemplate(ctx, r, o)
+	if err != nil {
+		return nil, withErrno(err)
+	}
+	return t, nil
 }
 
 // frozen is a tree that is held still.
@@ -146,6 +161,8 @@ func engineErrno(err error) syscall.Errno {
 		return syscall.EEXIST
 	case errors.As(err, &access), errors.As(err, &seccomp):
 		return syscall.EPERM
+	case errors.Is(err, restore.ErrNoTemplate):
+		return syscall.EOPNOTSUPP
 	case errors.As(err, &bad):
 		return syscall.EBADMSG
 	case errors.As(err, &sys):

@@ -13,6 +13,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/restore"
 	"github.com/ckptfs/ckptfs/restore/lazy"
+	"github.com/spf13/pflag"
 )
 
 // restoreFlags are the flags of `ckptfs restore`.
@@ -24,11 +25,13 @@ type restoreFlags struct {
 	policy                policy.Set
 	verbose               bool
 	timeout               time.Duration
+	flags                 *pflag.FlagSet
 }
 
 func restoreCommand() *command {
 	f := &restoreFlags{}
 	fs := newFlags("restore")
+	f.flags = fs
 	fs.StringVar(&f.pidfile, "pidfile", "", "write the pid of the tree's root to `FILE`")
 	fs.StringVar(&f.out, "out", "", "`FILE` that takes what the tree writes to terminals and pipes that are gone (default FILE.out)")
 	fs.BoolVar(&f.wait, "wait", false, "wait until the root exits and exit with its code")
@@ -55,18 +58,29 @@ ends. It keeps FILE open; do not write to it meanwhile. What cannot be read is t
 and a process that touches it gets SIGBUS. If the page server is killed, so are the processes that
 it serves. A checkpoint of them waits until all has come.
 
+An image of a mount that has a template (echo on > MOUNT/images/NAME/template) is restored by that
+mount, as cp to MOUNT/restore does, unless --out, --policy, --strict, --stopped, --timeout or --lazy is given.
+
 Examples:
   ckptfs restore job.ckpt
   ckptfs restore --lazy big.ckpt
   ckptfs restore --lazy --lazy-rate 50MiB big.ckpt    and leave some of the disk to others
   ckptfs restore job.ckpt --pidfile job.pid --out job.log
   ckptfs restore job.zst --wait && echo job is through
+  ckptfs restore MOUNT/images/NAME/image
   ssh host cat job.ckpt | ckptfs restore -`,
 		run: func(ctx context.Context, c *console, args []string) error { return f.run(ctx, c, args[0]) },
 	}
 }
 
 func (f *restoreFlags) run(ctx context.Context, c *console, name string) error {
+	if m, ok := f.withTemplate(name); ok {
+		res, err := m.restore(c, f.verbose)
+		if err != nil {
+			return fmt.Errorf("restore of %s: %w", label(name), err)
+		}
+		return f.report(ctx, c, res)
+	}
 	if name == "-" && f.out == "" {
 		f.out = "restored.out"
 	}

@@ -40,8 +40,8 @@ func lazily(t *testing.T, m *harness.Mount, name string) (s lazyStatus) {
 	return s
 }
 
-// stored takes a checkpoint of a program through a mount, ends it, and returns the image's path.
-func stored(t *testing.T, m *harness.Mount, r *harness.Program) string {
+// keptIn takes a checkpoint of a program through a mount, ends it, and returns the image's path.
+func keptIn(t *testing.T, m *harness.Mount, r *harness.Program) string {
 	t.Helper()
 	harness.Must(t, "cp", m.Image(r), "/dev/null")
 	name := m.WaitImages(1)[0]
@@ -57,7 +57,7 @@ func TestLazyMount(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			m := harness.NewMountAt(t, filepath.Join(harness.TempDir(t), "store"), "--lazy-rate", "1MiB")
 			r := harness.Start(t, "lazymem", "60", "500", "1")
-			image := stored(t, m, r)
+			image := keptIn(t, m, r)
 			if got := harness.Shell(t, fmt.Sprintf(tc.line, image, m.Restore("lazy/f"))); got.Code != 0 {
 				t.Fatal(got)
 			}
@@ -85,7 +85,7 @@ func TestLazyMount(t *testing.T) {
 func TestLazyMountEnds(t *testing.T) {
 	m := harness.NewMountAt(t, filepath.Join(harness.TempDir(t), "store"), "--lazy-rate", "1MiB")
 	r := harness.Start(t, "lazymem", "60", "500", "1")
-	image := stored(t, m, r)
+	image := keptIn(t, m, r)
 	harness.Must(t, "cp", image, m.Restore("lazy/f"))
 	s, daemon := lazily(t, m, "f"), m.Daemon()
 	signal(t, daemon, "TERM")
@@ -105,7 +105,7 @@ func TestLazyDaemonKilled(t *testing.T) {
 	copied := other.Dump("--kill")
 	other.WaitGone()
 	other.Again()
-	harness.Must(t, "cp", stored(t, m, r), m.Restore("lazy/f"))
+	harness.Must(t, "cp", keptIn(t, m, r), m.Restore("lazy/f"))
 	harness.Must(t, "cp", copied, m.Restore("lazy/g"))
 	s, second := lazily(t, m, "f"), lazily(t, m, "g")
 	m.KillDaemon()
@@ -125,7 +125,7 @@ func TestLazyDaemonKilled(t *testing.T) {
 func TestLazyStoreDamaged(t *testing.T) {
 	m := harness.NewMountAt(t, filepath.Join(harness.TempDir(t), "store"), "--lazy-rate", "1MiB")
 	r := harness.Start(t, "lazymem", "60", "0", "1")
-	image := stored(t, m, r)
+	image := keptIn(t, m, r)
 	harness.Must(t, "cp", image, m.Restore("lazy/f"))
 	s := lazily(t, m, "f")
 	spoilPacks(t, m.Store)
