@@ -72,7 +72,7 @@ func (z *Frozen) Take(ctx context.Context, o Options) (*Checkpoint, error) {
 	}
 	raiseNoFile()
 	op := o.Steps.Begin("dump")
-	s, err := lookAccepted(op, z.root, o.Policy)
+	s, err := lookAccepted(ctx, op, z.root, o)
 	if err != nil {
 		return nil, err
 	}

@@ -351,5 +351,5 @@ func Explain(pid int, set policy.Set) ([]image.Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.findings, nil
+	return withoutLazy(s.findings), nil
 }

@@ -34,7 +34,7 @@ func TestSteadyLook(t *testing.T) {
 	if err != nil || len(s.refusals()) != 1 {
 		t.Fatalf("%v, %v", s, err)
 	}
-	if _, err := lookAccepted(nil, cmd.Process.Pid, nil); !errors.As(err, new(*image.RefusedError)) {
+	if _, err := lookAccepted(t.Context(), nil, cmd.Process.Pid, Options{}); !errors.As(err, new(*image.RefusedError)) {
 		t.Errorf("a file of another process is accepted: %v", err)
 	}
 	if _, err := in.Write([]byte("\n")); err != nil {

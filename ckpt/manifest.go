@@ -103,7 +103,7 @@ func Estimate(pid int) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	total := int64(1 << 20)
+	total := int64(1<<20) + yetToCome(pids)
 	for _, p := range pids {
 		st, err := readStatus(p)
 		if err != nil {

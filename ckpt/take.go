@@ -113,7 +113,7 @@ func Take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 
 func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 	op := o.Steps.Begin("dump")
-	s, err := lookAccepted(op, pid, o.Policy)
+	s, err := lookAccepted(ctx, op, pid, o)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +130,7 @@ func take(ctx context.Context, pid int, o Options) (*Checkpoint, error) {
 
 // lookAccepted looks at a tree and fails if anything in it is refused. A vfork(2) is left to
 // the freeze, which can wait for its end, and so are descriptors that were not there a moment ago.
-func lookAccepted(op *steplog.Op, pid int, set policy.Set) (s *survey, err error) {
+func lookAccepted(ctx context.Context, op *steplog.Op, pid int, o Options) (s *survey, err error) {
 	step := op.Step("look", pid)
 	defer func() { step.End(err) }()
 	pids, err := Tree(pid)
@@ -138,7 +138,10 @@ func lookAccepted(op *steplog.Op, pid int, set policy.Set) (s *survey, err error
 		err = refuseSelf(pid, pids)
 	}
 	if err == nil {
-		s, err = steadyLook(pid, set)
+		err = awaitMemory(ctx, pids, o.Log)
+	}
+	if err == nil {
+		s, err = steadyLook(pid, o.Policy)
 	}
 	if err != nil {
 		return nil, err

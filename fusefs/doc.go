@@ -11,6 +11,7 @@
 //	  images/NAME/template   not listed; on or off: whether restores share memory that is held ready
 //	  restore/NAME           an image written here is restored when it is closed
 //	  restore/NAME.status    JSON: how that went; NAME.log, NAME.out
+//	  restore/lazy/NAME…     the same, but the tree runs at once and its memory comes later
 //
 // # Reading an image
 //

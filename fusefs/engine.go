@@ -26,7 +26,7 @@ type Engine interface {
 	Freeze(ctx context.Context, pid int) (Frozen, error)
 	// NewTracker returns a Tracker for one tree.
 	NewTracker() Tracker
-	// Restore brings a verified image back.
+	// Restore brings an image back, which has been verified unless the restore is lazy.
 	Restore(ctx context.Context, r *image.Reader, o RestoreOptions) (*Restored, error)
 	// Template holds the memory of a verified image ready in a process of its own.
 	Template(ctx context.Context, r *image.Reader) (Template, error)
@@ -100,6 +100,7 @@ type RestoreOptions struct {
 	CallerUID int          // whom everything in the image must belong to; -1: anybody
 	Log       func(string) // takes lines for NAME.log
 	Policy    policy.Set   // what counts instead of the policies of the image
+	Lazy      *LazyOptions // nil: all memory is there when Restore returns
 	Template  Template     // of the same image, or nil
 }
 

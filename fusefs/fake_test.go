@@ -122,6 +122,9 @@ func (e *fake) Restore(ctx context.Context, r *image.Reader, o fusefs.RestoreOpt
 		return nil, err
 	}
 	o.Log("restored by the fake")
+	if o.Lazy != nil {
+		e.lazily(o.Lazy)
+	}
 	if o.Template != nil {
 		e.event("shared")
 	}
@@ -129,6 +132,31 @@ func (e *fake) Restore(ctx context.Context, r *image.Reader, o fusefs.RestoreOpt
 		return nil, err
 	}
 	return &fusefs.Restored{Root: 1000, PIDs: []int{1000, 1001}, Warnings: []string{"a warning"}}, nil
+}
+
+// lazily brings memory when it is told to, and then reads the image to its end.
+func (e *fake) lazily(o *fusefs.LazyOptions) {
+	p := fusefs.LazyProgress{Server: 7, PIDs: []int{1000}, Missing: 5, Total: 10}
+	o.Report(p)
+	from := o.Image
+	if f, ok := from.(*os.File); ok {
+		fd, err := syscall.Dup(int(f.Fd()))
+		if err != nil {
+			panic(err) // of a test helper
+		}
+		from = os.NewFile(uintptr(fd), f.Name())
+	}
+	go func() {
+		defer o.Release()
+		for e.number("bring") == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		if _, err := from.ReadAt(make([]byte, o.Size), 0); err != nil {
+			o.Log("the image cannot be read: " + err.Error())
+		}
+		p.Missing, p.Done, p.PIDs = 0, true, nil
+		o.Report(p)
+	}()
 }
 
 func (e *fake) Template(ctx context.Context, r *image.Reader) (fusefs.Template, error) {

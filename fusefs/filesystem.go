@@ -33,17 +33,19 @@ type filesystem struct {
 	collector *collector
 	settler   *settler
 
-	taking   chan struct{}  // holds a token while a checkpoint is taken
-	streams  sync.WaitGroup // checkpoints that are being stored, the collector and the settler
-	gen      atomic.Uint64  // generation of the last image inode
-	saved    savedNames
-	uploads  uploads
-	mu       sync.Mutex
-	records  map[procID]*record // what happened to a process by this mount
-	imageOf  map[reader]*imageNode
-	frozenBy map[procID]*frozenTree
-	policies policies
-	trackers trackers
+	taking      chan struct{}  // holds a token while a checkpoint is taken
+	streams     sync.WaitGroup // checkpoints that are being stored, the collector and the settler
+	gen         atomic.Uint64  // generation of the last image inode
+	saved       savedNames
+	uploads     uploads
+	lazyUploads uploads
+	lastUpload  atomic.Uint64 // number of the last upload
+	mu          sync.Mutex
+	records     map[procID]*record // what happened to a process by this mount
+	imageOf     map[reader]*imageNode
+	frozenBy    map[procID]*frozenTree
+	policies    policies
+	trackers    trackers
 
 	templates templates
 }

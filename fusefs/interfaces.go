@@ -71,6 +71,7 @@ var (
 	_ fs.FileReader   = (*savedHandle)(nil)
 	_ fs.FileReleaser = (*savedHandle)(nil)
 
+	_ fs.NodeOnAdder   = (*restoreDir)(nil)
 	_ fs.NodeGetattrer = (*restoreDir)(nil)
 	_ fs.NodeReaddirer = (*restoreDir)(nil)
 	_ fs.NodeLookuper  = (*restoreDir)(nil)

@@ -63,7 +63,7 @@ func Mount(o Options) (*Server, error) {
 		frozenBy: make(map[procID]*frozenTree), policies: policies{mount: o.Policy, byProcess: make(map[procID]policy.Set)},
 		trackers: trackers{mount: o.Track, byProcess: make(map[procID]*following)}}
 	f.saved.byName = make(map[string]*savedName)
-	f.uploads.byName = make(map[string]*upload)
+	f.uploads.byName, f.lazyUploads.byName = make(map[string]*upload), make(map[string]*upload)
 	f.templates.byID = make(map[uint64]*template)
 	srv, err := fs.Mount(dir, &rootDir{f: f}, mountOptions(o))
 	if err != nil {

@@ -18,7 +18,6 @@ import (
 // uploads are the entries of restore/, by name.
 type uploads struct {
 	mu     sync.Mutex
-	last   uint64
 	byName map[string]*upload
 }
 
@@ -53,10 +52,12 @@ func sibling(name string) (base string, part int) {
 	return name, 0
 }
 
-// restoreDir is restore/.
+// restoreDir is restore/ or restore/lazy/.
 type restoreDir struct {
 	fs.Inode
-	f *filesystem
+	f    *filesystem
+	s    *uploads
+	lazy bool
 }
 
 func (d *restoreDir) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
@@ -66,7 +67,7 @@ func (d *restoreDir) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrO
 
 func (d *restoreDir) Readdir(context.Context) (fs.DirStream, syscall.Errno) {
 	var names []string
-	for _, u := range d.f.uploads.list() {
+	for _, u := range d.s.list() {
 		names = append(names, u.names()...)
 	}
 	return dirEntries(names, syscall.S_IFREG), 0
@@ -84,8 +85,11 @@ func (u *upload) names() []string {
 }
 
 func (d *restoreDir) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	if sub := d.lookupLazy(ctx, name, out); sub != nil {
+		return sub, 0
+	}
 	base, part := sibling(name)
-	u := d.f.uploads.get(base)
+	u := d.s.get(base)
 	if u == nil || !slices.Contains(u.names(), name) {
 		return nil, syscall.ENOENT
 	}
@@ -159,12 +163,11 @@ func (d *restoreDir) Create(ctx context.Context, name string, _ uint32, _ uint32
 	if _, part := sibling(name); part != 0 { // these names belong to the results
 		return nil, nil, 0, syscall.EINVAL
 	}
-	s := &d.f.uploads
+	s := d.s
 	s.mu.Lock()
 	u := s.byName[name]
 	if u == nil {
-		s.last++
-		u = &upload{f: d.f, id: s.last, name: name}
+		u = &upload{f: d.f, set: s, id: d.f.lastUpload.Add(1), name: name, lazy: d.lazy}
 		u.reset()
 		s.byName[name] = u
 	}
@@ -177,7 +180,7 @@ func (d *restoreDir) Create(ctx context.Context, name string, _ uint32, _ uint32
 // Unlink forgets an upload and what became of it. The restored tree is not touched.
 func (d *restoreDir) Unlink(_ context.Context, name string) syscall.Errno {
 	base, part := sibling(name)
-	u := d.f.uploads.get(base)
+	u := d.s.get(base)
 	switch {
 	case u == nil:
 		if part != 0 {
@@ -201,25 +204,30 @@ func (f *filesystem) forget(u *upload) syscall.Errno {
 	if u.outPath != "" {
 		_ = os.Remove(u.outPath) // the tree may still write to it; it need not exist either
 	}
-	f.uploads.mu.Lock()
-	defer f.uploads.mu.Unlock()
-	delete(f.uploads.byName, u.name)
+	u.set.mu.Lock()
+	defer u.set.mu.Unlock()
+	delete(u.set.byName, u.name)
 	return 0
 }
 
 // Rmdir has nothing to do here.
-func (d *restoreDir) Rmdir(context.Context, string) syscall.Errno { return syscall.ENOTDIR }
+func (d *restoreDir) Rmdir(_ context.Context, name string) syscall.Errno {
+	if !d.lazy && name == lazyName {
+		return syscall.EPERM
+	}
+	return syscall.ENOTDIR
+}
 
 // Rename gives an upload another name: rsync uploads to a temporary one. An upload of that
 // name is forgotten, as with any file.
 func (d *restoreDir) Rename(_ context.Context, name string, to fs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
-	if _, ok := to.(*restoreDir); !ok {
+	if other, ok := to.(*restoreDir); !ok || other.s != d.s {
 		return syscall.EXDEV
 	}
 	_, part := sibling(name)
 	_, newPart := sibling(newName)
-	switch u, old := d.f.uploads.get(name), d.f.uploads.get(newName); {
-	case part != 0 || newPart != 0:
+	switch u, old := d.s.get(name), d.s.get(newName); {
+	case part != 0 || newPart != 0 || !d.lazy && (name == lazyName || newName == lazyName):
 		return syscall.EPERM
 	case u == nil:
 		return syscall.ENOENT
@@ -235,19 +243,19 @@ func (d *restoreDir) Rename(_ context.Context, name string, to fs.InodeEmbedder,
 		}
 		fallthrough
 	default:
-		d.f.renameUpload(u, newName)
+		u.rename(newName)
 		return 0
 	}
 }
 
-func (f *filesystem) renameUpload(u *upload, name string) {
+func (u *upload) rename(name string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	f.uploads.mu.Lock()
-	defer f.uploads.mu.Unlock()
-	delete(f.uploads.byName, u.name)
+	u.set.mu.Lock()
+	defer u.set.mu.Unlock()
+	delete(u.set.byName, u.name)
 	u.name = name
-	f.uploads.byName[name] = u
+	u.set.byName[name] = u
 }
 
 // uploadNode is restore/NAME.

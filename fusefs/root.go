@@ -35,7 +35,7 @@ func (d *rootDir) OnAdd(ctx context.Context) {
 		text: func(context.Context) ([]byte, error) { return readme, nil }})
 	add("ckpt", syscall.S_IFDIR, 2, &ckptDir{f: d.f})
 	add("images", syscall.S_IFDIR, 3, &imagesDir{f: d.f})
-	add("restore", syscall.S_IFDIR, 4, &restoreDir{f: d.f})
+	add("restore", syscall.S_IFDIR, 4, &restoreDir{f: d.f, s: &d.f.uploads})
 }
 
 func (d *rootDir) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {

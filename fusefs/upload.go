@@ -30,28 +30,31 @@ const (
 
 // upload is restore/NAME: an image that is being written, and what became of it.
 type upload struct {
-	f  *filesystem
-	id uint64
+	f    *filesystem
+	set  *uploads // that it is one of
+	id   uint64
+	lazy bool // its memory comes later
 
-	mu      sync.Mutex
-	name    string
-	changed time.Time
-	state   uploadState
-	spool   *os.File      // without a name; nil before the first write and after the restore
-	linked  *sharedReader // in its place: the image of the store that this is a copy of, so far
-	size    int64         // st_size
-	have    extents
-	want    int64 // size of the image as its header says; 0: not known yet
-	packed  bool  // zstd or gzip: the size is only known at the end
-	checked bool  // the head was seen to be that of an image
-	tried   int64 // packed: bytes that were there when it was last found incomplete
-	killed  bool  // a writer died of a signal: nothing will be restored
-	done    chan struct{}
-	errno   syscall.Errno
-	err     error
-	result  *Restored
-	log     *lines
-	outPath string // of NAME.out, "" before a restore
+	mu       sync.Mutex
+	name     string
+	changed  time.Time
+	state    uploadState
+	spool    *os.File      // without a name; nil before the first write and after the restore
+	linked   *sharedReader // in its place: the image of the store that this is a copy of, so far
+	size     int64         // st_size
+	have     extents
+	want     int64 // size of the image as its header says; 0: not known yet
+	packed   bool  // zstd or gzip: the size is only known at the end
+	checked  bool  // the head was seen to be that of an image
+	tried    int64 // packed: bytes that were there when it was last found incomplete
+	killed   bool  // a writer died of a signal: nothing will be restored
+	done     chan struct{}
+	errno    syscall.Errno
+	err      error
+	result   *Restored
+	log      *lines
+	progress *LazyProgress // of the last lazy restore, or nil
+	outPath  string        // of NAME.out, "" before a restore
 }
 
 // uploadStatus is NAME.status.
@@ -63,6 +66,8 @@ type uploadStatus struct {
 	Errno string      `json:"errno,omitempty"` // what close(2) returned
 	Error string      `json:"error,omitempty"`
 	*Restored
+
+	Lazy *LazyProgress `json:"lazy,omitempty"` // of a restored tree whose memory comes later
 }
 
 func (u *upload) status() ([]byte, error) {
@@ -71,6 +76,9 @@ func (u *upload) status() ([]byte, error) {
 	s := uploadStatus{Name: u.name, State: u.state, Bytes: u.size, Want: u.want, Restored: u.result}
 	if u.err != nil {
 		s.Error = u.err.Error()
+	}
+	if u.state == uploadRestored {
+		s.Lazy = u.progress
 	}
 	if u.errno != 0 {
 		s.Errno = unix.ErrnoName(u.errno)
@@ -84,7 +92,7 @@ func (u *upload) reset() {
 	u.closeSpool()
 	u.state, u.size, u.have, u.want = uploadEmpty, 0, nil, 0
 	u.packed, u.checked, u.killed, u.tried = false, false, false, 0
-	u.errno, u.err, u.result = 0, nil, nil
+	u.errno, u.err, u.result, u.progress = 0, nil, nil, nil
 	u.changed = time.Now()
 	u.log = &lines{}
 }
@@ -314,12 +322,15 @@ func (u *upload) restore(content io.ReaderAt, size int64, caller int) (*Restored
 	if closer != nil {
 		defer closer.Close() // only read
 	}
-	r, err := image.Open(plain, n)
+	r, err := u.open(plain, n)
 	if err != nil {
 		return nil, err
 	}
 	shared := u.f.templates.of(r.Root())
-	if _, stored := content.(*sharedReader); !stored || shared == nil { // else it was verified for the template, and the store checks what it reads
+	if u.lazy {
+		shared = nil // its memory comes another way
+	}
+	if _, stored := content.(*sharedReader); !u.lazy && (!stored || shared == nil) { // else it was verified for the template, and the store checks what it reads
 		if err := r.Verify(ctx, func(int64, int64) {}); err != nil {
 			return nil, err
 		}
@@ -327,7 +338,11 @@ func (u *upload) restore(content io.ReaderAt, size int64, caller int) (*Restored
 	u.mu.Lock()
 	u.outPath = filepath.Join(u.f.spool, fmt.Sprintf("%.100s.%d.out", u.name, time.Now().UnixNano())) // a tree of an earlier mount may still write to its own
 	o := RestoreOptions{OutPath: u.outPath, CallerUID: caller, Log: u.log.add, Policy: u.f.policies.forRestore(r.Manifest), Template: shared}
-	u.log.addf("image %s verified, %d bytes", r.Root(), n)
+	if o.Lazy = u.lazyOptions(plain, n); o.Lazy != nil {
+		u.log.addf("image %s, %d bytes; each part is verified when it is read", r.Root(), n)
+	} else {
+		u.log.addf("image %s verified, %d bytes", r.Root(), n)
+	}
 	u.mu.Unlock()
 	return u.f.engine.Restore(ctx, r, o)
 }

@@ -45,9 +45,23 @@ func newFiller(p *proc, src io.ReaderAt) *filler {
 	return f
 }
 
-// takeUFFD makes a userfaultfd(2) in the stub and fetches it.
+// takeUFFD makes a userfaultfd(2) for filling in the stub and fetches it.
 func takeUFFD(p *proc) (int, error) {
-	num, err := p.call("userfaultfd", unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK|uffdUserModeOnly)
+	fd, err := fetchUFFD(p, unix.O_CLOEXEC|unix.O_NONBLOCK|uffdUserModeOnly)
+	if err != nil {
+		return -1, err
+	}
+	api := uffdioAPI{api: uffdAPI}
+	if err := ioctl(fd, uffdioAPICall, unsafe.Pointer(&api)); err != nil {
+		closeFD(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// fetchUFFD makes a userfaultfd(2) in the stub and fetches it.
+func fetchUFFD(p *proc, flags uint64) (int, error) {
+	num, err := p.call("userfaultfd", unix.SYS_USERFAULTFD, flags)
 	if err != nil {
 		return -1, err
 	}
@@ -61,11 +75,6 @@ func takeUFFD(p *proc) (int, error) {
 		return -1, err
 	}
 	if _, err := p.call("close", unix.SYS_CLOSE, num); err != nil {
-		closeFD(fd)
-		return -1, err
-	}
-	api := uffdioAPI{api: uffdAPI}
-	if err := ioctl(fd, uffdioAPICall, unsafe.Pointer(&api)); err != nil {
 		closeFD(fd)
 		return -1, err
 	}

@@ -336,12 +336,16 @@ func anonName(shown string) (string, bool) {
 
 // fill writes the pages of an address space.
 func (j *job) fill(ctx context.Context, p *proc, mm int) error {
+	later, err := j.postpone(ctx, p, mm)
+	if err != nil {
+		return err
+	}
 	f := newFiller(p, j.r)
 	defer f.close()
 	var lots [][]piece
 	for i := range j.m.MMs[mm].VMAs {
 		v := &j.m.MMs[mm].VMAs[i]
-		if len(v.Extents) > 0 && !p.has(v) {
+		if len(v.Extents) > 0 && !later[i] && !p.has(v) {
 			lots = pieces(lots, f.area(v), func(e int) int64 { return j.r.VMAOffset(mm, i, e) })
 		}
 	}

@@ -39,6 +39,7 @@ import (
 	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 	"github.com/ckptfs/ckptfs/ckpt/steplog"
+	"github.com/ckptfs/ckptfs/restore/lazy"
 	"golang.org/x/sys/unix"
 )
 
@@ -58,6 +59,9 @@ type Options struct {
 	// CallerUID is the user that asks: he gets only processes of his own, without
 	// privileges. 0 and -1: no limit.
 	CallerUID int
+	// Lazy lets the processes run before their memory has come; nil: all of it is there when they
+	// run. The image need not have been verified if it comes from image.OpenChecked.
+	Lazy *lazy.Source
 	// Stopped leaves every process stopped, as by SIGSTOP.
 	Stopped bool
 	// Log gets a line about each stage; nil: nobody.
@@ -74,7 +78,10 @@ type Result struct {
 	PIDs     []int           // of all processes, in the order of the image
 	Warnings []string        // what is not quite as it was
 	Lost     []image.Finding // what the checkpoint could not keep
-	Shared   int64           // bytes of memory that are shared with the template
+	Lazy     uint64          // bytes of memory that come later
+
+	PageServer int   // pid of the process that brings them
+	Shared     int64 // bytes of memory that are shared with the template
 }
 
 // Run restores the processes of an image, which must have been verified. When it returns
@@ -96,7 +103,10 @@ func Run(ctx context.Context, r *image.Reader, o Options) (*Result, error) {
 			j.opt.Template = nil
 		}
 	}
-	err := j.run(ctx)
+	err := j.startLazy()
+	if err == nil {
+		err = j.run(ctx)
+	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = fmt.Errorf("%w (the limit was %v): %w", ErrTimeout, j.opt.Timeout, err)
 	}
@@ -144,6 +154,7 @@ type job struct {
 	procs   []*proc // every process that was made and has not been let go or ended
 	byNode  map[int]*proc
 	blocked chan error       // tells when a guarded step that was given up returns
+	pages   *pages           // what is lazy; nil: nothing is
 	xstates map[int32][]byte // the XSTATE regset of each thread as this machine has it, by tid
 
 	tmpl        *Template     // nil: all memory is copied
@@ -305,6 +316,9 @@ func (j *job) build(ctx context.Context, p *plan) error {
 			return err
 		}
 	}
+	if err := j.leaveToServer(ctx, alive); err != nil {
+		return err
+	}
 	return j.step("go", func() error { return j.letGo(alive) })
 }
 
@@ -340,7 +354,8 @@ func storedBytes(mm *image.MM) (n uint64) {
 }
 
 func (j *job) result() *Result {
-	res := &Result{Root: int(j.m.Tasks[0].PID), Warnings: j.warnings, Lost: j.m.Lost, Shared: int64(j.sharedBytes)}
+	res := &Result{Root: int(j.m.Tasks[0].PID), Warnings: j.warnings, Lost: j.m.Lost,
+		Shared: int64(j.sharedBytes), Lazy: j.pages.bytes(), PageServer: j.pages.server()}
 	for i := range j.m.Tasks {
 		res.PIDs = append(res.PIDs, int(j.m.Tasks[i].PID))
 	}
@@ -352,6 +367,7 @@ func (j *job) close() {
 	if j.tr != nil && j.opt.Template == nil { // else it is the template's
 		j.tr.Close()
 	}
+	j.pages.close()
 	for _, fd := range j.channel {
 		closeFD(fd)
 	}

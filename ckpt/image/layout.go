@@ -57,8 +57,11 @@ type Layout struct {
 	chunks   int64   // how many there are
 	extents  []int64 // file offset of every extent, in file order
 	first    [][]int // number in extents of each VMA's first
+	numbers  []int   // number of the chunk that each extent begins in
 	segments []int   // number in extents of each segment's first
 	blobs    []int64 // file offset of each blob
+
+	blobNumbers []int // number of each blob's first chunk
 }
 
 // newLayout places everything that m describes, all but the list of chunks, which is only
@@ -82,16 +85,16 @@ func (l *Layout) place(m *Manifest) error {
 		first := make([]int, len(m.MMs[i].VMAs))
 		for j := range m.MMs[i].VMAs {
 			first[j] = len(l.extents)
-			l.extents = c.region(l.extents, m.MMs[i].VMAs[j].Extents)
+			l.region(&c, m.MMs[i].VMAs[j].Extents)
 		}
 		l.first = append(l.first, first)
 	}
 	for i := range m.Segments {
 		l.segments = append(l.segments, len(l.extents))
-		l.extents = c.region(l.extents, m.Segments[i].Extents)
+		l.region(&c, m.Segments[i].Extents)
 	}
 	for i := range m.Blobs {
-		l.blobs = append(l.blobs, c.off)
+		l.blobs, l.blobNumbers = append(l.blobs, c.off), append(l.blobNumbers, int(c.chunks))
 		c.add(0, uint64(padded(m.Blobs[i].Len)))
 	}
 	if c.full {
@@ -112,7 +115,7 @@ func (l *Layout) countExtents(m *Manifest) {
 	for i := range m.Segments {
 		n += len(m.Segments[i].Extents)
 	}
-	l.extents = make([]int64, 0, n)
+	l.extents, l.numbers = make([]int64, 0, n), make([]int, 0, n)
 	l.first = make([][]int, 0, len(m.MMs))
 }
 
@@ -126,17 +129,16 @@ type counter struct {
 }
 
 // region places the extents of one region, whose pages in one window share a chunk.
-func (c *counter) region(offsets []int64, extents []Extent) []int64 {
+func (l *Layout) region(c *counter, extents []Extent) {
 	var end uint64
 	for i, e := range extents {
-		offsets = append(offsets, c.off)
 		if i > 0 && (end-1)/c.size == e.Start/c.size {
 			c.chunks--
 		}
+		l.extents, l.numbers = append(l.extents, c.off), append(l.numbers, int(c.chunks))
 		c.add(e.Start, e.Len)
 		end = e.Start + e.Len
 	}
-	return offsets
 }
 
 // add places n bytes from start on.

@@ -27,6 +27,16 @@ type Reader struct {
 // all three. What does not pass is ErrNotImage, ErrVersion, ErrCut, ErrCorrupt, ErrFeature or
 // ErrHostile; any other error is r's.
 func Open(r io.ReaderAt, size int64) (*Reader, error) {
+	o, err := open(r, size)
+	if err != nil {
+		return nil, err
+	}
+	o.Layout.cut(o.Manifest)
+	return o, nil
+}
+
+// open is Open but for the list of chunks.
+func open(r io.ReaderAt, size int64) (*Reader, error) {
 	page := make([]byte, max(0, min(size, headerLen)))
 	if err := readFull(r, page, 0, "the header"); err != nil {
 		return nil, err
@@ -53,7 +63,6 @@ func Open(r io.ReaderAt, size int64) (*Reader, error) {
 	if want := newHeader(l, int(h.manifest)); h != want {
 		return nil, bad("header", "its lengths %+v do not fit the manifest, which makes them %+v", h, want)
 	}
-	l.cut(m)
 	o := &Reader{Manifest: m, Layout: l, r: r}
 	if err := o.readFooter(); err != nil {
 		return nil, err

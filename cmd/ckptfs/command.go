@@ -74,7 +74,7 @@ func dispatch(ctx context.Context, c *console, args []string) error {
 		return c.printf("ckptfs %s\n", version)
 	}
 	var longer []string
-	for _, cmd := range all {
+	for _, cmd := range append(all, pagesCommand()) {
 		words := strings.Fields(cmd.name)
 		if n := len(words); len(args) >= n && slices.Equal(args[:n], words) {
 			return cmd.execute(ctx, c, args[n:])

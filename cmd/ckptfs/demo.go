@@ -236,7 +236,7 @@ func (d *demo) end(ctx context.Context) error {
 	}
 	if d.mnt != "" {
 		d.c.notef("$ ckptfs umount mnt")
-		if err := umount(ctx, d.mnt, false); err != nil {
+		if err := umount(ctx, d.mnt, false, false); err != nil {
 			return err
 		}
 		d.mnt = ""
@@ -255,7 +255,7 @@ func (d *demo) cleanUp() error {
 	}
 	errs = append(errs, d.end(ctx))
 	if d.mnt != "" {
-		errs = append(errs, umount(ctx, d.mnt, true))
+		errs = append(errs, umount(ctx, d.mnt, true, false))
 	}
 	if d.dir != "" {
 		errs = append(errs, os.RemoveAll(d.dir))

@@ -17,7 +17,8 @@ import (
 
 // engine is packages ckpt and restore as the filesystem wants them.
 type engine struct {
-	steps *steplog.Log // may be nil
+	steps    *steplog.Log // may be nil
+	lazyRate int64        // how many bytes a second come in the background at most; 0: no bound
 }
 
 var _ fusefs.Engine = engine{}
@@ -65,11 +66,15 @@ func (e engine) Restore(ctx context.Context, r *image.Reader, o fusefs.RestoreOp
 	if end, ok := ctx.Deadline(); ok {
 		ro.Timeout = time.Until(end)
 	}
+	ro.Lazy = lazySource(o.Lazy, e.lazyRate)
 	if t, ok := o.Template.(*restore.Template); ok {
 		ro.Template = t
 	}
 	res, err := restore.Run(ctx, r, ro)
 	if err != nil {
+		if o.Lazy != nil {
+			o.Lazy.Release() // also if no page server came so far as to do it
+		}
 		return nil, withErrno(err)
 	}
 	return &fusefs.Restored{Root: res.Root, PIDs: res.PIDs, Warnings: res.Warnings, Lost: res.Lost, Shared: res.Shared}, nil
@@ -134,6 +139,7 @@ func engineErrno(err error) syscall.Errno {
 		host    *restore.HostError
 		access  *restore.AccessError
 		bad     *restore.ImageError
+		late    *ckpt.LazyError
 		sys     syscall.Errno
 	)
 	switch {
@@ -147,7 +153,7 @@ func engineErrno(err error) syscall.Errno {
 		return syscall.EDEADLK
 	case errors.As(err, &traced):
 		return syscall.EBUSY
-	case errors.As(err, &slow), errors.Is(err, restore.ErrTimeout):
+	case errors.As(err, &slow), errors.As(err, &late), errors.Is(err, restore.ErrTimeout):
 		return syscall.ETIMEDOUT
 	case errors.As(err, &gone):
 		return syscall.ESRCH

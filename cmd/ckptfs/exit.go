@@ -61,6 +61,7 @@ func exitCode(err error) int {
 		slow    *ptrace.TimeoutError
 		seccomp *ptrace.SeccompError
 		locked  *store.LockedError
+		late    *ckpt.LazyError
 		bucket  *store.BucketError
 	)
 	switch {
@@ -79,7 +80,7 @@ func exitCode(err error) int {
 		return exitStorage
 	case errors.As(err, &taken), errors.As(err, &target), errors.Is(err, unix.ESRCH):
 		return exitPID
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, restore.ErrTimeout), errors.As(err, &slow), errors.Is(err, unix.ETIMEDOUT):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, restore.ErrTimeout), errors.As(err, &slow), errors.As(err, &late), errors.Is(err, unix.ETIMEDOUT):
 		return exitTimeout
 	case errors.As(err, &locked), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EIO),
 		errors.Is(err, unix.EFBIG), errors.Is(err, unix.EROFS):

@@ -13,6 +13,8 @@ import (
 // imageFile is an open image: its reader, and what has to be closed after it.
 type imageFile struct {
 	*image.Reader
+	plain   io.ReaderAt // its bytes
+	size    int64
 	closers []io.Closer
 }
 
@@ -20,18 +22,23 @@ type imageFile struct {
 // decompressed and streams are copied to an unlinked temporary file first, since an image
 // is read at random.
 func openImage(c *console, name string) (*imageFile, error) {
+	return openImageWith(c, name, image.Open)
+}
+
+// openImageWith is openImage with the function that opens what is plain.
+func openImageWith(c *console, name string, open func(io.ReaderAt, int64) (*image.Reader, error)) (*imageFile, error) {
 	f, err := openInput(c, name)
 	if err != nil {
 		return nil, err
 	}
 	im := &imageFile{closers: []io.Closer{f}}
-	if err := im.open(f); err != nil {
+	if err := im.open(f, open); err != nil {
 		return nil, fmt.Errorf("%s: %w", label(name), errors.Join(err, im.Close()))
 	}
 	return im, nil
 }
 
-func (im *imageFile) open(f *os.File) error {
+func (im *imageFile) open(f *os.File, open func(io.ReaderAt, int64) (*image.Reader, error)) error {
 	st, err := f.Stat()
 	if err != nil {
 		return err
@@ -43,7 +50,8 @@ func (im *imageFile) open(f *os.File) error {
 	if closer != nil {
 		im.closers = append(im.closers, closer)
 	}
-	im.Reader, err = image.Open(plain, n)
+	im.plain, im.size = plain, n
+	im.Reader, err = open(plain, n)
 	return err
 }
 

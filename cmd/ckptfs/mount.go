@@ -24,6 +24,7 @@ type mountFlags struct {
 	log        string
 	foreground bool
 	timeout    time.Duration
+	lazyRate   bytesFlag
 	policy     policy.Set
 	track      string
 	flags      *pflag.FlagSet
@@ -40,6 +41,7 @@ func newMountFlags() *mountFlags {
 	policyFlag(fs, &f.policy)
 	fs.StringVar(&f.track, "track", string(fusefs.TrackAuto), "follow what processes write, so that their next checkpoint reads only that: `MODE` on,\noff, or auto (those that are checkpointed again within ten minutes); see DIR/README")
 	fs.DurationVar(&f.timeout, "restore-timeout", 2*time.Minute, "a restore that takes longer than `TIME` fails; nobody can interrupt it")
+	fs.Var(&f.lazyRate, "lazy-rate", "bring at most `SIZE` a second in the background to trees of restore/lazy/ (0: no bound)")
 	return f
 }
 
@@ -149,7 +151,7 @@ func (f *mountFlags) serve(ctx context.Context, dir string, l *log.Logger, up fu
 	if err != nil {
 		return err
 	}
-	srv, err := fusefs.Mount(fusefs.Options{Dir: dir, Source: f.at.place, Engine: engine{f.steps}, Store: st, Keep: keep, Spool: spool, Private: f.at.keyFile != "",
+	srv, err := fusefs.Mount(fusefs.Options{Dir: dir, Source: f.at.place, Engine: engine{f.steps, int64(f.lazyRate)}, Store: st, Keep: keep, Spool: spool, Private: f.at.keyFile != "",
 		Policy: f.policy, Track: fusefs.TrackMode(f.track), RestoreTimeout: f.timeout, Logf: l.Printf})
 	if err != nil {
 		return err
@@ -206,6 +208,7 @@ func (f *mountFlags) untilEnd(ctx context.Context, srv *fusefs.Server, l *log.Lo
 			l.Printf("still in use; its users get an error now")
 		}
 	}
+	finishLazy(l)
 	l.Printf("ended")
 	return nil
 }

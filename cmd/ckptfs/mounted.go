@@ -23,7 +23,7 @@ type mountedImage struct {
 // withTemplate finds out whether a file is an image of a mount that holds its memory ready: only the mount itself can
 // share that. Not if a flag says what the mount does not do.
 func (f *restoreFlags) withTemplate(path string) (m mountedImage, ok bool) {
-	for _, own := range []string{"out", "policy", "strict", "stopped", "timeout"} {
+	for _, own := range []string{"out", "policy", "strict", "stopped", "timeout", "lazy", "lazy-rate"} {
 		if f.flags.Changed(own) {
 			return m, false
 		}

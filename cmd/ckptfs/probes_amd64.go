@@ -12,6 +12,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/restore/lazy"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,6 +28,7 @@ func probes() []probe {
 		{"/dev/fuse", false, "no mount; dump and restore work without", probeFuse},
 		{"userfaultfd", false, "memory is restored by copying, which is slower", probeUserfaultfd},
 		{"write tracking", false, "each checkpoint of a mount reads everything: needs UFFD_FEATURE_WP_ASYNC of userfaultfd (Linux 6.7)", probeTracking},
+		{"userfaultfd with events", false, "restore --lazy and restore/lazy/ do not work: they need root (CAP_SYS_PTRACE) and a kernel with userfaultfd", probeLazy},
 		{"guard regions", false, "a program's guard regions (MADV_GUARD_INSTALL) cannot be seen and are lost: Linux 6.13 and 6.14 have them and do not show them", probeGuards},
 		{"/proc/timer_list", false, "interrupted sleeps are restored in full instead of what was left of them", probeTimerList},
 		{"timers with chosen ids", false, "a POSIX timer gets its old id only by trying (Linux 6.15 has a call)", probeTimerIDs},
@@ -248,6 +250,13 @@ func probeTracking(int) (string, error) {
 	api := struct{ api, features, ioctls uint64 }{0xaa, wpAsync, 0}
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, apiCall, uintptr(unsafe.Pointer(&api))); errno != 0 {
 		return "", fmt.Errorf("UFFD_FEATURE_WP_ASYNC: %w", errno)
+	}
+	return "works", nil
+}
+
+func probeLazy(int) (string, error) {
+	if err := lazy.Probe(); err != nil {
+		return "", err
 	}
 	return "works", nil
 }

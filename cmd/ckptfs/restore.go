@@ -9,8 +9,10 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/policy"
 	"github.com/ckptfs/ckptfs/restore"
+	"github.com/ckptfs/ckptfs/restore/lazy"
 	"github.com/spf13/pflag"
 )
 
@@ -18,6 +20,8 @@ import (
 type restoreFlags struct {
 	pidfile, out          string
 	wait, strict, stopped bool
+	lazy                  bool
+	lazyRate              bytesFlag
 	policy                policy.Set
 	verbose               bool
 	timeout               time.Duration
@@ -34,6 +38,8 @@ func restoreCommand() *command {
 	policyFlag(fs, &f.policy)
 	fs.BoolVar(&f.strict, "strict", false, "the same as --policy files=strict: refuse if any open file has changed since the checkpoint")
 	fs.BoolVar(&f.stopped, "stopped", false, "leave the tree stopped (kill -CONT goes on)")
+	fs.BoolVar(&f.lazy, "lazy", false, "let the tree run at once; its memory comes when it is touched, and in the background")
+	fs.Var(&f.lazyRate, "lazy-rate", "with --lazy, bring at most `SIZE` a second in the background (0: no bound)")
 	fs.DurationVar(&f.timeout, "timeout", time.Minute, "give up if the tree does not run within `TIME`")
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "say how it goes")
 	return &command{
@@ -46,11 +52,19 @@ The restored root is a child of init, as a daemon is. --wait therefore follows i
 pidfd; the kernel tells its exit code there since Linux 6.15 (128+N if signal N killed it).
 On older kernels the code is unknown and --wait exits with 0.
 
+With --lazy the tree runs after the same few milliseconds whatever its size. A page server in the
+background brings what is touched first and then the rest, each part compared with its hash, and
+ends. It keeps FILE open; do not write to it meanwhile. What cannot be read is told in its log,
+and a process that touches it gets SIGBUS. If the page server is killed, so are the processes that
+it serves. A checkpoint of them waits until all has come.
+
 An image of a mount that has a template (echo on > MOUNT/images/NAME/template) is restored by that
-mount, as cp to MOUNT/restore does, unless --out, --policy, --strict, --stopped or --timeout is given.
+mount, as cp to MOUNT/restore does, unless --out, --policy, --strict, --stopped, --timeout or --lazy is given.
 
 Examples:
   ckptfs restore job.ckpt
+  ckptfs restore --lazy big.ckpt
+  ckptfs restore --lazy --lazy-rate 50MiB big.ckpt    and leave some of the disk to others
   ckptfs restore job.ckpt --pidfile job.pid --out job.log
   ckptfs restore job.zst --wait && echo job is through
   ckptfs restore MOUNT/images/NAME/image
@@ -79,20 +93,30 @@ func (f *restoreFlags) run(ctx context.Context, c *console, name string) error {
 	}
 	defer end()
 	sweepLocks(c.notef)
-	im, err := openImage(c, name)
+	open := image.Open
+	if f.lazy {
+		open = image.OpenChecked
+	}
+	im, err := openImageWith(c, name, open)
 	if err != nil {
 		return err
 	}
 	defer im.Close() // only read: nothing can be lost
-	if err := im.verify(ctx, c); err != nil {
-		return fmt.Errorf("%s: %w", label(name), err)
-	}
-	res, err := restore.Run(ctx, im.Reader, restore.Options{
+	o := restore.Options{
 		OutPath: f.outPath(name), Policy: f.policy, Timeout: f.timeout, CallerUID: callerUID(), Stopped: f.stopped,
 		Log: c.verbose(f.verbose), Steps: steps,
-	})
+	}
+	if f.lazy {
+		o.Lazy = &lazy.Source{Name: fullPath(label(name)), Image: im.plain, Size: im.size, Rate: int64(f.lazyRate), Command: pagesArgs(), Log: func(s string) { c.notef("%s", s) }}
+	} else if err := im.verify(ctx, c); err != nil {
+		return fmt.Errorf("%s: %w", label(name), err)
+	}
+	res, err := restore.Run(ctx, im.Reader, o)
 	if err != nil {
 		return fmt.Errorf("restore of %s: %w", label(name), err)
+	}
+	if res.Lazy > 0 {
+		c.notef("%.1f MiB of memory come in the background, from process %d; if anything goes wrong, %s says so", float64(res.Lazy)/(1<<20), res.PageServer, lazy.LogPath(res.PageServer))
 	}
 	return f.report(ctx, c, res)
 }
@@ -137,10 +161,14 @@ func (f *restoreFlags) report(ctx context.Context, c *console, res *restore.Resu
 // outPath is the absolute path of the output file: restored processes have their own
 // working directories.
 func (f *restoreFlags) outPath(name string) string {
-	p := f.out
-	if p == "" {
-		p = name + ".out"
+	if f.out != "" {
+		return fullPath(f.out)
 	}
+	return fullPath(name + ".out")
+}
+
+// fullPath is the absolute path of a file.
+func fullPath(p string) string {
 	if abs, err := filepath.Abs(p); err == nil {
 		return abs
 	}

@@ -115,6 +115,7 @@ var programs = []program{
 	{"blocked", "blocked", nil, true},
 	{"handler", "handler", nil, false},
 	{"handler_alt", "handler", []string{"alt"}, false},
+	{"lazy_locks", "lazylocks", nil, false},
 	{"lonely", "lonely", nil, false},
 	// Real programs.
 	{"counter", "counter", nil, false},

@@ -45,7 +45,7 @@ func TestRedis(t *testing.T) {
 	r.Kill()
 	for i := range run.restored {
 		row := rows[i*(run.loaded-1)/(run.restored-1)]
-		row.restored = restoreRedis(t, m, r, row.name)
+		row.restored = restoreRedis(t, m, r, row.name, row.name)
 	}
 	compare(t, m, rows)
 	m.Unmount()
@@ -170,10 +170,10 @@ func compare(t *testing.T, m *harness.Mount, rows []*redisRow) {
 
 // restoreRedis brings one moment back, asks redis for its keys and ends it. It returns what
 // the module says of them.
-func restoreRedis(t *testing.T, m *harness.Mount, r *harness.Program, name string) string {
+func restoreRedis(t *testing.T, m *harness.Mount, r *harness.Program, name, to string) string {
 	t.Helper()
 	r.Again()
-	harness.Must(t, "cp", filepath.Join(m.Dir, "images", name, "image"), m.Restore(name))
+	harness.Must(t, "cp", filepath.Join(m.Dir, "images", name, "image"), m.Restore(to))
 	r.Restored()
 	port := itoa(freePort(t))
 	tellRedis(t, r, "port "+port)
