@@ -12,7 +12,8 @@ const freezeGC = 1000
 // roomyNow counts the freezes of this process, and has what to go back to after the last one.
 var roomyNow struct {
 	sync.Mutex
-	freezes, threads, procs, gc int
+	freezes, threads, procs int
+	gc, lazy                int // GOGC before and in the freezes
 }
 
 // roomy prepares the Go runtime for a freeze, in which so many threads of ours spin without telling it, and when they wake
@@ -22,9 +23,12 @@ func roomy(threads int) (back func()) {
 	roomyNow.Lock()
 	defer roomyNow.Unlock()
 	if roomyNow.freezes == 0 {
-		roomyNow.procs, roomyNow.gc = runtime.GOMAXPROCS(0), debug.SetGCPercent(freezeGC)
-		if roomyNow.gc < 0 || roomyNow.gc > freezeGC {
-			debug.SetGCPercent(roomyNow.gc)
+		// -1 also waits for the end of a collection that is under way. One would hold up our threads in realtime, which
+		// wait without sleeping for what it does with a goroutine, and would keep it from a processor.
+		roomyNow.procs, roomyNow.gc, roomyNow.lazy = runtime.GOMAXPROCS(0), debug.SetGCPercent(-1), -1
+		if roomyNow.gc >= 0 {
+			roomyNow.lazy = max(roomyNow.gc, freezeGC)
+			debug.SetGCPercent(roomyNow.lazy)
 		}
 	}
 	roomyNow.freezes++
@@ -36,8 +40,11 @@ func roomy(threads int) (back func()) {
 		roomyNow.freezes--
 		roomyNow.threads -= threads
 		runtime.GOMAXPROCS(roomyNow.procs + roomyNow.threads)
-		if roomyNow.freezes == 0 {
-			debug.SetGCPercent(roomyNow.gc)
+		if roomyNow.freezes > 0 {
+			return
+		}
+		if now := debug.SetGCPercent(roomyNow.gc); now != roomyNow.lazy {
+			debug.SetGCPercent(now) // somebody has chosen it meanwhile
 		}
 	}
 }

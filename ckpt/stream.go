@@ -75,6 +75,9 @@ func (c *Checkpoint) Stream(ctx context.Context, sink image.Sink) (root image.Ha
 }
 
 func (c *Checkpoint) streamTrailer(hashes []image.Hash, sink image.Sink) (image.Hash, error) {
+	if err := <-c.checked; err != nil {
+		return image.Hash{}, err
+	}
 	trailer, root, err := c.layout.Trailer(hashes)
 	if err != nil {
 		return image.Hash{}, err

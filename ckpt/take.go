@@ -53,7 +53,8 @@ type Checkpoint struct {
 	m         image.Manifest
 	layout    *image.Layout
 	head      []byte
-	procs     []*proc // those with memory, in the order of m.MMs
+	checked   chan error // gets one: whether head decodes to m again
+	procs     []*proc    // those with memory, in the order of m.MMs
 	segs      *segments
 	shm       []sysv.Shm // all shared memory of System V, as it was before we did anything
 	blobs     [][]byte

@@ -2,15 +2,26 @@ package kind
 
 import (
 	"fmt"
+	"sync"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/fxamacker/cbor/v2"
 )
 
+// encMode and decMode are made once: a tree has thousands of records.
+var (
+	encMode = sync.OnceValues(cbor.CoreDetEncOptions().EncMode)
+	decMode = sync.OnceValues(cbor.DecOptions{
+		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
+		IndefLength:       cbor.IndefLengthForbidden,
+		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
+	}.DecMode)
+)
+
 // encodeRec puts a kind's own record into rec. The encoding is deterministic: the same
 // state gives the same bytes, so that two images of one tree share their chunks.
 func encodeRec(rec *image.File, v any) error {
-	mode, err := cbor.CoreDetEncOptions().EncMode()
+	mode, err := encMode()
 	if err != nil {
 		return fmt.Errorf("record of a %s: %w", rec.Kind, err)
 	}
@@ -25,11 +36,7 @@ func encodeRec(rec *image.File, v any) error {
 // decodeRec reads a kind's own record. A field that this version does not know is an
 // error: what it says would be lost silently.
 func decodeRec(rec *image.File, v any) error {
-	mode, err := cbor.DecOptions{
-		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		IndefLength:       cbor.IndefLengthForbidden,
-		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-	}.DecMode()
+	mode, err := decMode()
 	if err != nil {
 		return fmt.Errorf("record of a %s: %w", rec.Kind, err)
 	}
