@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/task"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,6 +21,7 @@ type proc struct {
 	stat    procfs.Stat    // zombies have nothing else
 	looked  *looked        // nil if it came into being after the look
 	threads []*thread      // the leader first
+	alike   *task.Alike
 	remote  *ptrace.Remote
 	mem     memory
 	track   *tracking // of its writes; nil: none
@@ -137,7 +140,7 @@ func (f *freezer) stop(pid int, root bool) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	for _, th := range waiting {
+	for _, th := range slices.Backward(waiting) { // when the last has stopped, all have as a rule: one sleep instead of many
 		if th.stop, err = f.wait(th); err != nil {
 			var g *ptrace.GoneError
 			if errors.As(err, &g) {

@@ -151,6 +151,9 @@ func (s *survey) lookAt(pid int) (*looked, error) {
 	if err := task.Check(pid, func(f image.Finding) { s.findings = append(s.findings, f) }); err != nil {
 		return nil, err
 	}
+	if task.ManyThreads(l.status.Threads) {
+		task.PrepareAlike()
+	}
 	s.checkGoneCwd(pid)
 	smaps, err := readSmaps(pid)
 	if err != nil {

@@ -4,6 +4,8 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+
+	"github.com/ckptfs/ckptfs/ckpt/ptrace"
 )
 
 // freezeGC is the GOGC of a freeze: a collection would take processors from it, and stop its threads.
@@ -14,6 +16,7 @@ var roomyNow struct {
 	sync.Mutex
 	freezes, threads, procs int
 	gc, lazy                int // GOGC before and in the freezes
+	calm                    func()
 }
 
 // roomy prepares the Go runtime for a freeze, in which so many threads of ours spin without telling it, and when they wake
@@ -30,6 +33,7 @@ func roomy(threads int) (back func()) {
 			roomyNow.lazy = max(roomyNow.gc, freezeGC)
 			debug.SetGCPercent(roomyNow.lazy)
 		}
+		roomyNow.calm = ptrace.HurryRuntime()
 	}
 	roomyNow.freezes++
 	roomyNow.threads += threads
@@ -43,6 +47,7 @@ func roomy(threads int) (back func()) {
 		if roomyNow.freezes > 0 {
 			return
 		}
+		roomyNow.calm()
 		if now := debug.SetGCPercent(roomyNow.gc); now != roomyNow.lazy {
 			debug.SetGCPercent(now) // somebody has chosen it meanwhile
 		}

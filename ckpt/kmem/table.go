@@ -108,15 +108,7 @@ func (m *Memory) readLong(addr uint64, b []byte) error {
 		all = append(all, Place{Addr: addr, Bytes: b[:n]})
 		addr, b = addr+uint64(n), b[n:]
 	}
-	if err := m.ReadEach(all); err != nil {
-		return err
-	}
-	for i := range all {
-		if all[i].Err != nil {
-			return all[i].Err
-		}
-	}
-	return nil
+	return m.readAll(all)
 }
 
 // describe reads what the struct file of each tells.
