@@ -2,7 +2,9 @@ package kind
 
 import (
 	"fmt"
+	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/fxamacker/cbor/v2"
@@ -30,6 +32,27 @@ func encodeRec(rec *image.File, v any) error {
 		return fmt.Errorf("record of a %s: %w", rec.Kind, err)
 	}
 	rec.Rec = b
+	return nil
+}
+
+// lastIdentity is what encodeIdentity encoded last: of many files in a row it is often the same.
+var lastIdentity atomic.Pointer[encodedIdentity]
+
+type encodedIdentity struct {
+	id  identity
+	rec []byte
+}
+
+// encodeIdentity is encodeRec of a record that has no more than this.
+func encodeIdentity(rec *image.File, id identity) error {
+	if last := lastIdentity.Load(); last != nil && last.id == id {
+		rec.Rec = slices.Clone(last.rec)
+		return nil
+	}
+	if err := encodeRec(rec, &id); err != nil {
+		return err
+	}
+	lastIdentity.Store(&encodedIdentity{id, slices.Clone(rec.Rec)})
 	return nil
 }
 
