@@ -295,7 +295,7 @@ func (c *Checkpoint) enterThread(p *proc, th *thread, queue func(b *ptrace.Batch
 	}
 	defer func() { err = errors.Join(err, p.remote.Leave()) }()
 	if th == p.threads[0] {
-		if err := p.remote.Sweep(p.pid); err != nil {
+		if err := p.remote.Sweep(p.pid, p.helpers || c.frozen); err != nil { // what came since a tree is held nobody has seen
 			return err
 		}
 	}

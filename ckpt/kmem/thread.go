@@ -52,7 +52,6 @@ func (m *Memory) ThreadStates(pid int) (map[int]*ThreadState, error) {
 	if m.Has("task_struct.mempolicy") { // CONFIG_NUMA
 		members = append(members, of("mempolicy", 8))
 	}
-	level, numbers := w.off("pid.level"), w.off("pid.numbers")
 	if w.err != nil {
 		return nil, w.err
 	}
@@ -68,19 +67,16 @@ func (m *Memory) ThreadStates(pid int) (map[int]*ThreadState, error) {
 		return nil, err
 	}
 	word := func(i, member int) uint64 { return binary.LittleEndian.Uint64(bytesOf[room*(n*i+member):]) }
-	ids := make([]Place, len(tasks))
-	for i := range ids {
-		ids[i] = Place{Addr: word(i, 11), Bytes: make([]byte, numbers+upids*upidSize)}
+	pids := make([]uint64, len(tasks))
+	for i := range pids {
+		pids[i] = word(i, 11)
 	}
-	if err := m.readAll(ids); err != nil {
+	ids, err := m.innerIDs(pids)
+	if err != nil {
 		return nil, err
 	}
 	out := make(map[int]*ThreadState, len(tasks))
 	for i := range tasks {
-		depth := uint64(binary.LittleEndian.Uint32(ids[i].Bytes[level:]))
-		if depth >= upids {
-			return nil, fmt.Errorf("process %d is in a pid namespace of level %d", pid, depth)
-		}
 		comm, _, _ := bytes.Cut(places[n*i].Bytes, []byte{0})
 		half := func(member int) uint32 { return uint32(word(i, member)) }
 		t := &ThreadState{Comm: string(comm), Flags: half(1), ClearTID: word(i, 2), PDeathSig: half(3), Slack: word(i, 4)}
@@ -89,10 +85,80 @@ func (m *Memory) ThreadStates(pid int) (map[int]*ThreadState, error) {
 		if n > 12 {
 			t.Settings.Policy = word(i, 12)
 		}
-		out[int(int32(binary.LittleEndian.Uint32(ids[i].Bytes[numbers+depth*upidSize:])))] = t
+		out[ids[i]] = t
 	}
 	if len(out) != len(tasks) || out[pid] == nil {
 		return nil, fmt.Errorf("process %d: its threads have other ids than here: %w", pid, unix.ESRCH)
+	}
+	return out, nil
+}
+
+// innerIDs reads the ids of what struct pids are of, each in its own pid namespace.
+func (m *Memory) innerIDs(pids []uint64) ([]int, error) {
+	w := walk{m: m}
+	level, numbers := w.off("pid.level"), w.off("pid.numbers")
+	if w.err != nil {
+		return nil, w.err
+	}
+	places := make([]Place, len(pids))
+	for i := range places {
+		places[i] = Place{Addr: pids[i], Bytes: make([]byte, numbers+upids*upidSize)}
+	}
+	if err := m.readAll(places); err != nil {
+		return nil, err
+	}
+	out := make([]int, len(pids))
+	for i := range places {
+		depth := uint64(binary.LittleEndian.Uint32(places[i].Bytes[level:]))
+		if depth >= upids {
+			return nil, fmt.Errorf("a pid namespace of level %d", depth)
+		}
+		out[i] = int(int32(binary.LittleEndian.Uint32(places[i].Bytes[numbers+depth*upidSize:])))
+	}
+	return out, nil
+}
+
+// ThreadBrief is what the kernel's memory tells of a thread that may run.
+type ThreadBrief struct {
+	Flags    uint32 // PF_* of linux/sched.h; those that say what sort of thread it is never change
+	Children bool   // it has made processes that are there yet, or has got them from another
+}
+
+// ThreadBriefs reads the threads of a process that may run, by their ids in its own pid namespace. Those that come or end meanwhile may
+// be missing. A process with more than so many is an error.
+func (m *Memory) ThreadBriefs(pid, most int) (map[int]ThreadBrief, error) {
+	tasks, err := m.threads(pid, most)
+	if err != nil {
+		return nil, err
+	}
+	w := walk{m: m}
+	flags, children, id := w.off("task_struct.flags"), w.off("task_struct.children"), w.off("task_struct.thread_pid")
+	if w.err != nil {
+		return nil, w.err
+	}
+	const n = 3
+	words := make([]byte, n*8*len(tasks))
+	places := make([]Place, 0, n*len(tasks))
+	for _, task := range tasks {
+		for _, off := range [n]uint64{flags, children, id} {
+			places = append(places, Place{Addr: task + off, Bytes: words[8*len(places):][:8]})
+		}
+	}
+	if err := m.readAll(places); err != nil {
+		return nil, err
+	}
+	word := func(i, k int) uint64 { return binary.LittleEndian.Uint64(words[8*(n*i+k):]) }
+	pids := make([]uint64, len(tasks))
+	for i := range pids {
+		pids[i] = word(i, 2)
+	}
+	ids, err := m.innerIDs(pids)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[int]ThreadBrief, len(tasks))
+	for i, task := range tasks {
+		out[ids[i]] = ThreadBrief{Flags: uint32(word(i, 0)), Children: word(i, 1) != task+children}
 	}
 	return out, nil
 }

@@ -2,6 +2,7 @@ package kmem
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -56,6 +57,19 @@ func TestThreadStates(t *testing.T) {
 	if a, b := all[first].Settings, all[second].Settings; a.Creds == b.Creds || a.TaskBits == b.TaskBits {
 		t.Errorf("settings %+v and %+v: want other credentials and no_new_privs", a, b)
 	}
+	brief, err := m.ThreadBriefs(os.Getpid(), 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(brief) < len(all) || brief[first].Flags != all[first].Flags {
+		t.Errorf("%d threads, %d in brief; flags %#x and %#x", len(all), len(brief), all[first].Flags, brief[first].Flags)
+	}
+	if _, err := m.ThreadBriefs(os.Getpid(), 1); err == nil {
+		t.Error("more threads than are wanted are no error")
+	}
+	if brief[first].Children {
+		t.Error("a thread without children has some")
+	}
 	entries, err := os.ReadDir("/proc/self/task")
 	if err != nil {
 		t.Fatal(err)
@@ -77,5 +91,39 @@ func TestThreadStates(t *testing.T) {
 		if size := all[tid].AltStack.Size; tid != first && tid != second && size == 0 && tid != os.Getpid() {
 			t.Errorf("thread %d: an alternate stack of %d bytes; Go gives each thread one", tid, size)
 		}
+	}
+}
+
+// TestChildren looks for the children of the thread that has made one.
+func TestChildren(t *testing.T) {
+	m, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	has := func() bool {
+		brief, err := m.ThreadBriefs(os.Getpid(), 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return brief[unix.Gettid()].Children
+	}
+	before := has()
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if !has() {
+		t.Error("a thread with a child has none")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("sleep was killed and ended well")
+	}
+	if has() != before {
+		t.Errorf("children: %v when it is gone, %v before it was there", has(), before)
 	}
 }
