@@ -148,17 +148,20 @@ func (m *Memory) ThreadBriefs(pid, most int) (map[int]ThreadBrief, error) {
 		return nil, err
 	}
 	word := func(i, k int) uint64 { return binary.LittleEndian.Uint64(words[8*(n*i+k):]) }
-	pids := make([]uint64, len(tasks))
-	for i := range pids {
-		pids[i] = word(i, 2)
+	var pids []uint64
+	var of []int
+	for i := range tasks {
+		if p := word(i, 2); p != 0 { // it has not ended
+			pids, of = append(pids, p), append(of, i)
+		}
 	}
 	ids, err := m.innerIDs(pids)
 	if err != nil {
 		return nil, err
 	}
 	out := make(map[int]ThreadBrief, len(tasks))
-	for i, task := range tasks {
-		out[ids[i]] = ThreadBrief{Flags: uint32(word(i, 0)), Children: word(i, 1) != task+children}
+	for n, i := range of {
+		out[ids[n]] = ThreadBrief{Flags: uint32(word(i, 0)), Children: word(i, 1) != tasks[i]+children}
 	}
 	return out, nil
 }
