@@ -193,15 +193,7 @@ func goneCwdFinding(pid int, err error) image.Finding {
 // captureTraced reads what ptrace and /proc tell of each thread; status is the leader's.
 func (c *Checkpoint) captureTraced(p *proc, status *procfs.Status, t *image.Task) error {
 	t.Threads = make([]image.Thread, len(p.threads))
-	errs := make([]error, len(p.threads))
-	parallel(len(p.threads), true, func(i int) {
-		known := status
-		if i > 0 {
-			known = nil
-		}
-		errs[i] = task.ReadThreadOutside(p.pid, p.threads[i].TID, &t.Threads[i], known)
-	})
-	if err := errors.Join(errs...); err != nil {
+	if err := c.captureOutside(p, status, t); err != nil {
 		return err
 	}
 	for i, th := range p.threads {
@@ -224,6 +216,38 @@ func (c *Checkpoint) captureTraced(p *proc, status *procfs.Status, t *image.Task
 	return nil
 }
 
+// captureOutside reads what others can ask about each thread.
+func (c *Checkpoint) captureOutside(p *proc, status *procfs.Status, t *image.Task) error {
+	if !c.o.apart {
+		tids := make([]int, len(p.threads))
+		for i, th := range p.threads {
+			tids[i] = th.TID
+		}
+		p.alike = task.ReadAlike(p.pid, tids)
+	}
+	var models, rest []int
+	for i := range p.threads {
+		if p.alike.Model(i) == i {
+			models = append(models, i)
+		} else {
+			rest = append(rest, i)
+		}
+	}
+	errs := make([]error, len(p.threads))
+	parallel(len(models), true, func(n int) {
+		i, known := models[n], status
+		if i > 0 {
+			known = nil
+		}
+		errs[i] = task.ReadThreadOutside(p.pid, p.threads[i].TID, &t.Threads[i], known)
+	})
+	parallel(len(rest), true, func(n int) {
+		i := rest[n]
+		errs[i] = p.alike.ReadThreadOutside(i, p.threads[i].TID, &t.Threads[i], &t.Threads[p.alike.Model(i)])
+	})
+	return errors.Join(errs...)
+}
+
 // captureInside asks the threads themselves, one after the other, and lets the leader make
 // the snapshot.
 func (c *Checkpoint) captureInside(p *proc, status procfs.Status, t *image.Task, mm *image.MM, sh *image.Sighand) error {
@@ -232,6 +256,10 @@ func (c *Checkpoint) captureInside(p *proc, status procfs.Status, t *image.Task,
 		return err
 	}
 	for i, th := range p.threads {
+		if m := p.alike.Model(i); m != i {
+			p.alike.ReadThreadInside(i, &t.Threads[i], &t.Threads[m], th.state.Regs.Rsp)
+			continue
+		}
 		err := c.enterThread(p, th, func(b *ptrace.Batch) []func() error {
 			done := []func() error{task.ReadThreadInside(b, &t.Threads[i])}
 			if i == 0 {
@@ -267,7 +295,7 @@ func (c *Checkpoint) enterThread(p *proc, th *thread, queue func(b *ptrace.Batch
 	}
 	defer func() { err = errors.Join(err, p.remote.Leave()) }()
 	if th == p.threads[0] {
-		if err := p.remote.Sweep(p.pid); err != nil {
+		if err := p.remote.Sweep(p.pid, p.helpers || c.frozen); err != nil { // what came since a tree is held nobody has seen
 			return err
 		}
 	}

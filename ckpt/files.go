@@ -85,11 +85,27 @@ func closeFD(fd int) {
 	}
 }
 
-// close gives our duplicates back. It may be called twice.
+// close gives our duplicates back, those with neighbouring numbers by one call. It may be called twice.
 func (s *fileSet) close() {
+	var fds []int
 	for _, f := range s.found {
-		closeFD(f.FD)
+		if f.FD >= 0 {
+			fds = append(fds, f.FD)
+		}
 		f.FD = -1
+	}
+	slices.Sort(fds)
+	for len(fds) > 0 {
+		n := 1
+		for n < len(fds) && fds[n] == fds[0]+n {
+			n++
+		}
+		if unix.CloseRange(uint(fds[0]), uint(fds[n-1]), 0) != nil { // a seccomp filter over us
+			for _, fd := range fds[:n] {
+				closeFD(fd)
+			}
+		}
+		fds = fds[n:]
 	}
 }
 
@@ -111,43 +127,93 @@ func (s *fileSet) fetchFDs(pid int, frozen bool, others []*slot) ([]*slot, error
 		return nil, fmt.Errorf("pid %d: pidfd_open: %w", pid, err)
 	}
 	defer unix.Close(pidfd)
-	out := make([]*slot, 0, len(nums))
-	for _, n := range nums {
-		mem := s.descriptor(pid, n)
-		if mem != nil {
-			if first := s.byFile[mem.File]; first != nil {
-				out = append(out, &slot{pid: pid, num: n, fd: -1, same: first, stat: first.stat, mem: mem})
-				continue
+	out, room := make([]*slot, 0, len(nums)), make([]slot, len(nums))
+	for i, n := range nums {
+		sl := &room[i]
+		*sl = slot{pid: pid, num: n, fd: -1, mem: s.descriptor(pid, n)}
+		if sl.mem != nil {
+			if sl.same = s.byFile[sl.mem.File]; sl.same == nil {
+				s.byFile[sl.mem.File] = sl
 			}
 		}
+		out = append(out, sl)
+	}
+	if s.held+len(out) < s.foldAt || s.foldAt < 0 {
+		return s.fetchAll(pidfd, out, frozen)
+	}
+	for i, sl := range out {
+		if sl.same != nil {
+			continue
+		}
 		if s.held == s.foldAt {
-			if err := s.makeRoom(slices.Concat(others, out)); err != nil {
+			if err := s.makeRoom(slices.Concat(others, out[:i])); err != nil {
 				return out, err
 			}
 		}
-		fd, err := unix.PidfdGetfd(pidfd, n, 0)
-		if gone(err) && !frozen {
-			continue
-		}
-		if err != nil {
-			return out, fmt.Errorf("pid %d fd %d: pidfd_getfd: %w; %s", pid, n, err, getfdRemedy(err))
-		}
-		sl := &slot{pid: pid, num: n, fd: fd, mem: mem}
-		if mem != nil {
-			s.byFile[mem.File] = sl
+		if err := sl.fetch(pidfd); err != nil && (frozen || !gone(err)) {
+			return out, err
 		}
 		s.held++
-		out = append(out, sl)
-		err = unix.Fstat(fd, &sl.stat)
-		if errors.Is(err, unix.ENOENT) && onProc(fd) { // a directory such as /proc/PID/fd of a process that was reaped
-			sl.stat = unix.Stat_t{}
-			err = nil
+	}
+	return there(out), nil
+}
+
+// fetchAll fetches descriptors on all processors.
+func (s *fileSet) fetchAll(pidfd int, all []*slot, frozen bool) ([]*slot, error) {
+	const share = 64 // what a processor takes at once
+	errs := make([]error, (len(all)+share-1)/share)
+	parallel(len(errs), frozen, func(i int) {
+		for _, sl := range all[i*share : min((i+1)*share, len(all))] {
+			if sl.same != nil {
+				continue
+			}
+			if err := sl.fetch(pidfd); err != nil && (frozen || !gone(err)) {
+				errs[i] = err
+				return
+			}
 		}
-		if err != nil {
-			return out, fmt.Errorf("pid %d fd %d: fstat: %w", pid, n, err)
+	})
+	s.held += len(all)
+	if err := errors.Join(errs...); err != nil {
+		return all, err
+	}
+	return there(all), nil
+}
+
+// there leaves out what vanished before it was fetched, and what shares a file with that: it is a moment old.
+func there(all []*slot) []*slot {
+	all = slices.DeleteFunc(all, func(sl *slot) bool {
+		first := sl
+		if sl.same != nil {
+			first = sl.same
+		}
+		return first.fd < 0
+	})
+	for _, sl := range all {
+		if sl.same != nil {
+			sl.stat = sl.same.stat
 		}
 	}
-	return out, nil
+	return all
+}
+
+// fetch duplicates the descriptor into this process.
+func (sl *slot) fetch(pidfd int) (err error) {
+	if sl.fd, err = unix.PidfdGetfd(pidfd, sl.num, 0); err != nil {
+		sl.fd = -1
+		return fmt.Errorf("pid %d fd %d: pidfd_getfd: %w; %s", sl.pid, sl.num, err, getfdRemedy(err))
+	}
+	err = unix.Fstat(sl.fd, &sl.stat)
+	if errors.Is(err, unix.ENOENT) && onProc(sl.fd) { // a directory such as /proc/PID/fd of a process that was reaped
+		sl.stat = unix.Stat_t{}
+		err = nil
+	}
+	if err != nil {
+		closeFD(sl.fd)
+		sl.fd = -1
+		return fmt.Errorf("pid %d fd %d: fstat: %w", sl.pid, sl.num, err)
+	}
+	return nil
 }
 
 // onProc reports whether a file is one of procfs.

@@ -39,13 +39,17 @@ func roomForFiles() int {
 func (s *fileSet) share(all []*slot) error {
 	_, err := fold(all)
 	names := map[[2]uint64]*kind.Found{}
+	room := make([]kind.Found, len(all)) // in one piece: there may be very many
+	slots := make([]kind.Slot, len(all))
 	for _, sl := range all { // in tree order, so that Slots[0] is where a reader would look first
 		kept := sl
 		for kept.same != nil {
 			kept = kept.same
 		}
 		if kept.found == nil {
-			kept.found = &kind.Found{FD: kept.fd, Stat: kept.stat}
+			kept.found, room = &room[0], room[1:]
+			kept.found.FD, kept.found.Stat, kept.found.Slots = kept.fd, kept.stat, slots[:0:1]
+			slots = slots[1:]
 			s.found = append(s.found, kept.found)
 			if m := kept.mem; m != nil && m.Name != 0 {
 				if twin := names[[2]uint64{m.Mount, m.Name}]; twin == nil {
@@ -66,13 +70,13 @@ func (s *fileSet) share(all []*slot) error {
 // duplicates but one of each, and returns how many it closed. kcmp(2) orders struct files, which
 // makes it n log n comparisons.
 func fold(all []*slot) (closed int, err error) {
+	if len(all) == 0 || all[0].mem != nil { // of all or of none: then the kernel's memory has told
+		return 0, nil
+	}
 	sorted := slices.DeleteFunc(slices.Clone(all), func(sl *slot) bool { return sl.same != nil })
 	slices.SortStableFunc(sorted, func(a, b *slot) int {
 		if c := cmp.Or(cmp.Compare(a.stat.Dev, b.stat.Dev), cmp.Compare(a.stat.Ino, b.stat.Ino), cmp.Compare(a.stat.Mode, b.stat.Mode)); c != 0 {
 			return c
-		}
-		if a.mem != nil && b.mem != nil { // of all or of none
-			return cmp.Compare(a.mem.File, b.mem.File)
 		}
 		c, kerr := kcmp(a.fd, b.fd)
 		if kerr != nil && err == nil {
@@ -81,7 +85,7 @@ func fold(all []*slot) (closed int, err error) {
 		return c
 	})
 	for i, sl := range sorted {
-		if i == 0 || err != nil || sl.mem != nil || !sameStat(&sl.stat, &sorted[i-1].stat) {
+		if i == 0 || err != nil || !sameStat(&sl.stat, &sorted[i-1].stat) {
 			continue
 		}
 		kept := sorted[i-1]

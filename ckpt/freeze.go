@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/task"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,6 +21,8 @@ type proc struct {
 	stat    procfs.Stat    // zombies have nothing else
 	looked  *looked        // nil if it came into being after the look
 	threads []*thread      // the leader first
+	helpers bool           // those of a checkpoint that was killed are children of it
+	alike   *task.Alike
 	remote  *ptrace.Remote
 	mem     memory
 	track   *tracking // of its writes; nil: none
@@ -137,7 +141,7 @@ func (f *freezer) stop(pid int, root bool) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	for _, th := range waiting {
+	for _, th := range slices.Backward(waiting) { // when the last has stopped, all have as a rule: one sleep instead of many
 		if th.stop, err = f.wait(th); err != nil {
 			var g *ptrace.GoneError
 			if errors.As(err, &g) {
@@ -177,8 +181,8 @@ func (f *freezer) seize(pid int, root bool) ([]*thread, error) {
 		if err != nil {
 			return nil, &TargetError{pid, vanished(err), ""}
 		}
-		if st.State == 'Z' && st.ExitSignal == 0 {
-			return nil, nil // the helper of a checkpoint that was killed; Sweep reaps it
+		if f.helper(&st) {
+			return nil, nil
 		}
 		p = &proc{pid: pid, tr: f.tracer(pid), stat: st}
 		f.byPID[pid] = p
@@ -189,8 +193,10 @@ func (f *freezer) seize(pid int, root bool) ([]*thread, error) {
 		return nil, fmt.Errorf("pid %d: list its threads: %w", pid, err)
 	}
 	var out []*thread
+	tids = slices.DeleteFunc(tids, func(tid int) bool { return f.seized[tid] })
+	known := briefs(pid, tids)
 	for _, tid := range tids {
-		if f.seized[tid] || tid != pid && isRingWorker(pid, tid) {
+		if tid != pid && isRingWorker(pid, tid, known) {
 			continue
 		}
 		th, err := p.tr.Seize(tid, unix.PTRACE_O_TRACESYSGOOD)
@@ -208,6 +214,17 @@ func (f *freezer) seize(pid int, root bool) ([]*thread, error) {
 		out = append(out, t)
 	}
 	return out, nil
+}
+
+// helper reports whether a process is what is left of the helper of a checkpoint that was killed. Sweep reaps it.
+func (f *freezer) helper(st *procfs.Stat) bool {
+	if st.State != 'Z' || st.ExitSignal != 0 {
+		return false
+	}
+	if parent := f.byPID[st.PPID]; parent != nil {
+		parent.helpers = true
+	}
+	return true
 }
 
 // forget drops a thread that ended while it was waited for.
@@ -242,6 +259,7 @@ func (f *freezer) settle(root int) error {
 		}
 		if st.State == 'Z' {
 			p.threads = nil
+			f.helper(&st)
 		}
 		p.stat = st
 		kept = append(kept, p)

@@ -43,6 +43,11 @@ type survey struct {
 	names    map[inode]string // other links that were found, which the freeze need not look for
 }
 
+// Prepare begins with what a checkpoint needs whatever its tree is, some ms of work, and does not wait for it.
+func Prepare() {
+	go kind.PrepareRings() // for checkRingThreads
+}
+
 // look surveys the tree below root without disturbing it. What vanishes meanwhile is left
 // out. Only an impossible root is an error; what cannot be kept becomes a finding.
 func look(root int, set policy.Set) (*survey, error) {
@@ -54,7 +59,7 @@ func look(root int, set policy.Set) (*survey, error) {
 	if pids, err = s.leaveOutSelf(pids); err != nil {
 		return nil, err
 	}
-	go kind.PrepareRings() // for checkRingThreads: it takes some ms
+	Prepare()
 	if err := s.lookAtAll(pids); err != nil {
 		return nil, err
 	}
@@ -145,6 +150,9 @@ func (s *survey) lookAt(pid int) (*looked, error) {
 	s.findings = append(s.findings, checkTraceable(l)...)
 	if err := task.Check(pid, func(f image.Finding) { s.findings = append(s.findings, f) }); err != nil {
 		return nil, err
+	}
+	if task.ManyThreads(l.status.Threads) {
+		task.PrepareAlike()
 	}
 	s.checkGoneCwd(pid)
 	smaps, err := readSmaps(pid)

@@ -47,9 +47,12 @@ func (c *Checkpoint) finishManifest(s *survey) error {
 		x := c.m.Tasks[0].Threads[0].XState
 		c.m.Host.XStateLen, c.m.Host.XFeatures = uint32(len(x)), xfeatures(x)
 	}
-	if c.head, c.layout, err = image.Encode(&c.m); err != nil {
+	var check func() error
+	if c.head, c.layout, check, err = image.EncodeAhead(&c.m); err != nil {
 		return err
 	}
+	c.checked = make(chan error, 1)
+	go func() { c.checked <- check() }() // Stream waits for it
 	c.findSame()
 	c.settleTracking()
 	return nil

@@ -5,6 +5,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/kind"
+	"github.com/ckptfs/ckptfs/ckpt/kmem"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"github.com/ckptfs/ckptfs/ckpt/task"
@@ -36,7 +37,11 @@ func (s *survey) checkRingThreads(pid int) {
 
 // isRingWorker reports whether a thread is one that the kernel runs for io_uring. It never stops for a tracer, and runs no
 // code of the program: it does what requests want, and there are none in flight (kind.QuietRings).
-func isRingWorker(pid, tid int) bool {
+// known is what briefs tells.
+func isRingWorker(pid, tid int, known map[int]kmem.ThreadBrief) bool {
+	if b, ok := known[tid]; ok {
+		return b.Flags&task.IOWorker != 0
+	}
 	b, err := quickread.File(procPath(pid, fmt.Sprintf("task/%d/stat", tid)))
 	if err != nil {
 		return false

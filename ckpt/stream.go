@@ -175,6 +175,9 @@ func (s *streaming) append() {
 }
 
 func (c *Checkpoint) streamTrailer(hashes []image.Hash, sink image.Sink) (image.Hash, error) {
+	if err := <-c.checked; err != nil {
+		return image.Hash{}, err
+	}
 	trailer, root, err := c.layout.Trailer(hashes)
 	if err != nil {
 		return image.Hash{}, err

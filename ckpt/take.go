@@ -42,6 +42,7 @@ type Options struct {
 	Track   *Tracker     // follows what is written between the checkpoints of this tree; may be nil, and counts with Resume only
 
 	policies bool      // ask about the NUMA policies of mappings
+	apart    bool      // ask each thread by itself: a test compares
 	run      *trackRun // of Track; nil: there is none
 }
 
@@ -53,7 +54,8 @@ type Checkpoint struct {
 	m         image.Manifest
 	layout    *image.Layout
 	head      []byte
-	procs     []*proc // those with memory, in the order of m.MMs
+	checked   chan error // gets one: whether head decodes to m again
+	procs     []*proc    // those with memory, in the order of m.MMs
 	segs      *segments
 	shm       []sysv.Shm // all shared memory of System V, as it was before we did anything
 	blobs     [][]byte
@@ -199,7 +201,7 @@ func (c *Checkpoint) captureAll(ctx context.Context, s *survey, procs []*proc, u
 	procs = slices.Clone(procs)
 	for i, p := range procs { // copies: a tree that is held frozen may be captured again
 		q := *p
-		q.looked, q.mem, q.remote, q.track = s.find(p.pid), memory{}, nil, c.o.run.of(&p.stat)
+		q.looked, q.mem, q.remote, q.alike, q.track = s.find(p.pid), memory{}, nil, nil, c.o.run.of(&p.stat)
 		procs[i] = &q
 	}
 	c.m.Created = now()

@@ -81,7 +81,7 @@ func (ts *tracers) spread(on []*ptrace.Tracer, f func(t *ptrace.Tracer) error) e
 
 // hurry is ptrace.Tracer.Hurry for all, and lets them sleep in their waits.
 func (ts *tracers) hurry() (stop func()) {
-	back := roomy(len(ts.all) + 1) // and the watcher
+	back := roomy(len(ts.all))
 	unwatch := ptrace.Watch(ts.all...)
 	calm := ts.undoable((*ptrace.Tracer).Hurry)
 	return func() {

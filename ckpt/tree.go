@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/ckptfs/ckptfs/ckpt/kmem"
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
@@ -63,7 +64,11 @@ func children(pid int) ([]int, error) {
 		return nil, err
 	}
 	var out []int
+	known := briefs(pid, tids)
 	for _, tid := range tids {
+		if b, ok := known[tid]; ok && !b.Children {
+			continue
+		}
 		f := procPath(pid, "task/"+strconv.Itoa(tid)+"/children")
 		b, err := quickread.File(f)
 		if gone(err) {
@@ -80,6 +85,25 @@ func children(pid int) ([]int, error) {
 	}
 	slices.Sort(out)
 	return out, nil
+}
+
+// worthBriefs is for how many threads the kernel's memory is asked instead of a file of /proc for each.
+const worthBriefs = 32
+
+// briefs is what the kernel's memory tells of threads; nil: it was not asked, or did not answer.
+func briefs(pid int, tids []int) map[int]kmem.ThreadBrief {
+	if len(tids) < worthBriefs {
+		return nil
+	}
+	m, err := kmem.Open()
+	if err != nil {
+		return nil
+	}
+	known, err := m.ThreadBriefs(pid, 2*len(tids))
+	if err != nil {
+		return nil
+	}
+	return known
 }
 
 // Tree returns the pids of a process and all its descendants, every parent before its

@@ -18,6 +18,7 @@ type errnoError struct {
 
 func (e *errnoError) Error() string        { return e.text }
 func (e *errnoError) Errno() syscall.Errno { return e.errno }
+func (e *errnoError) Unwrap() error        { return e.errno }
 
 func failf(errno syscall.Errno, format string, args ...any) error {
 	return &errnoError{errno, fmt.Sprintf(format, args...)}

@@ -53,7 +53,7 @@ var mayImport = map[string][]string{
 	"ckpt/lazymem":   {},
 	"ckpt/netlock":   {"ckpt/procfs"},
 	"ckpt/kind":      {"ckpt/image", "ckpt/kmem", "ckpt/netlock", "ckpt/policy", "ckpt/procfs", "ckpt/quickread"},
-	"ckpt/task":      {"ckpt/image", "ckpt/procfs", "ckpt/ptrace", "ckpt/quickread"},
+	"ckpt/task":      {"ckpt/image", "ckpt/kmem", "ckpt/procfs", "ckpt/ptrace", "ckpt/quickread"},
 	"ckpt":           {"ckpt/kmem", "ckpt/lazymem", "ckpt/netlock", "ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/policy", "ckpt/quickread", "ckpt/task", "ckpt/steplog", "ckpt/sysv", "store"},
 	"restore":        {"ckpt/kmem", "ckpt/lazymem", "ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/policy", "ckpt/quickread", "ckpt/task", "ckpt/steplog", "ckpt/sysv", "store"},
 	"fusefs":         {"ckpt/image", "ckpt/policy", "store"},

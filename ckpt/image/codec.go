@@ -3,6 +3,7 @@ package image
 import (
 	"fmt"
 	"reflect"
+	"sync"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -12,16 +13,16 @@ import (
 const maxNesting = 24
 
 // encMode is the one way in which CBOR is written: the same manifest is the same bytes.
-func encMode() (cbor.EncMode, error) {
+var encMode = sync.OnceValues(func() (cbor.EncMode, error) {
 	o := cbor.CoreDetEncOptions()
 	o.String = cbor.StringToByteString // paths are bytes, which need not be UTF-8
 	o.NilContainers = cbor.NilContainerAsEmpty
 	o.TagsMd = cbor.TagsForbidden
 	return o.EncMode()
-}
+})
 
 // decMode reads what encMode writes.
-func decMode() (cbor.DecMode, error) {
+var decMode = sync.OnceValues(func() (cbor.DecMode, error) {
 	return cbor.DecOptions{
 		DupMapKey:          cbor.DupMapKeyEnforcedAPF,
 		IndefLength:        cbor.IndefLengthForbidden,
@@ -33,7 +34,7 @@ func decMode() (cbor.DecMode, error) {
 		MaxArrayElements:   MaxManifest, // the walker has bounded every list by the bytes there are
 		MaxMapPairs:        1 << 20,
 	}.DecMode()
-}
+})
 
 // marshal encodes v.
 func marshal(v any) ([]byte, error) {

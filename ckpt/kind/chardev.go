@@ -37,9 +37,8 @@ func (charDev) Independent(*image.File) bool { return true }
 func (charDev) Check(f *Found, s *Scene) []image.Finding { return checkByPath(f, s, "device file") }
 
 func (charDev) Dump(f *Found, s *Scene, rec *image.File) error {
-	id := identify(&f.Stat)
 	rec.Path, _ = locate(f, s)
-	return encodeRec(rec, &id)
+	return encodeIdentity(rec, identify(&f.Stat))
 }
 
 func (c charDev) Open(rec *image.File, e *Env) (int, error) { return openByPath(rec, e, c.judge) }

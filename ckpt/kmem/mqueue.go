@@ -46,7 +46,7 @@ func (q *queueWalk) tree(node uint64, depth int) {
 	}
 	q.tree(q.get(node, "rb_node.rb_right"), depth+1)
 	leaf := node - q.off("posix_msg_tree_node.rb_node")
-	for _, msg := range q.list(leaf+q.off("posix_msg_tree_node.msg_list"), q.off("msg_msg.m_list")) {
+	for _, msg := range q.list(leaf+q.off("posix_msg_tree_node.msg_list"), q.off("msg_msg.m_list"), listLimit) {
 		q.message(msg)
 	}
 	q.tree(q.get(node, "rb_node.rb_left"), depth+1)

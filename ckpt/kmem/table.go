@@ -108,15 +108,7 @@ func (m *Memory) readLong(addr uint64, b []byte) error {
 		all = append(all, Place{Addr: addr, Bytes: b[:n]})
 		addr, b = addr+uint64(n), b[n:]
 	}
-	if err := m.ReadEach(all); err != nil {
-		return err
-	}
-	for i := range all {
-		if all[i].Err != nil {
-			return all[i].Err
-		}
-	}
-	return nil
+	return m.readAll(all)
 }
 
 // describe reads what the struct file of each tells.
@@ -146,25 +138,22 @@ func (m *Memory) describe(all []Descriptor) error {
 			files, at = append(files, Place{Addr: all[i].File, Bytes: take(size)}), append(at, i)
 		}
 	}
-	more := make([]Place, 0, 3*len(files))
-	if err := m.ReadEach(files); err != nil {
+	if err := m.readAll(files); err != nil {
 		return err
 	}
 	le := binary.LittleEndian
+	more := places{at: make(map[uint64]int, len(files)), bytes: room}
 	for i := range files {
-		f := &files[i]
-		if f.Err != nil {
-			return f.Err
-		}
+		b := files[i].Bytes
 		d := &all[at[i]]
-		d.Flags, d.Pos = le.Uint32(f.Bytes[flags:]), int64(le.Uint64(f.Bytes[pos:]))
-		d.Mount, d.Name = le.Uint64(f.Bytes[mnt:]), le.Uint64(f.Bytes[dentry:])
-		d.Unowned = byPointer && le.Uint64(f.Bytes[owner:]) == 0
-		more = append(more, Place{Addr: le.Uint64(f.Bytes[inode:]) + locks, Bytes: take(8)},
-			Place{Addr: le.Uint64(f.Bytes[ops:]) + show, Bytes: take(8)},
-			Place{Addr: le.Uint64(f.Bytes[mnt:]) - inMount + id, Bytes: take(4)})
+		d.Flags, d.Pos = le.Uint32(b[flags:]), int64(le.Uint64(b[pos:]))
+		d.Mount, d.Name = le.Uint64(b[mnt:]), le.Uint64(b[dentry:])
+		d.Unowned = byPointer && le.Uint64(b[owner:]) == 0
+		for _, addr := range []uint64{le.Uint64(b[inode:]) + locks, le.Uint64(b[ops:]) + show, d.Mount - inMount + id} {
+			more.add(addr)
+		}
 	}
-	if err := m.ReadEach(more); err != nil {
+	if err := m.ReadEach(more.all); err != nil {
 		return err
 	}
 	socket, err := m.socketShow(show)
@@ -172,14 +161,33 @@ func (m *Memory) describe(all []Descriptor) error {
 		return err
 	}
 	for i := range files {
-		lock, op, mount := &more[3*i], &more[3*i+1], &more[3*i+2]
+		b := files[i].Bytes
 		d := &all[at[i]]
+		lock, op, mount := more.get(le.Uint64(b[inode:])+locks), more.get(le.Uint64(b[ops:])+show), more.get(d.Mount-inMount+id)
 		d.MntID = int(int32(le.Uint32(mount.Bytes)))
 		fn := le.Uint64(op.Bytes)
 		d.Plain = lock.Err == nil && op.Err == nil && mount.Err == nil && le.Uint64(lock.Bytes) == 0 && (fn == 0 || fn == socket)
 	}
 	return nil
 }
+
+// places are words to be read, each once: many files are of one inode, of one mount or of one sort.
+type places struct {
+	all   []Place
+	at    map[uint64]int // of all, by address
+	bytes []byte         // for them
+}
+
+func (p *places) add(addr uint64) {
+	if _, ok := p.at[addr]; ok {
+		return
+	}
+	p.at[addr] = len(p.all)
+	p.all = append(p.all, Place{Addr: addr, Bytes: p.bytes[:8:8]})
+	p.bytes = p.bytes[8:]
+}
+
+func (p *places) get(addr uint64) *Place { return &p.all[p.at[addr]] }
 
 // ownerOffset is where the struct file has the pointer to its owner, which is nil as long as nobody named one. It is one
 // since Linux 6.12; before the owner itself stood there, and ok is false.

@@ -26,14 +26,16 @@ func (m *Memory) File(fd int) (uint64, error) {
 
 // Threads are the addresses of the struct task_struct of all threads of a process, those that the kernel runs in it among
 // them.
-func (m *Memory) Threads(pid int) ([]uint64, error) {
+func (m *Memory) Threads(pid int) ([]uint64, error) { return m.threads(pid, listLimit) }
+
+func (m *Memory) threads(pid, most int) ([]uint64, error) {
 	leader, err := m.leader(pid)
 	if err != nil {
 		return nil, err
 	}
 	w := walk{m: m}
 	head := w.get(leader, "task_struct.signal") + w.off("signal_struct.thread_head")
-	return w.list(head, w.off("task_struct.thread_node")), w.err
+	return w.list(head, w.off("task_struct.thread_node"), most), w.err
 }
 
 // leader is the address of the struct task_struct of the first thread of a process.
@@ -119,9 +121,9 @@ func (w *walk) off(member string) (v uint64) {
 	return v
 }
 
-func (w *walk) list(head, off uint64) (all []uint64) {
+func (w *walk) list(head, off uint64, most int) (all []uint64) {
 	for at := w.word(head); w.err == nil && at != head; at = w.word(at) {
-		if len(all) == listLimit {
+		if len(all) == most {
 			w.err = fmt.Errorf("a list in the kernel has no end")
 		}
 		all = append(all, at-off)

@@ -174,7 +174,7 @@ func TestHandlerAboveFrame(t *testing.T) {
 			if left := f.r.Leftovers(); len(left) != 1 || !bytes.HasPrefix(left[0].Bytes, frameMagic) || f.r.slot == 0 {
 				t.Errorf("round %d: slot %d, kept %+v", i, f.r.slot, left)
 			}
-			return errors.Join(f.r.Sweep(pid), batchOf(f, 3))
+			return errors.Join(f.r.Sweep(pid, true), batchOf(f, 3))
 		})
 		abandon(t, pid, func(f *frozen) error { return batchOf(f, 3) })
 	}
@@ -184,7 +184,7 @@ func TestHandlerAboveFrame(t *testing.T) {
 	if line, err := out.ReadString('\n'); err != nil || line != "went on\n" {
 		t.Fatalf("after the handler it said %q, %v", line, err)
 	}
-	inFrozen(t, pid, func(f *frozen) error { return errors.Join(f.r.Sweep(pid), batchOf(f, 2)) })
+	inFrozen(t, pid, func(f *frozen) error { return errors.Join(f.r.Sweep(pid, true), batchOf(f, 2)) })
 	checkAlive(t, pid)
 	checkUntouched(t, pid)
 }

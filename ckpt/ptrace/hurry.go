@@ -7,6 +7,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/ckptfs/ckptfs/ckpt/quickread"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,20 +32,36 @@ func Hurried(f func()) {
 	f()
 }
 
+// HurryRuntime gives the thread of the Go runtime that watches the others a priority above ours, until the function it
+// returns is called. From time to time it marks those that are in a system call, and who returns from one meanwhile waits
+// for it without sleeping: in realtime, on the processor that it needs, for as long as that lasts. Go starts it as the
+// second thread of all; should that be another one, no harm is done.
+func HurryRuntime() (stop func()) {
+	tids, err := quickread.Numbers("/proc/self/task")
+	if err != nil || len(tids) < 2 || tids[0] != unix.Getpid() {
+		return func() {}
+	}
+	return hurryThread(tids[1], lenderPriority+1, realtimeMost)
+}
+
 // hurry raises the priority of the calling thread until the function it returns is called.
 func hurry() (stop func()) { return hurryFor(realtimeMost) }
 
 // hurryFor is hurry with at most so long in realtime, and the highest other priority after that.
 func hurryFor(most time.Duration) (stop func()) {
-	was, err := unix.SchedGetAttr(0, 0)
+	return hurryThread(unix.Gettid(), hurriedPriority, most)
+}
+
+func hurryThread(tid int, priority uint32, most time.Duration) (stop func()) {
+	was, err := unix.SchedGetAttr(tid, 0)
 	if err != nil || was.Policy == schedFIFO || was.Policy == schedRR || was.Policy == schedDeadline {
 		return func() {}
 	}
-	if setFIFO(hurriedPriority) != nil && unix.Setpriority(unix.PRIO_PROCESS, 0, -20) != nil {
+	if setFIFO(tid, priority) != nil && unix.Setpriority(unix.PRIO_PROCESS, tid, -20) != nil {
 		return func() {}
 	}
 	var mu sync.Mutex
-	over, tid := false, unix.Gettid()
+	over := false
 	calm := time.AfterFunc(most, func() {
 		mu.Lock()
 		defer mu.Unlock()
@@ -57,8 +74,8 @@ func hurryFor(most time.Duration) (stop func()) {
 		mu.Lock()
 		defer mu.Unlock()
 		over = true
-		if unix.SchedSetAttr(0, was, 0) != nil { // who has RLIMIT_RTPRIO and no capability cannot take the flag back
-			_ = setNormal(0, was, was.Nice)
+		if unix.SchedSetAttr(tid, was, 0) != nil { // who has RLIMIT_RTPRIO and no capability cannot take the flag back
+			_ = setNormal(tid, was, was.Nice)
 		}
 	}
 }
@@ -77,15 +94,15 @@ const (
 	lenderPriority  = 2
 )
 
-// setFIFO gives the calling thread a realtime priority, unless there is a limit of the
+// setFIFO gives a thread of ours a realtime priority, unless there is a limit of the
 // time that we may have a processor in realtime, after which SIGXCPU comes. What the Go
 // runtime clones from the thread does not inherit it.
-func setFIFO(priority uint32) error {
+func setFIFO(tid int, priority uint32) error {
 	var rttime unix.Rlimit
 	if err := unix.Prlimit(0, unix.RLIMIT_RTTIME, nil, &rttime); err != nil || rttime.Cur != unix.RLIM_INFINITY {
 		return unix.EPERM
 	}
-	return unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: schedFIFO, Priority: priority, Flags: schedResetOnFork}, 0)
+	return unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: schedFIFO, Priority: priority, Flags: schedResetOnFork}, 0)
 }
 
 // Lend makes tracees get a processor at once when we wait for them, until the function it
@@ -138,7 +155,7 @@ const (
 
 	// realtimeMost is how long a thread of ours is in realtime in one freeze. One that copies GiB
 	// of memory must not keep a processor from everybody for as long as that takes.
-	realtimeMost = time.Second
+	realtimeMost = 200 * time.Millisecond
 	// loanTime is how long a loan lasts at most. Who still needs it then borrows again.
 	loanTime = time.Minute
 	// patient is how long we wait for a tracee before it is lent to. It cannot run meanwhile where
@@ -168,7 +185,7 @@ func (l *lender) start(ready chan bool) {
 		return
 	}
 	l.self = unix.Gettid()
-	err := setFIFO(lenderPriority)
+	err := setFIFO(l.self, lenderPriority)
 	ready <- err == nil
 	if err == nil {
 		l.run()

@@ -150,7 +150,7 @@ func closeWhileTraced(tr *Tracer, pid int) error {
 	if !isHelperZombie(s.PID) {
 		return fmt.Errorf("the copy %d is not recognized", s.PID)
 	}
-	return errors.Join(f.r.Sweep(pid), f.thaw())
+	return errors.Join(f.r.Sweep(pid, true), f.thaw())
 }
 
 // A process that may not have another process can be copied all the same, if we may lift

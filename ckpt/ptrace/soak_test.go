@@ -61,7 +61,7 @@ func wholeFreeze(tr *Tracer, pid int) error {
 	if err := f.r.Enter(f.threads[0], f.states[0]); err != nil {
 		return err
 	}
-	if err := f.r.Sweep(pid); err != nil {
+	if err := f.r.Sweep(pid, true); err != nil {
 		return err
 	}
 	if _, err := f.r.Syscall(unix.SYS_BRK, 0); err != nil {

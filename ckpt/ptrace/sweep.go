@@ -18,9 +18,13 @@ const helperName = "ckptfs-helper"
 
 // Sweep removes, by calls in the entered thread of process pid, what a predecessor that
 // was killed left behind: scratch mappings and zombies of helper processes. (The bytes of
-// the vdso are put back by Close.)
-func (r *Remote) Sweep(pid int) error {
-	return errors.Join(r.sweepMaps(pid), r.sweepZombies(pid))
+// the vdso are put back by Close.) Zombies are looked for only if there may be some.
+func (r *Remote) Sweep(pid int, zombies bool) error {
+	err := r.sweepMaps(pid)
+	if zombies {
+		err = errors.Join(err, r.sweepZombies(pid))
+	}
+	return err
 }
 
 // sweepMaps unmaps scratch mappings that are not this Remote's.

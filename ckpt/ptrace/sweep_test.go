@@ -93,7 +93,7 @@ func TestAwaitHelpers(t *testing.T) {
 	unix.Kill(helper, unix.SIGCONT)
 	inFrozen(t, pid, func(f *frozen) error {
 		awaitZombies(t, pid)
-		return f.r.Sweep(pid)
+		return f.r.Sweep(pid, true)
 	})
 	checkAlive(t, pid)
 	checkUntouched(t, pid)
@@ -109,7 +109,7 @@ func TestSweepLeavesOthers(t *testing.T) {
 				return err
 			}
 		}
-		return f.r.Sweep(cmd.Process.Pid)
+		return f.r.Sweep(cmd.Process.Pid, true)
 	})
 	if m, _ := leftovers(t, cmd.Process.Pid); m != 3 {
 		t.Errorf("%d mappings are left, want all 3", m)
@@ -161,12 +161,12 @@ func TestSettle(t *testing.T) {
 			if f.states[0].Regs.Rip == rip {
 				t.Error("the thread was captured in our code")
 			}
-			return f.r.Sweep(pid)
+			return f.r.Sweep(pid, true)
 		})
 		unix.Kill(pid, unix.SIGCONT)
 		s.check(t, "settle")
 		// The timer's signal may have been pending: its handler then stood above our code.
-		inFrozen(t, pid, func(f *frozen) error { return f.r.Sweep(pid) })
+		inFrozen(t, pid, func(f *frozen) error { return f.r.Sweep(pid, true) })
 		checkUntouched(t, pid)
 	}
 }

@@ -317,16 +317,10 @@ func (th *Thread) SetSUD(b []byte) error {
 	return wrap(th.TID, "set its syscall user dispatch", err)
 }
 
-// wait4 is wait4(2), of one that does not sleep without the help of Go's scheduler: that would cost more than the call.
-// One that sleeps must have it: who wants to stop all goroutines would wait for its end, and the watcher that
-// could bring that about would be stopped.
+// wait4 is wait4(2) without the help of Go's scheduler, which would cost more than the call; see Watch of one that sleeps.
 func wait4(pid int, ws *unix.WaitStatus, options int) (int, error) {
 	var st uint32
-	call := unix.RawSyscall6
-	if options&unix.WNOHANG == 0 {
-		call = unix.Syscall6
-	}
-	n, _, e := call(unix.SYS_WAIT4, uintptr(pid), uintptr(unsafe.Pointer(&st)), uintptr(options), 0, 0, 0)
+	n, _, e := unix.RawSyscall6(unix.SYS_WAIT4, uintptr(pid), uintptr(unsafe.Pointer(&st)), uintptr(options), 0, 0, 0)
 	*ws = unix.WaitStatus(st)
 	if e != 0 {
 		return 0, e

@@ -52,14 +52,17 @@ func (th *Thread) wait(deadline time.Time, doing string) (Stop, error) {
 	pause := minPause
 	var begun time.Time
 	mode := th.t.waits.mode.Load()
-	sleep := mode == crowded
-	for i := 0; ; i++ {
+	for sleep, i := false, 0; ; i++ {
 		s, ok, err := th.poll(doing, sleep)
 		if ok || err != nil {
 			return s, err
 		}
+		if i == 0 && mode == crowded {
+			sleep = true
+			continue
+		}
 		now := time.Now()
-		if i == 0 {
+		if begun.IsZero() {
 			begun = now
 		}
 		if i < spins && now.Sub(begun) < patient && !sleep {
@@ -76,12 +79,12 @@ func (th *Thread) wait(deadline time.Time, doing string) (Stop, error) {
 			continue
 		}
 		ts := unix.NsecToTimespec(int64(pause))
-		unix.Nanosleep(&ts, nil) // cut short by a signal: we look earlier
+		_ = unix.Nanosleep(&ts, nil) // cut short by a signal: we look earlier
 		pause = min(pause*2, maxPause)
 	}
 }
 
-// poll asks once, and with sleep until the watcher interrupts it. The wait is by number and with __WALL, since some tracees are threads
+// poll asks once, and with sleep until the timer of Watch interrupts it. The wait is by number and with __WALL, since some tracees are threads
 // or have an exit signal of 0; never for any child, which would steal what os/exec
 // waits for.
 func (th *Thread) poll(doing string, sleep bool) (s Stop, ok bool, err error) {
@@ -91,11 +94,12 @@ func (th *Thread) poll(doing string, sleep bool) (s Stop, ok bool, err error) {
 		options |= unix.WNOHANG
 	}
 	if sleep {
-		th.t.waits.Add(1)
+		th.t.waits.sleeps.Add(1)
+		th.t.waits.alarm(watchPause)
 	}
 	pid, err := wait4(th.TID, &ws, options)
 	if sleep {
-		th.t.waits.Add(1)
+		th.t.waits.alarm(0)
 	}
 	switch {
 	case err == unix.EINTR || err == nil && pid == 0:

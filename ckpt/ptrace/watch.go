@@ -11,25 +11,31 @@ import (
 )
 
 // Where several threads trace, or others of us are busy too, one that spins until its tracee stops keeps the
-// tracee from the processor. It is better to sleep in wait4(2). That has no timeout, so a watcher looks at
-// the tracers from time to time, and interrupts one that is still in the same wait by a signal without
-// SA_RESTART: then the tracer sees to its deadline, and lends to the tracee.
+// tracee from the processor. It is better to sleep in wait4(2). That has no timeout, so a timer interrupts it from time to
+// time, by a signal without SA_RESTART: then the tracer sees to its deadline, and lends to the tracee.
+//
+// The Go runtime is not told of the sleep, though it lasts: telling it means to wait, on the way back and without
+// sleeping, for a thread of the runtime's that may be looking at ours at that moment, and that has no chance against us
+// where we are in realtime. Who wants to stop all goroutines waits for the timer.
 
 const (
 	// wakeSignal is one of those that Go leaves alone, and unblocked, for the sake of the C library's threads, which we
 	// have not.
 	wakeSignal = unix.Signal(34)
-	// watchPause is how often the watcher looks. A wait lasts some µs as a rule.
-	watchPause = 250 * time.Microsecond
+	// watchPause is how long a tracer sleeps at most. A wait lasts some µs as a rule.
+	watchPause = 500 * time.Microsecond
+
+	sigevThreadID = 4 // SIGEV_THREAD_ID of asm-generic/siginfo.h
 )
 
-// waiting counts the waits of a tracer that may sleep: it is odd as long as one lasts.
+// waiting is how a tracer waits.
 type waiting struct {
-	atomic.Uint64
-	mode atomic.Int32
+	mode   atomic.Int32
+	sleeps atomic.Uint64 // how often it has slept, for tests
+	timer  int32         // that wakes it, if it may sleep
 }
 
-// How a tracer waits.
+// The modes.
 const (
 	unwatched int32 = iota // it must not sleep in wait4
 	watched                // it may, after it has spun for a while
@@ -46,44 +52,39 @@ func Watch(ts ...*Tracer) (stop func()) {
 	if len(ts) >= runtime.NumCPU() && len(ts) > 1 {
 		mode = crowded
 	}
-	over, ended := make(chan struct{}), make(chan struct{})
-	ready := make(chan struct{})
-	go Hurried(func() {
-		close(ready)
-		defer close(ended)
-		watch(ts, over)
-	})
-	<-ready
 	for _, t := range ts {
-		t.waits.mode.Store(mode)
+		if t.waits.makeTimer(t.tid) == nil {
+			t.waits.mode.Store(mode)
+		}
 	}
 	return func() {
 		for _, t := range ts {
-			t.waits.mode.Store(unwatched)
+			if t.waits.mode.Swap(unwatched) != unwatched {
+				_, _, _ = unix.RawSyscall(unix.SYS_TIMER_DELETE, uintptr(t.waits.timer), 0, 0) // it is ours, and there
+			}
 		}
-		close(over)
-		<-ended
 	}
 }
 
-func watch(ts []*Tracer, over chan struct{}) {
-	last := make([]uint64, len(ts))
-	for {
-		select {
-		case <-over:
-			return
-		default:
-		}
-		pause := unix.NsecToTimespec(int64(watchPause))
-		_ = unix.Nanosleep(&pause, nil) // cut short by a signal: we look earlier
-		for i, t := range ts {
-			n := t.waits.Load()
-			if n%2 == 1 && n == last[i] {
-				_ = unix.Tgkill(unix.Getpid(), t.tid, wakeSignal) // comes again if it was too early
-			}
-			last[i] = n
-		}
+// makeTimer makes the timer for a thread of ours; see timer_create(2).
+func (w *waiting) makeTimer(tid int) error {
+	ev := struct {
+		value         uint64
+		signo, notify int32
+		tid           int32
+		_             [11]int32
+	}{signo: int32(wakeSignal), notify: sigevThreadID, tid: int32(tid)}
+	_, _, e := unix.RawSyscall(unix.SYS_TIMER_CREATE, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&ev)), uintptr(unsafe.Pointer(&w.timer)))
+	if e != 0 {
+		return e
 	}
+	return nil
+}
+
+// alarm begins to wake the tracer every so often, or ends that. It cannot fail for a timer that is there.
+func (w *waiting) alarm(every time.Duration) {
+	t := struct{ interval, first unix.Timespec }{unix.NsecToTimespec(int64(every)), unix.NsecToTimespec(int64(every))}
+	_, _, _ = unix.RawSyscall6(unix.SYS_TIMER_SETTIME, uintptr(w.timer), 0, uintptr(unsafe.Pointer(&t)), 0, 0, 0)
 }
 
 // wakeHandler does nothing and returns to wakeRestorer; they are in wake_amd64.s.

@@ -49,12 +49,12 @@ func TestWatch(t *testing.T) {
 				}
 				var late *TimeoutError
 				var group sync.WaitGroup
-				group.Go(runtime.GC) // stops all goroutines, those of the watch too
+				group.Go(runtime.GC) // stops all goroutines
 				defer group.Wait()
 				if _, err := th.WaitStop(time.Now().Add(20 * time.Millisecond)); !errors.As(err, &late) {
 					t.Errorf("waited for a thread that runs: %v, want a timeout", err)
 				}
-				if ts[0].waits.Load() == 0 {
+				if ts[0].waits.sleeps.Load() == 0 {
 					t.Error("it did not sleep")
 				}
 				if err := th.Interrupt(); err != nil {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"slices"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +19,9 @@ func File(path string) ([]byte, error) {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer unix.Close(fd)
-	buf := make([]byte, 0, 4096)
+	room := rooms.Get().(*[roomLen]byte)
+	defer rooms.Put(room)
+	buf := room[:0]
 	for {
 		if cap(buf)-len(buf) < 1024 {
 			buf = slices.Grow(buf, 3*cap(buf))
@@ -28,11 +31,19 @@ func File(path string) ([]byte, error) {
 			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
 		}
 		if n == 0 {
-			return buf, nil
+			if cap(buf) > roomLen {
+				return buf, nil
+			}
+			return append(make([]byte, 0, len(buf)), buf...), nil
 		}
 		buf = buf[:len(buf)+n]
 	}
 }
+
+// rooms are what files are read into: most are much shorter than what has to be offered.
+var rooms = sync.Pool{New: func() any { return new([roomLen]byte) }}
+
+const roomLen = 8 << 10
 
 // retry makes a call again that a signal has interrupted.
 func retry(call func() (int, error)) (int, error) {

@@ -33,14 +33,20 @@ func newFlags(name string) *pflag.FlagSet {
 	return f
 }
 
+// maker is a subcommand that has yet to be made, flags, help text and all: a command line needs one of them.
+type maker struct {
+	name string
+	make func() *command
+}
+
 // commands lists every subcommand, in the order of the help text.
-func commands() []*command {
-	return []*command{
-		mountCommand(), umountCommand(),
-		dumpCommand(), restoreCommand(),
-		explainCommand(), showCommand(), checkCommand(),
-		lsCommand(), verifyCommand(), gcCommand(), statsCommand(), keyNewCommand(),
-		demoCommand(),
+func commands() []maker {
+	return []maker{
+		{"mount", mountCommand}, {"umount", umountCommand},
+		{"dump", dumpCommand}, {"restore", restoreCommand},
+		{"explain", explainCommand}, {"show", showCommand}, {"check", checkCommand},
+		{"ls", lsCommand}, {"verify", verifyCommand}, {"gc", gcCommand}, {"stats", statsCommand}, {"key new", keyNewCommand},
+		{"demo", demoCommand},
 	}
 }
 
@@ -74,10 +80,10 @@ func dispatch(ctx context.Context, c *console, args []string) error {
 		return c.printf("ckptfs %s\n", version)
 	}
 	var longer []string
-	for _, cmd := range append(all, pagesCommand()) {
+	for _, cmd := range append(all, maker{"pages", pagesCommand}) {
 		words := strings.Fields(cmd.name)
 		if n := len(words); len(args) >= n && slices.Equal(args[:n], words) {
-			return cmd.execute(ctx, c, args[n:])
+			return cmd.make().execute(ctx, c, args[n:])
 		}
 		if words[0] == args[0] {
 			longer = append(longer, "ckptfs "+cmd.name)
@@ -118,11 +124,11 @@ func (cmd *command) help() string {
 	return b.String()
 }
 
-func mainHelp(all []*command) string {
+func mainHelp(all []maker) string {
 	var b strings.Builder
 	b.WriteString("ckptfs takes and restores checkpoints of running Linux processes.\n\nUsage: ckptfs COMMAND [flags] [arguments]\n\nCommands:\n")
 	for _, cmd := range all {
-		fmt.Fprintf(&b, "  %-8s %s\n", cmd.name, cmd.short)
+		fmt.Fprintf(&b, "  %-8s %s\n", cmd.name, cmd.make().short)
 	}
 	b.WriteString("\nckptfs COMMAND --help tells more and has examples; ckptfs help policies lists the policies.\n\nExit codes:\n")
 	for _, e := range exitTexts {

@@ -54,6 +54,9 @@ func TestHelp(t *testing.T) {
 		t.Errorf("%d %q %q", code, out, errs)
 	}
 	for _, cmd := range commands() {
+		if made := cmd.make(); made.name != cmd.name {
+			t.Errorf("%s is made as %s", cmd.name, made.name)
+		}
 		if !strings.Contains(out, "\n  "+cmd.name+" ") {
 			t.Errorf("%s is not in the help", cmd.name)
 		}

@@ -65,6 +65,8 @@ func (f *dumpFlags) run(ctx context.Context, c *console, pid int) error {
 	if f.output == "-" && isTerminal(c.Out) {
 		return usagef("dump: an image on a terminal helps nobody; redirect standard output or name a file with -o")
 	}
+	letGarbageLie()
+	ckpt.Prepare()
 	steps, end, err := c.steps()
 	if err != nil {
 		return err

@@ -74,6 +74,7 @@ Examples:
 }
 
 func (f *restoreFlags) run(ctx context.Context, c *console, name string) error {
+	letGarbageLie()
 	if m, ok := f.withTemplate(name); ok {
 		res, err := m.restore(c, f.verbose)
 		if err != nil {
