@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/ckptfs/ckptfs/store"
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
@@ -16,11 +17,18 @@ import (
 // slower.
 const readAheadKiB = blockSize >> 10
 
-// openFlags says how an image is to be read.
-func (s *savedNames) openFlags(name string) uint32 {
+// openFlags says how an image is to be read. Another one may have got the name, by another machine where the store is in a bucket: what
+// is in the page cache is not of that one, so its file gets another inode number.
+func (s *savedNames) openFlags(im *store.Image) uint32 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.get(name).read {
+	e := s.get(im.Name)
+	if !e.created.IsZero() && !e.created.Equal(im.Created) {
+		delete(s.byName, im.Name)
+		e = s.get(im.Name)
+	}
+	e.created = im.Created
+	if e.read {
 		return fuse.FOPEN_KEEP_CACHE
 	}
 	return fuse.FOPEN_DIRECT_IO

@@ -2,7 +2,9 @@ package fusefs
 
 import (
 	"testing"
+	"time"
 
+	"github.com/ckptfs/ckptfs/store"
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
@@ -24,9 +26,10 @@ func TestMountDevice(t *testing.T) {
 // that takes its name does not.
 func TestOpenFlags(t *testing.T) {
 	s := savedNames{byName: map[string]*savedName{}}
+	created := time.Now()
 	check := func(name string, want uint32) {
 		t.Helper()
-		if got := s.openFlags(name); got != want {
+		if got := s.openFlags(&store.Image{Name: name, Created: created}); got != want {
 			t.Errorf("%s is opened with %#x, want %#x", name, got, want)
 		}
 	}
@@ -39,4 +42,12 @@ func TestOpenFlags(t *testing.T) {
 	check("a", fuse.FOPEN_DIRECT_IO)
 	s.forget("b")
 	check("b", fuse.FOPEN_DIRECT_IO)
+	s.wasRead("b")
+	check("b", fuse.FOPEN_KEEP_CACHE)
+	id := s.id("b")
+	created = created.Add(time.Second) // another machine has removed b and stored another image as b
+	check("b", fuse.FOPEN_DIRECT_IO)
+	if s.id("b") == id {
+		t.Error("another image of the same name has the same inode number")
+	}
 }

@@ -26,7 +26,8 @@ type savedNames struct {
 type savedName struct {
 	id      uint64
 	removed map[string]bool
-	read    bool // to its end, at least once
+	created time.Time // of the image that was opened; zero: none was
+	read    bool      // to its end, at least once
 }
 
 // get returns the entry of a name. Called with mu held.
@@ -291,7 +292,7 @@ func (n *savedFile) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32
 		return nil, 0, n.dir.d.fail(im.Name, err)
 	}
 	if !n.attached {
-		return &savedHandle{f: n.dir.d.f, r: newSharedReader(r), dir: n.dir}, n.dir.d.f.saved.openFlags(im.Name), 0
+		return &savedHandle{f: n.dir.d.f, r: newSharedReader(r), dir: n.dir}, n.dir.d.f.saved.openFlags(&im), 0
 	}
 	b, err := r.Attachment(n.name)
 	if err == nil && n.name == infoName {
