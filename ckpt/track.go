@@ -90,7 +90,7 @@ func (p *tracked) release() {
 			continue
 		}
 		for at := m.Start; at < m.End; at += releasePiece {
-			if p.wp.unregister(at, min(at+releasePiece, m.End)) != nil {
+			if p.wp.Unregister(at, min(releasePiece, m.End-at)) != nil {
 				return // there are too many mappings to split one, or the process is gone
 			}
 		}

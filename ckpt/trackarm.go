@@ -10,6 +10,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/uffd"
 )
 
 // armTimeout is how long a tree may take to stop so that tracking can begin.
@@ -75,7 +76,7 @@ func (c *Checkpoint) armProc(p *proc, undo *undoStack) (_ *tracked, err error) {
 	if err = errors.Join(err, p.remote.Leave()); err != nil {
 		return nil, err
 	}
-	wp, err := newWriteTracking(fd)
+	wp, err := newWriteTracking(uffd.FD(fd))
 	if err != nil {
 		return nil, err
 	}

@@ -154,7 +154,7 @@ func (k *tracking) survey(l *looked) error {
 	defer sc.close()
 	// Before Linux 6.14 memory that was moved by mremap(2) keeps marks of when it was tracked.
 	for _, e := range k.t.fresh {
-		if err := k.t.wp.unprotect(e.Start, e.Start+e.Len); err != nil {
+		if err := k.t.wp.Unprotect(e.Start, e.Len); err != nil {
 			return err
 		}
 	}

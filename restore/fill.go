@@ -10,6 +10,7 @@ import (
 	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/uffd"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,7 +24,7 @@ const copyLen = 512 << 10
 // protection, through /proc/PID/mem, piece by piece.
 type filler struct {
 	p    *proc
-	uffd int // -1: the kernel gives us none
+	uffd uffd.FD // -1: the kernel gives us none
 	src  io.ReaderAt
 }
 
@@ -46,21 +47,20 @@ func newFiller(p *proc, src io.ReaderAt) *filler {
 }
 
 // takeUFFD makes a userfaultfd(2) for filling in the stub and fetches it.
-func takeUFFD(p *proc) (int, error) {
-	fd, err := fetchUFFD(p, unix.O_CLOEXEC|unix.O_NONBLOCK|uffdUserModeOnly)
+func takeUFFD(p *proc) (uffd.FD, error) {
+	fd, err := fetchUFFD(p, unix.O_CLOEXEC|unix.O_NONBLOCK|uffd.UserModeOnly)
 	if err != nil {
 		return -1, err
 	}
-	api := uffdioAPI{api: uffdAPI}
-	if err := ioctl(fd, uffdioAPICall, unsafe.Pointer(&api)); err != nil {
-		closeFD(fd)
+	if err := fd.Init(0); err != nil {
+		closeFD(int(fd))
 		return -1, err
 	}
 	return fd, nil
 }
 
 // fetchUFFD makes a userfaultfd(2) in the stub and fetches it.
-func fetchUFFD(p *proc, flags uint64) (int, error) {
+func fetchUFFD(p *proc, flags uint64) (uffd.FD, error) {
 	num, err := p.call("userfaultfd", unix.SYS_USERFAULTFD, flags)
 	if err != nil {
 		return -1, err
@@ -78,11 +78,11 @@ func fetchUFFD(p *proc, flags uint64) (int, error) {
 		closeFD(fd)
 		return -1, err
 	}
-	return fd, nil
+	return uffd.FD(fd), nil
 }
 
 // close takes the userfaultfd away, from all areas.
-func (f *filler) close() { closeFD(f.uffd) }
+func (f *filler) close() { closeFD(int(f.uffd)) }
 
 // area prepares a VMA for being filled.
 func (f *filler) area(v *image.VMA) *area {
@@ -98,8 +98,7 @@ func (f *filler) register(v *image.VMA) bool {
 	if f.uffd < 0 {
 		return false
 	}
-	reg := uffdioRegister{start: v.Start, length: v.End - v.Start, mode: uffdModeMissing}
-	return ioctl(f.uffd, uffdioRegisterCall, unsafe.Pointer(&reg)) == nil
+	return f.uffd.Register(v.Start, v.End-v.Start, uffd.Missing) == nil
 }
 
 // viaUFFD reports whether a VMA is filled through a userfaultfd if there is one.
@@ -270,8 +269,7 @@ func (f *filler) write(ps []piece, b []byte) error {
 
 func (f *filler) writePiece(p *piece, b []byte) error {
 	if p.area.fast {
-		c := uffdioCopy{dst: p.addr, src: addressOf(b), length: uint64(len(b))}
-		if err := ioctl(f.uffd, uffdioCopyCall, unsafe.Pointer(&c)); err == nil {
+		if _, err := f.uffd.Copy(p.addr, b); err == nil {
 			return nil
 		}
 	}
@@ -283,28 +281,3 @@ func (f *filler) writePiece(p *piece, b []byte) error {
 
 // addressOf is where b lies in our memory.
 func addressOf(b []byte) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) }
-
-// The interface of linux/userfaultfd.h.
-const (
-	uffdUserModeOnly = 1
-	uffdAPI          = 0xaa
-	uffdModeMissing  = 1
-
-	uffdioAPICall      = 0xc018aa3f
-	uffdioRegisterCall = 0xc020aa00
-	uffdioCopyCall     = 0xc028aa03
-)
-
-type uffdioAPI struct{ api, features, ioctls uint64 }
-type uffdioRegister struct{ start, length, mode, ioctls uint64 }
-type uffdioCopy struct {
-	dst, src, length, mode uint64
-	copied                 int64
-}
-
-func ioctl(fd int, call uintptr, arg unsafe.Pointer) error {
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), call, uintptr(arg)); errno != 0 {
-		return errno
-	}
-	return nil
-}

@@ -169,3 +169,10 @@ func (in *injector) close() {
 	closeFD(in.listener)
 	in.listener = -1
 }
+
+func ioctl(fd int, call uintptr, arg unsafe.Pointer) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), call, uintptr(arg)); errno != 0 {
+		return errno
+	}
+	return nil
+}

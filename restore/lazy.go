@@ -10,6 +10,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/uffd"
 	"github.com/ckptfs/ckptfs/restore/lazy"
 	"golang.org/x/sys/unix"
 )
@@ -115,13 +116,13 @@ func (j *job) handOver(ctx context.Context, p *proc, mm int, later []int) error 
 	if err != nil {
 		return err
 	}
-	defer closeFD(fd)
-	if err := lazy.Prepare(fd); err != nil {
+	defer closeFD(int(fd))
+	if err := fd.Init(lazy.Features); err != nil {
 		return err
 	}
 	for _, i := range later {
 		for _, s := range solid(&j.m.MMs[mm].VMAs[i]) {
-			if err := lazy.Register(fd, s.Start, s.End-s.Start); err != nil {
+			if err := fd.Register(s.Start, s.End-s.Start, uffd.Missing); err != nil {
 				return err
 			}
 		}
@@ -137,7 +138,7 @@ func (j *job) handOver(ctx context.Context, p *proc, mm int, later []int) error 
 		}
 		j.pages.open = true
 	}
-	return j.pages.client.Add(ctx, p.pid, mm, later, fd, pidfd)
+	return j.pages.client.Add(ctx, p.pid, mm, later, int(fd), pidfd)
 }
 
 // solid lists the parts of a VMA that have content, without its large holes.

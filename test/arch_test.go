@@ -51,13 +51,14 @@ var mayImport = map[string][]string{
 	"ckpt/policy":    {},
 	"ckpt/sysv":      {"ckpt/procfs", "ckpt/quickread"},
 	"ckpt/lazymem":   {},
+	"ckpt/uffd":      {},
 	"ckpt/netlock":   {"ckpt/procfs"},
 	"ckpt/kind":      {"ckpt/image", "ckpt/kmem", "ckpt/netlock", "ckpt/policy", "ckpt/procfs", "ckpt/quickread"},
 	"ckpt/task":      {"ckpt/image", "ckpt/kmem", "ckpt/procfs", "ckpt/ptrace", "ckpt/quickread"},
-	"ckpt":           {"ckpt/kmem", "ckpt/lazymem", "ckpt/netlock", "ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/policy", "ckpt/quickread", "ckpt/task", "ckpt/steplog", "ckpt/sysv", "store"},
-	"restore":        {"ckpt/kmem", "ckpt/lazymem", "ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/policy", "ckpt/quickread", "ckpt/task", "ckpt/steplog", "ckpt/sysv", "store"},
+	"ckpt":           {"ckpt/kmem", "ckpt/lazymem", "ckpt/netlock", "ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/policy", "ckpt/quickread", "ckpt/task", "ckpt/steplog", "ckpt/sysv", "ckpt/uffd", "store"},
+	"restore":        {"ckpt/kmem", "ckpt/lazymem", "ckpt/procfs", "ckpt/ptrace", "ckpt/image", "ckpt/kind", "ckpt/policy", "ckpt/quickread", "ckpt/task", "ckpt/steplog", "ckpt/sysv", "ckpt/uffd", "store"},
 	"fusefs":         {"ckpt/image", "ckpt/policy", "store"},
-	"cmd/ckptfs":     {"fusefs", "ckpt", "ckpt/netlock", "ckpt/image", "ckpt/kind", "ckpt/kmem", "ckpt/lazymem", "ckpt/policy", "ckpt/procfs", "ckpt/ptrace", "ckpt/quickread", "ckpt/steplog", "ckpt/task", "restore", "store"},
+	"cmd/ckptfs":     {"fusefs", "ckpt", "ckpt/netlock", "ckpt/image", "ckpt/kind", "ckpt/kmem", "ckpt/lazymem", "ckpt/policy", "ckpt/procfs", "ckpt/ptrace", "ckpt/quickread", "ckpt/steplog", "ckpt/task", "ckpt/uffd", "restore", "store"},
 	"test":           {"store/s3test", "ckpt/sysv"},
 
 	"test/e2e":          {"test", "store/s3test", "ckpt/sysv", "ckpt/image"}, // the last to spoil images of real programs

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/ptrace"
+	"github.com/ckptfs/ckptfs/ckpt/uffd"
 	"github.com/ckptfs/ckptfs/restore/lazy"
 	"golang.org/x/sys/unix"
 )
@@ -232,24 +233,22 @@ func probeFuse(int) (string, error) {
 }
 
 func probeUserfaultfd(int) (string, error) {
-	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC, 0, 0)
-	if errno != 0 {
-		return "", fmt.Errorf("userfaultfd: %w", errno)
+	fd, err := uffd.New(unix.O_CLOEXEC)
+	if err != nil {
+		return "", err
 	}
-	return "works", unix.Close(int(fd))
+	return "works", fd.Close()
 }
 
 // probeTracking asks for what ckpt.Tracker needs.
 func probeTracking(int) (string, error) {
-	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK, 0, 0)
-	if errno != 0 {
-		return "", fmt.Errorf("userfaultfd: %w", errno)
+	fd, err := uffd.New(unix.O_CLOEXEC | unix.O_NONBLOCK)
+	if err != nil {
+		return "", err
 	}
-	defer unix.Close(int(fd))
-	const wpAsync, apiCall = 1 << 15, 0xc018aa3f // UFFD_FEATURE_WP_ASYNC and UFFDIO_API of linux/userfaultfd.h
-	api := struct{ api, features, ioctls uint64 }{0xaa, wpAsync, 0}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, apiCall, uintptr(unsafe.Pointer(&api))); errno != 0 {
-		return "", fmt.Errorf("UFFD_FEATURE_WP_ASYNC: %w", errno)
+	defer fd.Close()
+	if err := fd.Init(uffd.WPAsync); err != nil {
+		return "", err
 	}
 	return "works", nil
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
+	"github.com/ckptfs/ckptfs/ckpt/uffd"
 	"golang.org/x/sys/unix"
 )
 
@@ -63,7 +64,7 @@ func (sp *space) settle() {
 	if sp.flux.born == nil {
 		return
 	}
-	if _, err := zero(sp.fd, 0, pageSize); !errors.Is(err, unix.EAGAIN) { // nothing is mapped there, and the kernel looks for calls first
+	if _, err := uffd.FD(sp.fd).Zero(0, pageSize); !errors.Is(err, unix.EAGAIN) { // nothing is mapped there, and the kernel looks for calls first
 		sp.m.lose(sp.flux.displaced)
 		sp.flux = flux{}
 	}

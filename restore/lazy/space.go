@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/ckptfs/ckptfs/ckpt/uffd"
 	"golang.org/x/sys/unix"
 )
 
@@ -161,9 +162,9 @@ func (sp *space) bring(addr uint64) error {
 
 // zero puts a zero page at an address where nothing is to come. Called with mu held.
 func (sp *space) zero(addr uint64) error {
-	_, err := zero(sp.fd, addr, pageSize)
+	_, err := uffd.FD(sp.fd).Zero(addr, pageSize)
 	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOENT) { // it is there, or it is none of ours any more
-		return wake(sp.fd, addr, pageSize)
+		return uffd.FD(sp.fd).Wake(addr, pageSize)
 	}
 	return err
 }
@@ -177,7 +178,7 @@ func (sp *space) fetch(from, to int64) error {
 		return sp.fetchEach(from, to, b)
 	}
 	return sp.put(from, to, func(addr uint64, off int64, n uint64) (uint64, error) {
-		return copyTo(sp.fd, addr, b[off-from:][:n])
+		return uffd.FD(sp.fd).Copy(addr, b[off-from:][:n])
 	})
 }
 
@@ -190,7 +191,7 @@ func (sp *space) fetchEach(from, to int64, b []byte) error {
 		_, err := sp.s.image.ReadAt(b, from)
 		if err == nil {
 			err = sp.put(from, end, func(addr uint64, off int64, n uint64) (uint64, error) {
-				return copyTo(sp.fd, addr, b[off-from:][:n])
+				return uffd.FD(sp.fd).Copy(addr, b[off-from:][:n])
 			})
 		} else {
 			err = sp.spoil(from, end, err)
@@ -215,7 +216,7 @@ func (sp *space) spoil(from, to int64, why error) error {
 			"end it and restore it again from a good copy", sp.name(), lost[0].addr, lost[0].end(), why)
 	}
 	return sp.put(from, to, func(addr uint64, _ int64, n uint64) (uint64, error) {
-		done, err := poison(sp.fd, addr, n)
+		done, err := uffd.FD(sp.fd).Poison(addr, n)
 		sp.failed += int64(done)
 		return done, err
 	})
@@ -245,7 +246,7 @@ func (sp *space) putPiece(p run, most uint64, f func(addr uint64, off int64, n u
 		case errors.Is(err, unix.EEXIST), errors.Is(err, unix.ENOENT) && most == pageSize:
 			// Something is there: a guard page. Or the memory is none of ours any more.
 			n = pageSize
-			if err := wake(sp.fd, p.addr, n); err != nil {
+			if err := uffd.FD(sp.fd).Wake(p.addr, n); err != nil {
 				return err
 			}
 		case errors.Is(err, unix.ENOENT): // it is in more than one VMA by now
