@@ -158,10 +158,10 @@ func (j *job) leaveToServer(ctx context.Context, alive []*proc) error {
 	if j.pages == nil {
 		return nil
 	}
-	if !j.pages.open {
-		if err := j.pages.client.Opened(ctx); err != nil {
-			return err
-		}
+	if j.pages.total == 0 { // everything is there already
+		j.pages.close()
+		j.pages = nil
+		return nil
 	}
 	if err := j.each("touch", alive, touchThreads); err != nil {
 		return err

@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -35,7 +37,8 @@ type Client struct {
 	src     *Source
 	link    *link
 	answers chan reply
-	mu      sync.Mutex // guards last
+	ended   chan struct{} // closed when the server has ended
+	mu      sync.Mutex    // guards last
 	last    Progress
 }
 
@@ -63,7 +66,7 @@ func Start(src *Source) (*Client, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	_ = theirs.Close() // the child has it
-	c := &Client{src: src, link: &link{fd: p[0]}, answers: make(chan reply, 1)}
+	c := &Client{src: src, link: &link{fd: p[0]}, answers: make(chan reply, 1), ended: make(chan struct{})}
 	if err != nil {
 		_ = unix.Close(p[0]) // nothing was sent
 		return nil, fmt.Errorf("start a page server: %w", err)
@@ -127,6 +130,7 @@ func (c *Client) hear(cmd *exec.Cmd) {
 	close(c.answers)
 	c.link.close()
 	werr := cmd.Wait()
+	close(c.ended)
 	c.mu.Lock()
 	done := c.last.Done
 	c.mu.Unlock()
@@ -155,8 +159,20 @@ func (c *Client) answer(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-time.After(patience):
-		return fmt.Errorf("the page server does not answer: %w", unix.ETIMEDOUT)
+		return fmt.Errorf("the page server, pid %d, does not answer (%s): %w", c.PID, doing(c.PID), unix.ETIMEDOUT)
 	}
+}
+
+// doing tells what the threads of a process that does not answer wait for in the kernel.
+func doing(pid int) string {
+	names, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/wchan", pid)) // the pattern is right
+	var all []string
+	for _, n := range names {
+		if b, err := os.ReadFile(n); err == nil {
+			all = append(all, string(b))
+		}
+	}
+	return "its threads are in: " + strings.Join(all, " ")
 }
 
 // Opened waits until the server has the image open. Nothing else may be asked before.
@@ -180,5 +196,14 @@ func (c *Client) Go(ctx context.Context) error {
 	return c.answer(ctx)
 }
 
-// Close ends a server that was not told to go on.
-func (c *Client) Close() { c.link.hangUp() }
+// endTime is how long Close waits.
+const endTime = 5 * time.Second
+
+// Close ends a server that was not told to go on, and waits for its end.
+func (c *Client) Close() {
+	c.link.hangUp()
+	select {
+	case <-c.ended:
+	case <-time.After(endTime): // it ends some time, as it has nothing to do
+	}
+}
