@@ -48,23 +48,23 @@ const (
 )
 
 type (
-	argAPI      struct{ api, features, ioctls uint64 }
+	argAPI      struct{ api, features, _ uint64 }
 	argRange    struct{ start, length uint64 }
 	argRegister struct {
 		argRange
-		mode, ioctls uint64
+		mode, _ uint64 // and which ioctls work there
 	}
 	argProtect struct {
 		argRange
-		mode uint64 // 0: lift it
+		_ uint64 // mode 0: lift it
 	}
 	argCopy struct {
-		dst, src, length, mode uint64
-		done                   int64
+		dst, src, length, _ uint64
+		done                int64
 	}
 	argFill struct { // uffdio_zeropage and uffdio_poison
 		argRange
-		mode uint64
+		_    uint64
 		done int64
 	}
 )
@@ -96,7 +96,7 @@ func (f FD) Init(features uint64) error {
 
 // Register takes a range under the userfaultfd, for what modes say. EBUSY: another one has it.
 func (f FD) Register(start, length, modes uint64) error {
-	if err := ioctl(f, callRegister, &argRegister{argRange{start, length}, modes, 0}); err != nil {
+	if err := ioctl(f, callRegister, &argRegister{argRange: argRange{start, length}, mode: modes}); err != nil {
 		return fmt.Errorf("UFFDIO_REGISTER of %#x-%#x: %w", start, start+length, err)
 	}
 	return nil
@@ -112,7 +112,7 @@ func (f FD) Unregister(start, length uint64) error {
 
 // Unprotect lifts the write protection of a range.
 func (f FD) Unprotect(start, length uint64) error {
-	if err := ioctl(f, callWriteProtect, &argProtect{argRange{start, length}, 0}); err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := ioctl(f, callWriteProtect, &argProtect{argRange: argRange{start, length}}); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("UFFDIO_WRITEPROTECT of %#x-%#x: %w", start, start+length, err)
 	}
 	return nil

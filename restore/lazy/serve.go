@@ -112,7 +112,9 @@ func (s *server) takeOver() error {
 			_ = s.link.send(answer) // who has been killed by now has let them go or not; both is seen to
 			return nil
 		}
-		if err := s.link.send(answer); err != nil {
+		if err := s.link.send(answer); errors.Is(err, unix.EPIPE) {
+			return errAlone
+		} else if err != nil {
 			return fmt.Errorf("answer the restore: %w", err)
 		}
 	}
