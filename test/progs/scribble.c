@@ -1,5 +1,5 @@
 // A process, and a child of it, that change their memory at random all the time, in every way there is, and know what
-// must be where: for the tracking of writes between checkpoints. ARG: a seed.
+// must be where: for the tracking of writes between checkpoints. ARG: a seed; one more: without guard regions.
 #include "prog.h"
 #include <sys/uio.h>
 
@@ -17,6 +17,7 @@ static uint32_t *version; // by page of the pool: 0 is zeros
 static uint32_t heap_version[HEAP];
 static size_t heap_pages;
 static char *guarded;
+static int no_guards;
 static uint64_t state;
 static int scratch;
 
@@ -173,6 +174,8 @@ static void step(void)
 		break;
 	}
 	case 14:
+		if (no_guards)
+			break;
 		if (guarded) {
 			madvise(guarded, PAGE, MADV_GUARD_REMOVE);
 			guarded = NULL;
@@ -210,6 +213,7 @@ int main(int argc, char **argv)
 {
 	begin(argc, argv);
 	state = argc > 4 ? strtoull(argv[4], NULL, 10) : 1;
+	no_guards = argc > 5;
 	cpu_set_t one; // or what the kernel keeps in the rseq area changes with the processor, also while it is stopped
 	CPU_ZERO(&one);
 	CPU_SET(sched_getcpu(), &one);
