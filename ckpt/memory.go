@@ -159,14 +159,10 @@ func (p *proc) locksKnown(locked uint64) bool {
 // snapshot is made. With all it copies everything.
 func (p *proc) copyFrozen(all bool) error {
 	var sc *scanner
-	defer func() {
-		if sc != nil {
-			sc.close()
-		}
-	}()
+	defer func() { sc.close() }()
 	for i := range p.mem.areas {
 		a := &p.mem.areas[i]
-		if !all && !a.HasFlag("dc") && !a.sysv() && (!a.hasPages() || !a.frozenOnly()) || p.mem.tracked[a.Start] != nil {
+		if !all && !a.HasFlag("dc") && !a.sysv() && (!a.hasPages() || !a.frozenOnly()) {
 			continue
 		}
 		if sc == nil {
@@ -176,18 +172,26 @@ func (p *proc) copyFrozen(all bool) error {
 			}
 		}
 		es, guards, err := p.pagesOf(sc, a)
+		if err == nil {
+			err = p.hold(a, es, guards)
+		}
 		if err != nil {
 			return err
 		}
-		h, err := newHeld(es)
-		if err != nil {
-			return err
-		}
-		h.guards = guards
-		p.mem.held[a.Start] = h
-		if err := h.fill(p.remote.Mem()); err != nil {
-			return fmt.Errorf("pid %d: %w", p.pid, err)
-		}
+	}
+	return nil
+}
+
+// hold copies pages of an area of the frozen process.
+func (p *proc) hold(a *area, pages, guards []image.Extent) error {
+	h, err := newHeld(pages)
+	if err != nil {
+		return err
+	}
+	h.guards = guards
+	p.mem.held[a.Start] = h
+	if err := h.fill(p.remote.Mem()); err != nil {
+		return fmt.Errorf("pid %d: %w", p.pid, err)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"os"
 	"runtime"
+	"sync"
 	"unsafe"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
@@ -51,10 +52,18 @@ func newScanner(pid int) (*scanner, error) {
 		return nil, err
 	}
 	s := &scanner{pid: pid, pagemap: f, vec: make([]pageRegion, 512)}
-	// A kernel that does not know the category answers EINVAL before it looks at a page.
-	s.guards = s.scan(0, 0, &pmScanArg{mask: pageIsGuard, returned: pageIsGuard}, func(pageRegion) {}) == nil
+	guardsShown.Do(func() { // a kernel that does not know the category answers EINVAL before it looks at a page
+		guardsAre = s.scan(0, 0, &pmScanArg{mask: pageIsGuard, returned: pageIsGuard}, func(pageRegion) {}) == nil
+	})
+	s.guards = guardsAre
 	return s, nil
 }
+
+// guardsAre says, after guardsShown, whether PAGEMAP_SCAN tells guard regions.
+var (
+	guardsShown sync.Once
+	guardsAre   bool
+)
 
 func (s *scanner) close() {
 	if s != nil {

@@ -15,7 +15,8 @@ import (
 // next one is a full one.
 //
 // Not seen are writes by devices into memory that was pinned before: so processes with an io_uring are not tracked, and
-// where a file may be read into memory directly nothing is copied before the freeze (see direct.go).
+// where a file may be read into memory directly nothing is copied before the freeze (see direct.go). (What another process
+// writes by process_vm_writev(2) is pinned for some microseconds, too; it would have to be protected and copied within them.)
 //
 // A Tracker is for one checkpoint at a time.
 type Tracker struct {
@@ -24,6 +25,7 @@ type Tracker struct {
 	base     *base
 	gen      int // counts the checkpoints that were begun
 	shy      int // for how many more a snapshot is made in any case
+	rest     int // for how many more nothing new is tracked
 	closed   bool
 	lastSeen TrackInfo
 }
@@ -68,6 +70,17 @@ func (t *Tracker) Close() error {
 		p.release()
 	}
 	return nil
+}
+
+// restFor is for how many checkpoints nothing new is tracked after that has failed: it stops the tree each time.
+const restFor = 16
+
+// mayArm reports whether to try to track what is not tracked yet.
+func (t *Tracker) mayArm() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.rest--
+	return t.rest < 0
 }
 
 // releasePiece is how much memory is given up at a time: the process cannot map memory for a millisecond.

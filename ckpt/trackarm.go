@@ -24,6 +24,10 @@ func (c *Checkpoint) arm(ctx context.Context, s *survey, pids []int) (made []*tr
 	err = c.tr.Do(func() error {
 		defer c.tr.hurry()()
 		undo := &undoStack{op: c.op}
+		begun := time.Now()
+		defer func() {
+			c.log("pid %d: it was still for %.1f ms so that its writes can be tracked", s.root, float64(time.Since(begun).Microseconds())/1000)
+		}()
 		procs, err := freezeTree(ctx, c.tr, c.tr.divide(s.pids(), s.weight), s.root, time.Now().Add(armTimeout), undo)
 		if err == nil {
 			made, err = c.armFrozen(s, procs, pids, undo)

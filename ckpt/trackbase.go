@@ -121,9 +121,10 @@ func findWindow(ws []window, addr uint64) *window {
 // changedReader gives the pages of a tracked process that ran on without a snapshot: those that had been written
 // were copied, the others are in the base.
 type changedReader struct {
-	o    *overlay
-	old  []window
-	base io.ReaderAt
+	o     *overlay
+	dirty pageSet // all of it is in o
+	old   []window
+	base  io.ReaderAt
 }
 
 // ReadAt reads whole pages or parts of them; off is the address.
@@ -145,6 +146,9 @@ func (r *changedReader) ReadAt(p []byte, off int64) (int, error) {
 
 // fromBase reads from a page of the base.
 func (r *changedReader) fromBase(p []byte, at, in uint64) error {
+	if r.dirty.touches(at, at+pageSize) {
+		return fmt.Errorf("the page at %#x was written and is not copied", at)
+	}
 	w := findWindow(r.old, at)
 	if w == nil || windowOf(w.start) != windowOf(at) {
 		return fmt.Errorf("the page at %#x was not written and is not in the checkpoint before", at)

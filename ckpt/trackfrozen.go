@@ -9,6 +9,7 @@ import (
 	"sort"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
+	"github.com/ckptfs/ckptfs/ckpt/procfs"
 )
 
 // Copying ahead of the freeze ends after so many rounds, or when so little is left.
@@ -19,40 +20,51 @@ const (
 
 // copyAhead copies what was written since the base while the process runs on, and again what is written meanwhile, so that
 // little is left for the freeze. If it is too much there will be a snapshot.
-func (k *tracking) copyAhead(ctx context.Context, l *looked, ids []int) {
+func (k *tracking) copyAhead(ctx context.Context, l *looked, ids []int) error {
 	if k.dirty.bytes() > overlayMax*2/3 {
-		k.giveUp()
-		return
+		k.leaveToSnapshot()
+		return nil
 	}
 	if k.overlay == nil {
 		var err error
 		if k.overlay, err = newOverlay(); err != nil {
-			return
+			return err
 		}
-	}
-	if mayPin(ids) {
-		return // it will be copied in the freeze, if it is little enough
+		k.uncopied = k.dirty
 	}
 	mem, err := os.Open(procPath(l.pid, "mem"))
 	if err != nil {
-		k.giveUp()
-		return
+		return err
 	}
 	defer mem.Close()
 	for round := 0; round < aheadRounds && k.uncopied.bytes() > aheadEnough && ctx.Err() == nil; round++ {
+		if mayPin(ids) { // since the pages were protected; what is left is copied in the freeze, if it is little enough
+			return nil
+		}
 		unread, err := k.overlay.put(mem, k.uncopied)
-		if err != nil || k.advanceAll(l.pid) != nil || mayPin(ids) {
-			k.giveUp()
-			return
+		if err != nil {
+			k.leaveToSnapshot()
+			return nil //nolint:nilerr // it has become too much
+		}
+		if err := k.advanceAll(l.pid); err != nil {
+			return err
 		}
 		k.uncopied = k.uncopied.union(unread)
 	}
+	return nil
 }
 
-// giveUp leaves the written pages to a snapshot.
-func (k *tracking) giveUp() {
+// leaveToSnapshot gives up the copies of written pages.
+func (k *tracking) leaveToSnapshot() {
 	k.overlay.free()
 	k.overlay = nil
+}
+
+// forget is for when a look has failed halfway: it has protected pages again that nobody knows of now. So nothing of the
+// process is taken from the base.
+func (k *tracking) forget() {
+	k.leaveToSnapshot()
+	k.old, k.covered = nil, nil
 }
 
 // advanceAll looks again at everything that is covered. What has been written since is what is not copied.
@@ -122,7 +134,8 @@ func (p *proc) advanceTracked() error {
 		return err
 	}
 	defer sc.close()
-	var ranges pageSet // one for each mapping: they may touch
+	var tracked []*area
+	var mine pageSet
 	for i := range p.mem.areas {
 		a := &p.mem.areas[i]
 		if !trackable(a) {
@@ -136,11 +149,17 @@ func (p *proc) advanceTracked() error {
 			k.t.fresh = k.t.fresh.add(a.Start, a.End)
 			continue
 		}
-		if k.t.wp.register(a.Start, a.End) != nil {
-			continue // two that follow the writes to a page take them from each other
+		tracked, mine = append(tracked, a), mine.add(a.Start, a.End)
+	}
+	for _, e := range mine {
+		if k.t.wp.register(e.Start, e.Start+e.Len) != nil { // by somebody else: two that follow the writes to a page take them from each other
+			mine = mine.without(pageSet{e})
 		}
-		k.t.owned = k.t.owned.add(a.Start, a.End)
-		if k.covered.contains(a.Start, a.End) {
+	}
+	k.t.owned = mine
+	var ranges pageSet // one for each mapping: they may touch
+	for _, a := range tracked {
+		if mine.contains(a.Start, a.End) && k.covered.contains(a.Start, a.End) {
 			ranges = append(ranges, image.Extent{Start: a.Start, Len: a.End - a.Start})
 		}
 	}
@@ -177,60 +196,56 @@ const frozenMax = 4 << 20
 // is little: then the process needs no snapshot. It reports whether that is so.
 func (p *proc) copyChanged(stored io.ReaderAt) (bool, error) {
 	k := p.track
-	if k == nil || k.overlay == nil || !p.allKnown() {
+	if k.overlay == nil || !p.allKnown() {
 		return false, nil
 	}
-	sc, err := newScanner(p.pid)
+	rest, size, err := p.untracked()
 	if err != nil {
 		return false, err
 	}
-	defer sc.close()
-	left := k.uncopied.bytes()
-	for i := range p.mem.areas {
-		a := &p.mem.areas[i]
-		if p.mem.tracked[a.Start] != nil || !a.hasPages() || p.mem.held[a.Start] != nil {
-			continue
-		}
-		es, _, err := sc.pages(a)
-		if err != nil {
-			return false, err
-		}
-		left += extentsLen(es)
-	}
-	if left > frozenMax {
+	if k.uncopied.bytes()+size > frozenMax {
 		return false, nil
 	}
 	unread, err := k.overlay.put(p.remote.Mem(), k.uncopied)
 	if err != nil || len(unread) > 0 {
 		return false, nil //nolint:nilerr // the snapshot is the other way
 	}
-	if err := p.copyRest(sc); err != nil {
-		return false, err
+	for _, u := range rest {
+		if err := p.hold(u.area, u.pages, u.guards); err != nil {
+			return false, err
+		}
 	}
 	for _, a := range p.mem.tracked {
-		a.reader = &changedReader{k.overlay, k.old, stored}
+		a.reader = &changedReader{k.overlay, k.dirty, k.old, stored}
 	}
 	p.mem.copiedOnly = true
 	return true, nil
 }
 
-// copyRest copies everything that is not tracked, and reads its guard regions.
-func (p *proc) copyRest(sc *scanner) error {
-	if err := p.copyFrozen(true); err != nil {
-		return err
+// pagesIn are the pages of an area that an image holds, and its guard regions.
+type pagesIn struct {
+	area          *area
+	pages, guards []image.Extent
+}
+
+// untracked lists what is neither tracked nor copied yet, and how much memory it is.
+func (p *proc) untracked() (rest []pagesIn, size uint64, err error) {
+	sc, err := newScanner(p.pid)
+	if err != nil {
+		return nil, 0, err
 	}
+	defer sc.close()
 	for i := range p.mem.areas {
-		a := &p.mem.areas[i]
-		if p.mem.tracked[a.Start] != nil || p.mem.held[a.Start] != nil {
+		u := pagesIn{area: &p.mem.areas[i]}
+		if p.mem.tracked[u.area.Start] != nil || p.mem.held[u.area.Start] != nil {
 			continue
 		}
-		guards, err := sc.guardsOf(a)
-		if err != nil {
-			return err
+		if u.pages, u.guards, err = p.pagesOf(sc, u.area); err != nil {
+			return nil, 0, err
 		}
-		p.mem.held[a.Start] = &held{guards: guards}
+		rest, size = append(rest, u), size+extentsLen(u.pages)
 	}
-	return nil
+	return rest, size, nil
 }
 
 // allKnown reports whether the look knows all mappings, with the flags that only smaps tells.
@@ -250,23 +265,22 @@ func (p *proc) confirm() error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUnsure, err)
 	}
-	now, _ := areas(p.pid, smaps)
 	for i := range p.mem.areas {
 		a := &p.mem.areas[i]
-		j := sort.Search(len(now), func(j int) bool { return now[j].End > a.Start })
-		if j == len(now) || !a.partOf(&now[j]) {
+		j := sort.Search(len(smaps), func(j int) bool { return smaps[j].End > a.Start })
+		if j == len(smaps) || !a.partOf(&smaps[j]) {
 			return fmt.Errorf("pid %d: the mapping at %#x: %w", p.pid, a.Start, errUnsure)
 		}
 	}
 	return nil
 }
 
-// partOf reports whether an area may be a part of b, which it has joined meanwhile: nothing else of it has changed.
-func (a *area) partOf(b *area) bool {
+// partOf reports whether an area may be a part of s, which it has joined meanwhile: nothing else of it has changed.
+func (a *area) partOf(s *procfs.Smap) bool {
 	m := a.Mapping
-	m.Start, m.End = b.Start, b.End
+	m.Start, m.End = s.Start, s.End
 	if m.Ino != 0 {
-		m.Offset -= a.Start - b.Start
+		m.Offset -= a.Start - s.Start
 	}
-	return b.Start <= a.Start && a.End <= b.End && m == b.Mapping && slices.Equal(a.Flags, b.Flags)
+	return s.Start <= a.Start && a.End <= s.End && m == s.Mapping && slices.Equal(a.Flags, untrackedFlags(s.Flags))
 }

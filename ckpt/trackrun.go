@@ -101,6 +101,10 @@ func (c *Checkpoint) prepareTracking(ctx context.Context, s *survey) {
 	if run == nil {
 		return
 	}
+	if err := canTrack(); err != nil {
+		c.log("pid %d: its writes are not tracked: %v", s.root, err)
+		return
+	}
 	if why := untrackable(s); why != "" {
 		c.log("pid %d: its writes are not tracked: %s", s.root, why)
 		return
@@ -121,8 +125,12 @@ func (c *Checkpoint) prepareTracking(ctx context.Context, s *survey) {
 			continue
 		}
 		step.Count("dirty", int64(k.dirty.bytes()))
-		if run.base != nil && !run.fork {
-			k.copyAhead(ctx, l, s.tableIDs(l.pid))
+		if run.base == nil || run.fork {
+			continue
+		}
+		if err := k.copyAhead(ctx, l, s.tableIDs(l.pid)); err != nil {
+			k.forget()
+			c.log("pid %d: what it has written cannot be found before the freeze, so all of it is read: %v", l.pid, err)
 		}
 	}
 	step.End(err)
@@ -166,7 +174,7 @@ func (k *tracking) survey(l *looked) error {
 			continue
 		}
 		st, err := sc.detail(a.Start, a.End)
-		if errors.Is(err, unix.EPERM) {
+		if errors.Is(err, unix.EPERM) && !errors.Is(err, errHalfway) {
 			continue // it is another mapping now
 		}
 		if err != nil {
@@ -202,12 +210,15 @@ func (run *trackRun) attach(ctx context.Context, c *Checkpoint, s *survey) error
 	}
 	run.forgetOthers(s)
 	run.t.mu.Unlock()
-	if len(missing) == 0 {
+	if len(missing) == 0 || !run.t.mayArm() {
 		return nil
 	}
 	made, err := c.arm(ctx, s, missing)
 	run.t.mu.Lock()
 	defer run.t.mu.Unlock()
+	if err != nil {
+		run.t.rest = restFor
+	}
 	for _, t := range made {
 		if run.t.closed {
 			t.wp.close()

@@ -2,6 +2,7 @@ package ckpt
 
 import (
 	"errors"
+	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -70,6 +71,9 @@ func (s *scanner) isTracked(at uint64) (bool, error) {
 // manyWritten is how many pieces of a range are protected one by one: beyond, the range is as a whole.
 const manyWritten = 2048
 
+// errHalfway says that a look has protected some pages again before it failed, so that nobody knows any more which were written.
+var errHalfway = errors.New("it failed halfway")
+
 // detail reads the state of each page of a tracked range and protects the written ones again: what is
 // written from then on will be found by the next scan. It costs some 5 ms for each GiB of small pages.
 func (s *scanner) detail(start, end uint64) (st states, err error) {
@@ -98,7 +102,7 @@ func (s *scanner) detail(start, end uint64) (st states, err error) {
 	var also pageSet // written only now
 	for _, e := range where {
 		if also, err = s.protect(also, e); err != nil {
-			return st, err
+			return st, fmt.Errorf("%w: %w", errHalfway, err)
 		}
 	}
 	st.written = st.written.union(also)

@@ -3,6 +3,7 @@ package ckpt
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/ckptfs/ckptfs/ckpt/uffd"
 	"golang.org/x/sys/unix"
@@ -22,6 +23,19 @@ func newWriteTracking(fd uffd.FD) (writeTracking, error) {
 	}
 	return writeTracking{fd}, nil
 }
+
+// canTrack says why this kernel does not let writes be tracked. It is asked before a tree is stopped for that.
+var canTrack = sync.OnceValue(func() error {
+	fd, err := uffd.New(unix.O_CLOEXEC | unix.O_NONBLOCK | uffd.UserModeOnly)
+	if err != nil {
+		return err
+	}
+	w, err := newWriteTracking(fd)
+	if err == nil {
+		w.close()
+	}
+	return err
+})
 
 // register begins to track a range of anonymous memory. Nothing is protected
 // yet. Errors: EBUSY (somebody else tracks it), ESRCH (the process has another address space now).

@@ -115,8 +115,13 @@ func (a *area) dropTracking(sc *scanner) {
 		return
 	}
 	if is, err := sc.isTracked(a.Start); is && err == nil {
-		a.Flags = slices.DeleteFunc(slices.Clone(a.Flags), func(f string) bool { return f == "uw" })
+		a.Flags = untrackedFlags(a.Flags)
 	}
+}
+
+// untrackedFlags are VmFlags without the one that says that writes are tracked.
+func untrackedFlags(flags []string) []string {
+	return slices.DeleteFunc(slices.Clone(flags), func(f string) bool { return f == "uw" })
 }
 
 // checkArea identifies the file behind an area and finds out whether it can be mapped again.

@@ -43,12 +43,6 @@ var (
 	_ fs.FileReader    = (*wordHandle)(nil)
 	_ fs.FileWriter    = (*wordHandle)(nil)
 
-	_ fs.NodeGetattrer = (*templateNode)(nil)
-	_ fs.NodeSetattrer = (*templateNode)(nil)
-	_ fs.NodeOpener    = (*templateNode)(nil)
-	_ fs.FileReader    = (*templateHandle)(nil)
-	_ fs.FileWriter    = (*templateHandle)(nil)
-
 	_ fs.NodeGetattrer = (*imagesDir)(nil)
 	_ fs.NodeReaddirer = (*imagesDir)(nil)
 	_ fs.NodeLookuper  = (*imagesDir)(nil)

@@ -69,19 +69,18 @@ func (p *policies) forgetEnded() {
 }
 
 // text lists every policy with its value, as it can be written back.
-func (p *policies) text(id procID) []byte {
+func (p *policies) text(id procID) string {
 	var b strings.Builder
 	set := p.of(id)
 	for _, k := range policy.All() {
 		fmt.Fprintf(&b, "%s=%s\n", k.Name, set.Get(k.Name))
 	}
-	return []byte(b.String())
+	return b.String()
 }
 
 // policyNode is ckpt/PID/policy.
 func (f *filesystem) policyNode(p *process) *wordNode {
 	id := procID{p.pid, p.start}
-	return &wordNode{f: f, id: id, name: "policy", uid: p.uid, gid: p.gid,
-		text: func() []byte { return f.policies.text(id) },
-		set:  func(_ context.Context, text string) error { return f.policies.set(id, text) }}
+	return f.wordNode(p, "policy", func() string { return f.policies.text(id) },
+		func(_ context.Context, text string) error { return f.policies.set(id, text) })
 }

@@ -146,9 +146,8 @@ func (f *filesystem) take(ctx context.Context, id procID, tgid int) error {
 // stateNode is ckpt/PID/state.
 func (f *filesystem) stateNode(p *process) *wordNode {
 	id := procID{p.pid, p.start}
-	return &wordNode{f: f, id: id, name: "state", uid: p.uid, gid: p.gid,
-		text: func() []byte { return []byte(f.state(id) + "\n") },
-		set:  func(ctx context.Context, text string) error { return f.setState(ctx, id, strings.TrimSpace(text)) }}
+	return f.wordNode(p, "state", func() string { return f.state(id) + "\n" },
+		func(ctx context.Context, text string) error { return f.setState(ctx, id, strings.TrimSpace(text)) })
 }
 
 // setState does what was written to ckpt/PID/state.

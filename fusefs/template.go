@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/ckptfs/ckptfs/ckpt/image"
 	"github.com/ckptfs/ckptfs/store"
@@ -158,7 +157,7 @@ func (f *filesystem) makeTemplate(ctx context.Context, im store.Image) error {
 		}
 		return errors.Join(failf(syscall.ENOENT, "the image was removed meanwhile"), t.held.Close())
 	}
-	f.logf("images/%s: template on: %d MiB of memory in process %d", im.Name, t.held.Bytes()>>20, t.held.PID())
+	f.logf("images/%s: a template holds %d MiB of its memory in process %d", im.Name, t.held.Bytes()>>20, t.held.PID())
 	return nil
 }
 
@@ -194,88 +193,41 @@ func (f *filesystem) readTemplate(ctx context.Context, im store.Image) (*templat
 	return &template{root: r.Root(), held: held}, nil
 }
 
-// templateNode is images/NAME/template.
-type templateNode struct {
-	fs.Inode
-	dir *savedDir
-}
-
-// templateHandle is an open template file. A write acts at once, as one to state.
-type templateHandle struct{ n *templateNode }
-
-// template makes the node.
+// template makes images/NAME/template.
 func (n *savedDir) template(ctx context.Context, im store.Image, out *fuse.EntryOut) *fs.Inode {
-	t := &templateNode{dir: n}
+	f := n.d.f
+	t := &wordNode{f: f, name: fmt.Sprintf("images/%s: template", im.Name), text: n.templateText,
+		set: func(_ context.Context, text string) error { return n.setTemplate(strings.TrimSpace(text)) }}
 	t.attr(&out.Attr)
-	return n.NewInode(ctx, t, fs.StableAttr{Ino: ino(spaceSaved, n.d.f.saved.id(im.Name), templatePart)})
+	return n.NewInode(ctx, t, fs.StableAttr{Ino: ino(spaceSaved, f.saved.id(im.Name), templatePart)})
 }
 
-// text says whether there is a template, and what it costs.
-func (n *templateNode) text() ([]byte, syscall.Errno) {
-	im, e := n.dir.image()
+// templateText says whether there is a template, and what it costs.
+func (n *savedDir) templateText() ([]byte, syscall.Errno) {
+	im, e := n.image()
 	if e != 0 {
 		return nil, e
 	}
-	if t := n.dir.d.f.templates.get(n.dir.d.f.saved.id(im.Name)); t != nil {
+	if t := n.d.f.templates.get(n.d.f.saved.id(im.Name)); t != nil {
 		return fmt.Appendf(nil, "on, takes %d MiB of memory in process %d\n", t.Bytes()>>20, t.PID()), 0
 	}
 	return []byte("off\n"), 0
 }
 
-func (n *templateNode) attr(a *fuse.Attr) syscall.Errno {
-	b, e := n.text()
-	setAttr(a, 0o600, int64(len(b)), 0, 0, time.Now())
-	return e
-}
-
-func (n *templateNode) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	return n.attr(&out.Attr)
-}
-
-// Setattr accepts the truncation that `echo on > template` starts with.
-func (n *templateNode) Setattr(_ context.Context, _ fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
-	if e := n.attr(&out.Attr); e != 0 {
+// setTemplate makes or drops the template. It cannot be interrupted, as a restore cannot, and has the same deadline.
+func (n *savedDir) setTemplate(word string) error {
+	f := n.d.f
+	im, e := n.image()
+	if e != 0 {
 		return e
 	}
-	return onlyTruncated(in)
-}
-
-func (n *templateNode) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
-	return &templateHandle{n}, fuse.FOPEN_DIRECT_IO, 0
-}
-
-func (h *templateHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	b, e := h.n.text()
-	if e != 0 {
-		return nil, e
-	}
-	return (&textHandle{b}).Read(ctx, dest, off)
-}
-
-// Write makes or drops the template. It cannot be interrupted, as a restore cannot, and has the same deadline.
-func (h *templateHandle) Write(_ context.Context, data []byte, _ int64) (uint32, syscall.Errno) {
-	f := h.n.dir.d.f
-	im, e := h.n.dir.image()
-	if e != 0 {
-		return 0, e
-	}
-	word := strings.TrimSpace(string(data))
-	var err error
 	switch word {
 	case "on":
 		ctx, cancel := context.WithTimeout(f.ctx, f.timeout)
 		defer cancel()
-		err = f.makeTemplate(ctx, im)
+		return f.makeTemplate(ctx, im)
 	case "off":
-		if err = f.templates.drop(f.saved.id(im.Name)); err == nil {
-			f.logf("images/%s: template off", im.Name)
-		}
-	default:
-		err = failf(syscall.EINVAL, "%q is neither on nor off", word)
+		return f.templates.drop(f.saved.id(im.Name))
 	}
-	if err != nil {
-		f.logf("images/%s: template: %v", im.Name, err)
-		return 0, neverEINTR(errno(err))
-	}
-	return uint32(len(data)), 0
+	return failf(syscall.EINVAL, "%q is neither on nor off", word)
 }

@@ -177,11 +177,9 @@ func (f *filesystem) setTrack(ctx context.Context, id procID, word string) error
 // trackNode is ckpt/PID/track.
 func (f *filesystem) trackNode(p *process) *wordNode {
 	id := procID{p.pid, p.start}
-	return &wordNode{f: f, id: id, name: "track", uid: p.uid, gid: p.gid,
-		text: func() []byte {
-			f.trackers.mu.Lock()
-			defer f.trackers.mu.Unlock()
-			return []byte(f.trackers.modeOf(id) + "\n")
-		},
-		set: func(ctx context.Context, text string) error { return f.setTrack(ctx, id, strings.TrimSpace(text)) }}
+	return f.wordNode(p, "track", func() string {
+		f.trackers.mu.Lock()
+		defer f.trackers.mu.Unlock()
+		return string(f.trackers.modeOf(id)) + "\n"
+	}, func(ctx context.Context, text string) error { return f.setTrack(ctx, id, strings.TrimSpace(text)) })
 }

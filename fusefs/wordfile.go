@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"syscall"
 	"time"
@@ -10,33 +11,41 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// wordNode is a file of a process that says something and takes words.
+// wordNode is a file that says something and takes words.
 type wordNode struct {
 	fs.Inode
 	f        *filesystem
-	id       procID
-	name     string
+	name     string // for the log: "pid 7: policy"
 	uid, gid uint32
-	text     func() []byte
+	text     func() ([]byte, syscall.Errno)
 	set      func(ctx context.Context, text string) error
+}
+
+// wordNode makes such a file of a process.
+func (f *filesystem) wordNode(p *process, name string, text func() string, set func(ctx context.Context, text string) error) *wordNode {
+	return &wordNode{f: f, name: fmt.Sprintf("pid %d: %s", p.pid, name), uid: p.uid, gid: p.gid, set: set,
+		text: func() ([]byte, syscall.Errno) { return []byte(text()), 0 }}
 }
 
 // wordHandle is an open wordNode. A write acts at once, so that its error is the error of
 // write(2): shells do not look at that of close(2).
 type wordHandle struct{ n *wordNode }
 
-func (n *wordNode) attr(a *fuse.Attr) {
-	setAttr(a, 0o600, int64(len(n.text())), n.uid, n.gid, time.Now())
+func (n *wordNode) attr(a *fuse.Attr) syscall.Errno {
+	b, e := n.text()
+	setAttr(a, 0o600, int64(len(b)), n.uid, n.gid, time.Now())
+	return e
 }
 
 func (n *wordNode) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	n.attr(&out.Attr)
-	return 0
+	return n.attr(&out.Attr)
 }
 
 // Setattr accepts the truncation that `echo word > file` starts with.
 func (n *wordNode) Setattr(_ context.Context, _ fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
-	n.attr(&out.Attr)
+	if e := n.attr(&out.Attr); e != 0 {
+		return e
+	}
 	return onlyTruncated(in)
 }
 
@@ -45,8 +54,11 @@ func (n *wordNode) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall
 }
 
 func (h *wordHandle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	t := &textHandle{h.n.text()}
-	return t.Read(ctx, dest, off)
+	b, e := h.n.text()
+	if e != 0 {
+		return nil, e
+	}
+	return (&textHandle{b}).Read(ctx, dest, off)
 }
 
 func (h *wordHandle) Write(ctx context.Context, data []byte, _ int64) (uint32, syscall.Errno) {
@@ -54,9 +66,9 @@ func (h *wordHandle) Write(ctx context.Context, data []byte, _ int64) (uint32, s
 	ctx, done := n.f.untilCallerLeaves(ctx)
 	defer done()
 	if err := n.set(ctx, string(data)); err != nil {
-		n.f.logf("pid %d: %s: %v", n.id.pid, n.name, err)
+		n.f.logf("%s: %v", n.name, err)
 		return 0, neverEINTR(errno(err))
 	}
-	n.f.logf("pid %d: %s %s", n.id.pid, n.name, strings.Join(strings.Fields(string(data)), " "))
+	n.f.logf("%s %s", n.name, strings.Join(strings.Fields(string(data)), " "))
 	return uint32(len(data)), 0
 }

@@ -47,7 +47,7 @@ func (l *pages) bytes() uint64 {
 }
 
 func (l *pages) server() int {
-	if l == nil {
+	if l == nil || l.total == 0 {
 		return 0
 	}
 	return l.client.PID
@@ -73,7 +73,7 @@ const (
 // and what a child gets zeroed would come to it from the image.
 func canWait(v *image.VMA) bool {
 	return v.Kind == image.VMAAnon && v.Flags&unix.MAP_TYPE == unix.MAP_PRIVATE && v.Flags&(unix.MAP_HUGETLB|unix.MAP_GROWSDOWN) == 0 &&
-		v.Name != "[stack]" && len(v.Guards) == 0 && stored(v) >= lazyLen &&
+		v.Name != "[stack]" && stored(v) >= lazyLen &&
 		!slices.ContainsFunc(v.VMFlags, func(f string) bool { return f == "lo" || f == "lf" || f == "wf" })
 }
 
@@ -84,6 +84,9 @@ func (j *job) postpone(ctx context.Context, p *proc, mm int) (map[int]bool, erro
 		return nil, nil
 	}
 	vmas := j.m.MMs[mm].VMAs
+	if slices.ContainsFunc(vmas, func(v image.VMA) bool { return len(v.Guards) > 0 }) {
+		return nil, nil // it uses guard regions, and of those that it makes in missing memory the kernel tells nobody
+	}
 	var later []int
 	for i := range vmas {
 		if canWait(&vmas[i]) {
@@ -158,9 +161,8 @@ func (j *job) leaveToServer(ctx context.Context, alive []*proc) error {
 	if j.pages == nil {
 		return nil
 	}
-	if j.pages.total == 0 { // everything is there already
-		j.pages.close()
-		j.pages = nil
+	if j.pages.total == 0 { // everything is there already; close waits for the end of the server
+		j.pages.client.HangUp()
 		return nil
 	}
 	if err := j.each("touch", alive, touchThreads); err != nil {

@@ -37,6 +37,7 @@ type Client struct {
 	src     *Source
 	link    *link
 	answers chan reply
+	server  *os.Process
 	ended   chan struct{} // closed when the server has ended
 	mu      sync.Mutex    // guards last
 	last    Progress
@@ -71,7 +72,7 @@ func Start(src *Source) (*Client, error) {
 		_ = unix.Close(p[0]) // nothing was sent
 		return nil, fmt.Errorf("start a page server: %w", err)
 	}
-	c.PID = cmd.Process.Pid
+	c.PID, c.server = cmd.Process.Pid, cmd.Process
 	go c.hear(cmd)
 	if err := c.open(); err != nil {
 		c.Close()
@@ -199,11 +200,15 @@ func (c *Client) Go(ctx context.Context) error {
 // endTime is how long Close waits.
 const endTime = 5 * time.Second
 
-// Close ends a server that was not told to go on, and waits for its end.
+// HangUp ends a server that was not told to go on.
+func (c *Client) HangUp() { c.link.hangUp() }
+
+// Close is HangUp, and waits for the end of the server.
 func (c *Client) Close() {
-	c.link.hangUp()
+	c.HangUp()
 	select {
 	case <-c.ended:
-	case <-time.After(endTime): // it ends some time, as it has nothing to do
+	case <-time.After(endTime):
+		_ = c.server.Kill() // it hangs, and its guard ends what it serves, which must not run in any case
 	}
 }

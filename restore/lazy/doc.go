@@ -44,7 +44,8 @@
 // # What is not so while a process is lazy
 //
 //   - Shared memory, private pages of mapped files, huge pages of hugetlbfs, stacks, locked memory, and memory with
-//     guard pages or MADV_WIPEONFORK are not lazy: they are filled before the process runs.
+//     MADV_WIPEONFORK are not lazy: they are filled before the process runs. So is all memory of a process that has
+//     guard regions.
 //   - A core dump has holes where memory was missing: the kernel does not wait for it (handle_userfault, PF_DUMPCORE).
 //     For the same reason the restore brings in what the kernel reads when a thread ends.
 //   - FUTEX_WAKE_OP and the PI futexes fail with EFAULT on a word whose page is missing (fault_in_user_writeable).
@@ -53,6 +54,6 @@
 //   - The process cannot register this memory with a userfaultfd of its own (EBUSY).
 //   - mremap(2) of several mappings in one call (Linux 6.17) fails.
 //   - MADV_GUARD_INSTALL and _REMOVE of memory that had not come tell nobody: it then holds the data of the image
-//     rather than zeros.
+//     rather than zeros, in a program that had no guard region when it was checkpointed.
 //   - If one thread forks amid another one's mremap(2), the child has zeros where that memory was or is.
 package lazy

@@ -57,11 +57,8 @@ func owns(outer, inner int) int {
 	if err != nil {
 		return 0
 	}
-	for line := range bytes.Lines(b) {
-		ids, ok := bytes.CutPrefix(line, []byte("NSpid:"))
-		if f := bytes.Fields(ids); ok && len(f) > 0 && string(f[len(f)-1]) == strconv.Itoa(inner) && len(flagged(st.Tgid, "um")) > 0 {
-			return st.Tgid
-		}
+	if n := len(st.NSpid); n > 0 && st.NSpid[n-1] == inner && len(flagged(st.Tgid, "um")) > 0 {
+		return st.Tgid
 	}
 	return 0
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -54,10 +56,14 @@ func feed(conn io.ReadWriter, r io.ReaderAt) {
 }
 
 // fed reads an image through feeds.
-type fed struct{ idle chan io.ReadWriter }
+type fed struct {
+	idle chan io.ReadWriter // closed when none is left
+	left atomic.Int32
+}
 
 func newFed(conns []io.ReadWriter) *fed {
-	f := &fed{make(chan io.ReadWriter, len(conns))}
+	f := &fed{idle: make(chan io.ReadWriter, len(conns))}
+	f.left.Store(int32(len(conns)))
 	for _, c := range conns {
 		f.idle <- c
 	}
@@ -66,10 +72,15 @@ func newFed(conns []io.ReadWriter) *fed {
 
 // ReadAt asks the feeder.
 func (f *fed) ReadAt(p []byte, off int64) (int, error) {
-	c := <-f.idle
-	defer func() { f.idle <- c }()
+	c, ok := <-f.idle
+	if !ok {
+		return 0, errNoFeed
+	}
+	var err error
+	defer func() { f.back(c, err) }()
 	for done := 0; done < len(p); {
-		n, err := fetchFrom(c, p[done:min(len(p), done+streamLen)], off+int64(done))
+		var n int
+		n, err = fetchFrom(c, p[done:min(len(p), done+streamLen)], off+int64(done))
 		done += n
 		if err != nil {
 			return done, err
@@ -77,6 +88,21 @@ func (f *fed) ReadAt(p []byte, off int64) (int, error) {
 	}
 	return len(p), nil
 }
+
+// back gives a feed back, unless it has failed: an answer that comes too late would be taken for that to another question.
+func (f *fed) back(c io.ReadWriter, err error) {
+	if !errors.Is(err, errNoFeed) {
+		f.idle <- c
+	} else if f.left.Add(-1) == 0 {
+		close(f.idle)
+	}
+}
+
+// errNoFeed says that a feed cannot be used any more.
+var errNoFeed = errors.New("the process that has the image does not give it any more")
+
+// feedPatience is how long a feeder may take for an answer, from a bucket perhaps.
+const feedPatience = 2 * time.Minute
 
 // fetchFrom asks for at most streamLen bytes.
 func fetchFrom(c io.ReadWriter, p []byte, off int64) (int, error) {
@@ -88,18 +114,21 @@ func fetchFrom(c io.ReadWriter, p []byte, off int64) (int, error) {
 		_, err = io.ReadFull(c, head)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("the process that has the image does not give it any more: %w", err)
+		return 0, fmt.Errorf("%w: %w", errNoFeed, err)
 	}
 	n := binary.LittleEndian.Uint32(head)
-	if head[4] == 0 && n == uint32(len(p)) {
-		return io.ReadFull(c, p)
+	good := head[4] == 0
+	if good && n != uint32(len(p)) || n > streamLen {
+		return 0, fmt.Errorf("%w: an answer of %d bytes to a question for %d", errNoFeed, n, len(p))
 	}
-	if head[4] == 0 || n > streamLen {
-		return 0, fmt.Errorf("an answer of %d bytes to a question for %d", n, len(p))
+	if !good {
+		p = make([]byte, n)
 	}
-	text := make([]byte, n)
-	if _, err := io.ReadFull(c, text); err != nil {
-		return 0, err
+	if got, err := io.ReadFull(c, p); err != nil {
+		return got, fmt.Errorf("%w: %w", errNoFeed, err)
 	}
-	return 0, errors.New(string(text))
+	if !good {
+		return 0, errors.New(string(p))
+	}
+	return len(p), nil
 }

@@ -62,10 +62,32 @@ func TestFeed(t *testing.T) {
 		})
 	}
 	group.Wait()
+	testBrokenFeed(t)
 	for _, c := range conns {
 		c.(io.Closer).Close()
 	}
 	if _, err := f.ReadAt(make([]byte, 10), 0); err == nil {
 		t.Error("it reads from nobody")
+	}
+}
+
+// testBrokenFeed: a feed that has given a wrong answer is not asked again, as what it says next may be about something else.
+func testBrokenFeed(t *testing.T) {
+	ours, theirs, err := feedPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	defer theirs.Close()
+	for range 2 {
+		if _, err := ours.Write([]byte{3, 0, 0, 0, 0, 'a', 'b', 'c'}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := newFed([]io.ReadWriter{theirs})
+	for _, n := range []int{10, 3} {
+		if _, err := f.ReadAt(make([]byte, n), 0); !errors.Is(err, errNoFeed) {
+			t.Errorf("after an answer of 3 bytes to a question for 10: %v", err)
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/ckptfs/ckptfs/ckpt/procfs"
 	"github.com/ckptfs/ckptfs/ckpt/uffd"
@@ -28,7 +29,7 @@ type flux struct {
 func (sp *space) moved(from, to, length uint64) {
 	f := &sp.flux
 	var moving []run
-	if touches(f.born, from, from+length) && sp.mapped(from) {
+	if touches(f.born, from, from+length) && sp.mapped()(from) {
 		moving = within(f.displaced, from, from+length)
 		f.displaced = cut(f.displaced, from, from+length)
 	} else {
@@ -49,8 +50,9 @@ func (sp *space) unmapped(start, end uint64) {
 		sp.m.drop(start, end)
 		return
 	}
+	mapped := sp.mapped()
 	for at := start; at < end; at += pageSize {
-		if touches(f.born, at, at+pageSize) && sp.mapped(at) {
+		if touches(f.born, at, at+pageSize) && mapped(at) {
 			sp.m.lose(within(f.displaced, at, at+pageSize))
 			f.displaced = cut(f.displaced, at, at+pageSize)
 		} else {
@@ -80,24 +82,23 @@ func touches(all []span, start, end uint64) bool {
 	return false
 }
 
-// mapped reports whether something is mapped at an address now. Of a process that is not known it is taken to be.
-func (sp *space) mapped(addr uint64) bool {
+// mapped looks at the address space, and returns what tells whether something is mapped at an address. Of a process that is not
+// known it is taken to be.
+func (sp *space) mapped() func(addr uint64) bool {
+	always := func(uint64) bool { return true }
 	pid := sp.pid.Load()
 	if pid == 0 {
-		return true
+		return always
 	}
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
-		return true
+		return always
 	}
 	maps, err := procfs.ParseMaps(b)
 	if err != nil {
-		return true
+		return always
 	}
-	for i := range maps {
-		if maps[i].Start <= addr && addr < maps[i].End {
-			return true
-		}
+	return func(addr uint64) bool {
+		return slices.ContainsFunc(maps, func(m procfs.Mapping) bool { return m.Start <= addr && addr < m.End })
 	}
-	return false
 }

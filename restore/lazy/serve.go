@@ -147,6 +147,10 @@ func (s *server) open(q *request, fds []int) error {
 		var conns []io.ReadWriter
 		for _, fd := range fds {
 			unix.CloseOnExec(fd)
+			patience := unix.NsecToTimeval(int64(feedPatience))
+			if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
+				return fmt.Errorf("bound the wait for the image: %w", err)
+			}
 			conns = append(conns, os.NewFile(uintptr(fd), "feed"))
 		}
 		src = newFed(conns)

@@ -329,11 +329,12 @@ func TestTrackTwice(t *testing.T) {
 	b := harness.NewMountAt(t, filepath.Join(dir, "b"), "--track", "on")
 	p := harness.Start(t, "writes")
 	n := 0
-	for range 3 {
+	for i := range 3 {
 		compareStopped(t, a, p)
 		act(t, p, &n, "write 10")
-		log := compareStopped(t, b, p)
-		harness.Say(t, "the log of the second", log, "its writes cannot be tracked", "device or resource busy")
+		if log := compareStopped(t, b, p); i == 0 { // later it is not tried again
+			harness.Say(t, "the log of the second", log, "its writes cannot be tracked", "device or resource busy")
+		}
 		act(t, p, &n, "write 10")
 	}
 	if in := readInfo(t, a, p).Track; in.Unchanged < 14<<20 {
